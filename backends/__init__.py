@@ -1,0 +1,33 @@
+"""Models behind the `Backend` protocol, imported only when one is asked for.
+
+To add a backend, write a class with the members of `bbt.backend.Backend` and name it in `BACKENDS`; a
+`module:Class` of the user's own is accepted as it is.
+"""
+
+from importlib import import_module
+from typing import Any, cast
+
+from bbt.backend import Backend
+from bbt.errors import ConfigError, unknown
+
+BACKENDS = {"local": "backends.local:LocalBackend"}
+
+
+def load_backend(name: str, **options: Any) -> Backend:
+    """A backend by name or `module:Class`, with its own options.
+
+    Raises:
+        ConfigError: no such backend, or options that it does not take.
+    """
+    target = name if ":" in name else BACKENDS.get(name)
+    if target is None:
+        raise ConfigError(unknown("backend", name, BACKENDS) + " Or give module:Class.")
+    module, _, attribute = target.partition(":")
+    try:
+        factory = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"backend {name!r} cannot be imported: {error}.") from error
+    return cast(Backend, factory(**options))
+
+
+__all__ = ["BACKENDS", "load_backend"]

@@ -1,0 +1,227 @@
+"""`LocalBackend`: whole populations through the forward pass of a `transformers` model."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends.local.batching import MicroBatch, micro_batches
+from backends.local.encoding import RowTokenizer, TokenRow, prompt_id
+from backends.local.loading import Kind, fingerprint, load, resolve_device, resolve_precision
+from backends.local.trunk import Trunk, embedding_layernorm, repeated
+from bbt.backend import ModelInfo, Row
+from bbt.errors import BackendError
+from bbt.types import Prompts, Scores
+
+
+@dataclass
+class LocalRows:
+    """One split, tokenised; `n_prefix` tokens at the left are the same in every row of a causal LM."""
+
+    rows: list[TokenRow]
+    label_ids: Tensor
+    n_prompt_tokens: int
+    n_prefix: int
+    ids: list[Tensor] = field(default_factory=list)
+
+    @property
+    def n_examples(self) -> int:
+        """B."""
+        return len(self.rows)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all rows, prompt tokens included."""
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def n_truncated(self) -> int:
+        """Rows whose text was cut."""
+        return sum(row.truncated for row in self.rows)
+
+
+class LocalBackend:
+    """A masked or causal LM on this machine, forward pass only.
+
+    `model` is a bundled name, a folder or a name on the hub; `kind` overrides what its config says;
+    `token_budget` bounds the tokens of one micro-batch, and with them the memory of an evaluation: it is halved
+    for good when memory runs out.
+    """
+
+    def __init__(
+        self,
+        model: str = "minilm-mlm",
+        *,
+        kind: Kind | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        revision: str | None = None,
+        token_budget: int = 16384,
+    ) -> None:
+        self._device = resolve_device(device)
+        dtype = resolve_precision(precision, self._device)
+        self._model, self._tokenizer, self._kind = load(model, kind, self._device, dtype, revision)
+        self._dtype = dtype
+        self._trunk = Trunk(self._model)
+        self._words = self._model.get_input_embeddings().weight
+        self._row_tokenizer = RowTokenizer(self._tokenizer, self._max_length(), self._kind == "causal")
+        self._name = model
+        self._token_budget = token_budget
+        self._anchor: Tensor | None = None
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """Facts about the model."""
+        return ModelInfo(
+            name=self._name,
+            kind=self._kind,
+            architecture=type(self._model).__name__,
+            hidden_size=int(self._words.shape[1]),
+            n_layers=int(self._model.config.num_hidden_layers),
+            vocab_size=int(self._words.shape[0]),
+            max_length=self._max_length(),
+            embedding_std=float(np.float32(self._words.double().std().item())),
+            fingerprint=fingerprint(self._model),
+            device=str(self._device),
+            precision=str(self._dtype).removeprefix("torch."),
+        )
+
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> LocalRows:
+        """Tokenise rows once; see `Backend.encode`."""
+        if not rows:
+            raise BackendError("there are no rows to encode.")
+        label_ids = torch.tensor(self._row_tokenizer.label_ids(label_words, rows[0]), device=self._device)
+        tokens = [self._row_tokenizer.row(row) for row in rows]
+        n_prompt_tokens = sum(segment.n_tokens for segment in rows[0])
+        return LocalRows(
+            tokens,
+            label_ids,
+            n_prompt_tokens,
+            n_prefix=_common_prefix(tokens) if self._kind == "causal" else 0,
+            ids=[torch.tensor(row.ids, device=self._device) for row in tokens],
+        )
+
+    def label_scores(self, prompts: Prompts, encoded: LocalRows) -> Scores:
+        """(n, T, H) -> (n, B, K) logits of the label words, in micro-batches of at most `token_budget` tokens.
+
+        Raises:
+            BackendError: prompts of another shape, or one sequence alone does not fit into memory.
+        """
+        n, expected = len(prompts), (encoded.n_prompt_tokens, self._words.shape[1])
+        if prompts.ndim != 3 or prompts.shape[1:] != expected:
+            raise BackendError(f"prompts have shape {prompts.shape}, expected (n, {expected[0]}, {expected[1]}).")
+        vectors = torch.from_numpy(np.ascontiguousarray(prompts)).to(self._device)
+        lengths = [len(row.ids) - encoded.n_prefix for row in encoded.rows]
+        while True:
+            try:
+                scores = torch.empty(n, encoded.n_examples, len(encoded.label_ids), device=self._device)
+                with self._trunk.scoring(encoded.label_ids):
+                    prefix = self._prefix(vectors, encoded)
+                    for batch in micro_batches(lengths, n, self._token_budget):
+                        scores[batch.start : batch.stop, list(batch.rows)] = self._score(
+                            batch, vectors, encoded, prefix
+                        )
+                return np.asarray(scores.cpu().numpy(), dtype=np.float32)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                self._halve_budget(error, max(lengths))
+
+    def embed_text(self, text: str) -> Prompts:
+        """Word embeddings of a text: (1, T, H)."""
+        return self.embed_ids(self._row_tokenizer.text_ids(text))
+
+    def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
+        """Word embeddings of token ids: (1, T, H)."""
+        rows = self._words[torch.tensor(list(token_ids), dtype=torch.long, device=self._device)]
+        return np.asarray(rows.float().cpu().numpy()[None])
+
+    def ordinary_ids(self) -> list[int]:
+        """Ids of all tokens that are not special."""
+        special = set(self._tokenizer.all_special_ids)
+        return [i for i in range(len(self._tokenizer)) if i not in special]
+
+    def anchor(self, prompt: Prompts) -> None:
+        """Add differences from this prompt (1, T, H) after the embedding LayerNorm; see `Backend.anchor`."""
+        embedding_layernorm(self._model)
+        self._anchor = torch.from_numpy(np.ascontiguousarray(prompt)).to(self._device)
+
+    def _score(
+        self,
+        batch: MicroBatch,
+        vectors: Tensor,
+        encoded: LocalRows,
+        prefix: list[tuple[Tensor, Tensor]] | None,
+    ) -> Tensor:
+        """(candidates, rows, K) logits of one micro-batch."""
+        n, b, skip = batch.stop - batch.start, len(batch.rows), encoded.n_prefix
+        ids = torch.zeros(b, batch.length, dtype=torch.long, device=self._device)
+        for i, row in enumerate(batch.rows):
+            tokens = encoded.ids[row][skip:]
+            ids[i, : len(tokens)] = tokens
+        sizes = torch.tensor([len(encoded.rows[r].ids) - skip for r in batch.rows], device=self._device)
+        read = torch.tensor([encoded.rows[r].read - skip for r in batch.rows], device=self._device)
+        embeddings, added = self._embed(ids, vectors[batch.start : batch.stop])
+        past = repeated(prefix, slice(batch.start, batch.stop), b) if prefix else None
+        with added:
+            logits = self._trunk.logits(embeddings, sizes.repeat(n), read.repeat(n), past, skip)
+        return logits.float().view(n, b, -1)
+
+    def _embed(self, ids: Tensor, vectors: Tensor) -> tuple[Tensor, AbstractContextManager[None]]:
+        """Inputs (n * b, N, H) with the prompt in its places, and the context that adds it later instead."""
+        inputs = self._words[ids.clamp(min=0)].expand(len(vectors), -1, -1, -1).clone()
+        rows, places = (ids < 0).nonzero(as_tuple=True)
+        which = prompt_id(ids[rows, places])
+        if self._anchor is None:
+            inputs[:, rows, places] = vectors[:, which].to(self._dtype)
+            return inputs.flatten(0, 1), nullcontext()
+        inputs[:, rows, places] = self._anchor[:, which].to(self._dtype)
+        offsets = torch.zeros_like(inputs)
+        offsets[:, rows, places] = (vectors - self._anchor)[:, which].to(self._dtype)
+        return inputs.flatten(0, 1), self._trunk.adding_after_layernorm(offsets.flatten(0, 1))
+
+    def _prefix(self, vectors: Tensor, encoded: LocalRows) -> list[tuple[Tensor, Tensor]] | None:
+        """Keys and values of the rows' common left part, once for each candidate."""
+        if not encoded.n_prefix:
+            return None
+        embeddings, _ = self._embed(encoded.ids[0][None, : encoded.n_prefix], vectors)
+        step = max(1, self._token_budget // encoded.n_prefix)
+        parts = [self._trunk.keys_and_values(part) for part in torch.split(embeddings, step)]
+        return [
+            (torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in zip(*parts, strict=True)
+        ]
+
+    def _max_length(self) -> int:
+        """Positions that the model has and its tokenizer admits; RoBERTa's begin after the padding index."""
+        config = self._model.config
+        limit = int(getattr(config, "max_position_embeddings", None) or self._tokenizer.model_max_length)
+        embeddings = getattr(self._model.base_model, "embeddings", None)
+        offset = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+        return min(limit - (0 if offset is None else offset + 1), int(self._tokenizer.model_max_length))
+
+    def _halve_budget(self, error: RuntimeError, longest: int) -> None:
+        """Out of memory: half the micro-batch from now on. Anything else is raised again."""
+        if not _is_out_of_memory(error):
+            raise error
+        if self._token_budget <= longest:
+            raise BackendError(f"one sequence of {longest} tokens does not fit into memory: {error}") from error
+        self._token_budget //= 2
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def _common_prefix(rows: Sequence[TokenRow]) -> int:
+    """Tokens at the left that all rows share, leaving every row at least its read position to compute."""
+    shortest = min(row.read for row in rows)
+    first = rows[0].ids
+    differ: Callable[[int], bool] = lambda i: any(row.ids[i] != first[i] for row in rows)  # noqa: E731
+    return next((i for i in range(shortest) if differ(i)), shortest)

@@ -1,0 +1,161 @@
+"""Rows of segments -> token ids with the prompt's places and the position to read.
+
+A run of text between two slots is tokenised in one piece, as the model would meet it; the tokens that come from
+the example's own text are known by their character offsets, so that truncation never touches the template.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bbt.backend import Row, Segment
+from bbt.errors import BackendError, LabelWordError
+
+
+def prompt_id(j: Any) -> Any:
+    """The negative number (or tensor of them) that stands in the token ids for soft prompt token j; its own
+    inverse."""
+    return -1 - j
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One row: `ids` with `prompt_id(j)` where soft token j stands; the label words are scored from the hidden
+    state at `read`."""
+
+    ids: tuple[int, ...]
+    read: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class _Token:
+    id: int
+    from_text: bool
+
+
+class RowTokenizer:
+    """Tokenises rows for one model: special tokens around, the mask where the template says.
+
+    `causal` puts no mask: the label word is the token after the last one, so the mask must come last.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, causal: bool) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._causal = causal
+        self._left, self._right = _special_tokens(tokenizer)
+        if causal:
+            self._right = []
+        elif tokenizer.mask_token_id is None:
+            raise BackendError("the tokenizer of this masked LM has no mask token.")
+        self._keeps_space = len(self._ids(" a")) == 1
+
+    def label_ids(self, label_words: Sequence[str], row: Row) -> list[int]:
+        """Token ids of the label words as they come after what stands left of the mask in `row`.
+
+        Raises:
+            LabelWordError: a word is not one token (shows its pieces), or two words are the same token.
+        """
+        after_space = self._keeps_space and _left_of_mask(row).endswith(" ")
+        ids = [self._one_token((" " if after_space else "") + word.strip()) for word in label_words]
+        for i, word in enumerate(label_words):
+            if ids[i] in ids[:i]:
+                twin = label_words[ids.index(ids[i])]
+                raise LabelWordError(f"label words {twin!r} and {word!r} are the same token for this model.")
+        return ids
+
+    def row(self, row: Row) -> TokenRow:
+        """Tokenise one row, cutting its text from the end if the row is too long.
+
+        Raises:
+            BackendError: the template alone does not fit, or a causal template goes on after the mask.
+        """
+        tokens = [_Token(i, False) for i in self._left]
+        read, run, n_prompt = -1, [], 0
+        for segment in row:
+            if segment.kind in ("literal", "text"):
+                run.append(segment)
+                continue
+            tokens += self._run(run, first=len(tokens) == len(self._left))
+            run = []
+            if segment.kind == "prompt":
+                tokens += [_Token(prompt_id(n_prompt + j), False) for j in range(segment.n_tokens)]
+                n_prompt += segment.n_tokens
+            elif not self._causal:
+                tokens.append(_Token(self._tokenizer.mask_token_id, False))
+                read = len(tokens) - 1
+        tail = self._run(run, first=False)
+        if self._causal and (tail or row[-1].kind == "prompt"):
+            raise BackendError("a causal LM reads the token after the template's end: put {mask} last.")
+        tokens += tail + [_Token(i, False) for i in self._right]
+        return self._truncated(tokens, read)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of a text alone, without special tokens, as it stands after other words."""
+        return self._ids(" " + text.strip() if self._keeps_space else text.strip())
+
+    def _run(self, run: list[Segment], first: bool) -> list[_Token]:
+        """Tokens of adjacent literals and texts, each marked by where it comes from."""
+        text = "".join(segment.text for segment in run).rstrip()
+        lead = len(text) - len(text.lstrip())
+        # Byte-level vocabularies write the space into the next token; others would make a token of it.
+        start = lead - 1 if lead and self._keeps_space and not first else lead
+        if not text[start:]:
+            return []
+        coded = self._tokenizer(text[start:], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = _text_spans(run)
+        middles = [start + (a + b) / 2 for a, b in coded["offset_mapping"]]
+        return [
+            _Token(i, any(a <= middle < b for a, b in spans))
+            for i, middle in zip(coded["input_ids"], middles, strict=True)
+        ]
+
+    def _truncated(self, tokens: list[_Token], read: int) -> TokenRow:
+        excess = len(tokens) - self._max_length
+        places = [i for i, token in enumerate(tokens) if token.from_text]
+        if excess > len(places):
+            raise BackendError(
+                f"the template with its prompt takes {len(tokens) - len(places)} tokens, the model "
+                f"{self._max_length}. Take fewer prompt tokens."
+            )
+        cut = set(places[len(places) - excess :]) if excess > 0 else set()
+        kept = [token.id for i, token in enumerate(tokens) if i not in cut]
+        read = len(kept) - 1 if self._causal else read - sum(i < read for i in cut)
+        return TokenRow(tuple(kept), read, truncated=bool(cut))
+
+    def _one_token(self, word: str) -> int:
+        ids = self._ids(word)
+        if len(ids) != 1 or ids[0] == self._tokenizer.unk_token_id:
+            pieces = self._tokenizer.convert_ids_to_tokens(ids)
+            raise LabelWordError(
+                f"label word {word.strip()!r} is not one token of this model but {len(ids)}: {pieces}. "
+                "Choose a word that is (task.label_words)."
+            )
+        return ids[0]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts left and right of a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+    return full[:start], full[start + len(bare) :]
+
+
+def _text_spans(run: Sequence[Segment]) -> list[tuple[int, int]]:
+    """Character spans of the run's own texts in the joined string."""
+    spans, position = [], 0
+    for segment in run:
+        if segment.kind == "text":
+            spans.append((position, position + len(segment.text)))
+        position += len(segment.text)
+    return spans
+
+
+def _left_of_mask(row: Row) -> str:
+    kinds = [segment.kind for segment in row]
+    return row[kinds.index("mask") - 1].text if "mask" in kinds[1:] else ""

@@ -1,0 +1,117 @@
+"""A transformers model of which only what is read is computed.
+
+The trunk is the model without its head; a hook hands the head one position a row, and the head's decoder is cut
+to the label words' rows. Both work on any architecture that names its trunk (`base_model`) and its decoder
+(`get_output_embeddings`), so no model needs code of its own.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bbt.errors import BackendError
+
+
+class Trunk:
+    """Frozen model, read position by read position.
+
+    Raises:
+        BackendError: the model has no decoder over its vocabulary.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._decoder = model.get_output_embeddings()
+        if not isinstance(self._decoder, nn.Linear):
+            raise BackendError(f"{type(model).__name__} has no linear decoder over its vocabulary to score with.")
+        self._read: Tensor | None = None
+        model.base_model.register_forward_hook(self._keep_read_position)
+
+    @torch.inference_mode()
+    def logits(
+        self, embeddings: Tensor, lengths: Tensor, read: Tensor, past: Any = None, past_length: int = 0
+    ) -> Tensor:
+        """Logits (S, K) of the label words at `read` (S,) for S sequences of `embeddings` (S, N, H), of which
+        the first `lengths` (S,) positions count; `past` holds keys and values of what stands left of them."""
+        self._read = read
+        try:
+            mask = _padding_mask(lengths, embeddings.shape[1], past_length)
+            output = self._model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=past)
+        finally:
+            self._read = None
+        return cast(Tensor, output.logits[:, 0])
+
+    @torch.inference_mode()
+    def keys_and_values(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values for prefixes (n, N, H)."""
+        cache = self._model.base_model(inputs_embeds=embeddings, use_cache=True).past_key_values
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    @contextmanager
+    def scoring(self, token_ids: Tensor) -> Iterator[None]:
+        """Inside, the head knows these K tokens only."""
+        rows = nn.Linear(self._decoder.in_features, len(token_ids), bias=self._decoder.bias is not None)
+        rows.weight = nn.Parameter(self._decoder.weight[token_ids], requires_grad=False)
+        if self._decoder.bias is not None:
+            rows.bias = nn.Parameter(self._decoder.bias[token_ids], requires_grad=False)
+        self._model.set_output_embeddings(rows)
+        try:
+            yield
+        finally:
+            self._model.set_output_embeddings(self._decoder)
+
+    @contextmanager
+    def adding_after_layernorm(self, offsets: Tensor) -> Iterator[None]:
+        """Inside, `offsets` (S, N, H) are added to the embeddings after their LayerNorm."""
+
+        def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return output + offsets
+
+        handle = embedding_layernorm(self._model).register_forward_hook(add)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _keep_read_position(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self._read is not None:
+            hidden = output.last_hidden_state
+            rows = torch.arange(len(hidden), device=hidden.device)
+            output["last_hidden_state"] = hidden[rows, self._read][:, None]
+        return output
+
+
+def repeated(layers: list[tuple[Tensor, Tensor]], candidates: slice, n_rows: int) -> Any:
+    """A cache in which every chosen candidate's keys and values stand once for each of its rows."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    for i, (keys, values) in enumerate(layers):
+        cache.update(keys[candidates].repeat_interleave(n_rows, 0), values[candidates].repeat_interleave(n_rows, 0), i)
+    return cache
+
+
+def _padding_mask(lengths: Tensor, width: int, past_length: int) -> Tensor | None:
+    """(S, past + N) of ones where a token stands; None where nothing is padded."""
+    if bool((lengths == width).all()):
+        return None
+    places = torch.arange(past_length + width, device=lengths.device)
+    return (places[None] < past_length + lengths[:, None]).long()
+
+
+def embedding_layernorm(model: Any) -> nn.Module:
+    """The LayerNorm after the word embeddings of a BERT-like model.
+
+    Raises:
+        BackendError: there is none.
+    """
+    embeddings = getattr(model.base_model, "embeddings", None)
+    layernorm = getattr(embeddings, "LayerNorm", None)
+    if not isinstance(layernorm, nn.Module):
+        raise BackendError(
+            f"{type(model).__name__} has no LayerNorm after its embeddings; use prompt.placement: embedding."
+        )
+    return layernorm

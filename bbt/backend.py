@@ -1,0 +1,106 @@
+"""The `Backend` protocol: the only thing the search knows of a model, and it is forward-only.
+
+A row reaches the backend as *segments*: fixed template text, the example's own text (the only part that may
+be truncated), prompt slots and the mask. The backend tokenises them once and scores whole populations after.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from bbt.types import Prompts, Scores
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One piece of a rendered template.
+
+    `literal` is template text, `text` the example's text (truncated first if the row is too long),
+    `prompt` stands for `n_tokens` soft prompt tokens, `mask` for the position whose label words are scored.
+    """
+
+    kind: Literal["literal", "text", "prompt", "mask"]
+    text: str = ""
+    n_tokens: int = 0
+
+
+Row: TypeAlias = tuple[Segment, ...]
+"""One rendered example."""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the search may know of a model.
+
+    `embedding_std` is the standard deviation over all word embeddings (BBT's released code scales A by it);
+    `fingerprint` identifies the weights, so that a saved prompt is not used on another model by accident.
+    """
+
+    name: str
+    kind: Literal["masked", "causal"]
+    architecture: str
+    hidden_size: int
+    n_layers: int
+    vocab_size: int
+    max_length: int
+    embedding_std: float
+    fingerprint: str
+    device: str
+    precision: str
+
+
+class Encoded(Protocol):
+    """Tokenised rows of one split: opaque to the search but for these counts."""
+
+    @property
+    def n_examples(self) -> int:
+        """B."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all rows together, prompt tokens included."""
+
+    @property
+    def n_truncated(self) -> int:
+        """Rows whose text was cut to fit the model."""
+
+
+class Backend(Protocol):
+    """A model of which only the forward pass can be had."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Facts about the model."""
+
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> Encoded:
+        """Tokenise rows once for many calls of `label_scores`.
+
+        Raises:
+            LabelWordError: a label word is not one token.
+            BackendError: a row does not fit the model even with its text cut away.
+        """
+
+    def label_scores(self, prompts: Prompts, encoded: Encoded) -> Scores:
+        """Score every row under every prompt: (n, T, H) -> (n, B, K) float32.
+
+        Scores are defined up to one constant per (candidate, example): logits and log-probabilities are
+        equally good. Candidates are independent of each other.
+        """
+
+    def embed_text(self, text: str) -> Prompts:
+        """Word embeddings of a text without special tokens: (1, T, H)."""
+
+    def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
+        """Word embeddings of token ids: (1, T, H)."""
+
+    def ordinary_ids(self) -> list[int]:
+        """Ids of all tokens that are not special: what a random prompt is drawn from."""
+
+    def anchor(self, prompt: Prompts) -> None:
+        """From now on add a prompt's difference from this one (1, T, H) *after* the embedding LayerNorm.
+
+        That is where BBT's released code adds A z. Without an anchor a prompt stands for word embeddings.
+
+        Raises:
+            BackendError: the model has no LayerNorm after its embeddings.
+        """

@@ -1,0 +1,220 @@
+"""Strict configuration: YAML in, dataclass-like models out; an unknown key is an error that names the nearest.
+
+A config may name a `preset`, whose values its own override:
+  default          what we found to generalise best (examples/RESULTS.md)
+  paper            the ICML 2022 paper's setting ("uniform")
+  released-code    the authors' released code ("normal")
+"""
+
+import typing
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bbt.errors import ConfigError, unknown
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskConfig(_Strict):
+    """A built-in task by name, or your own: then template, label_words and label_names are needed."""
+
+    name: str = "sst2"
+    template: str | None = None
+    label_words: tuple[str, ...] | None = None
+    label_names: tuple[str, ...] | None = None
+    metrics: tuple[str, ...] | None = None
+
+
+class ColumnsConfig(_Strict):
+    """Names of your data's columns."""
+
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+
+
+class DataConfig(_Strict):
+    """Where the rows come from. `seed` draws the k-shot split (none: the run's seed); `labels` are the values of
+    the label column in label order (none: 0 to K - 1)."""
+
+    source: Literal["bundled", "files", "huggingface"] = "bundled"
+    k: int = Field(16, ge=1)
+    seed: int | None = Field(None, ge=0)
+    train: str | None = None
+    test: str | None = None
+    columns: ColumnsConfig | None = None
+    labels: tuple[str, ...] | None = None
+    path: str | None = None
+    subset: str | None = None
+    splits: tuple[str, str] | None = None
+
+
+class ModelConfig(_Strict):
+    """`backend` (ours or module:Class), the model's name, and the backend's own options."""
+
+    backend: str = "local"
+    name: str = "minilm-mlm"
+    options: dict[str, Any] = {}
+
+
+class PromptConfig(_Strict):
+    """p = p0 + A z.
+
+    `init`: random `vocabulary` tokens, the given `text`, the `label_words`, or the path of a saved prompt; of
+    `n_screened` random draws the one of lowest training loss is taken (each draw is a query). `placement`: the
+    prompt stands for word embeddings, or A z is added after the embedding `layernorm` (released code).
+    `scale`: A's entries by the paper (1 / sqrt(d)) or by the released code's rule from the embeddings' std.
+    """
+
+    n_prompt_tokens: int = Field(50, ge=1)
+    intrinsic_dim: int = Field(500, ge=1)
+    init: str = "vocabulary"
+    text: str | None = None
+    n_screened: int = Field(1, ge=1)
+    projection: Literal["uniform", "normal", "orthonormal"] = "normal"
+    scale: Literal["paper", "embeddings"] = "embeddings"
+    alpha: float = Field(1.0, gt=0)
+    placement: Literal["embedding", "layernorm"] = "embedding"
+
+
+class OptimizerConfig(_Strict):
+    """Search settings; see `bbt ls optimizers` for the names."""
+
+    name: str = "cma-separable"
+    population_size: int = Field(20, ge=2)
+    sigma0: float = Field(1.0, gt=0)
+    bounds: tuple[float, float] | None = None
+    step_size_rule: Literal["csa", "tpa"] = "csa"
+    learning_rate: float = Field(0.1, gt=0)
+
+
+class ObjectiveConfig(_Strict):
+    """`loss` on the training rows (none: the released code's choice for the task); `margin` is the hinge's."""
+
+    loss: Literal["cross_entropy", "hinge", "negative_metric"] | None = None
+    margin: float = Field(2.0, gt=0)
+
+
+class BudgetConfig(_Strict):
+    """In queries: one candidate on the whole training set. `patience` counts dev checks without a better one."""
+
+    queries: int = Field(8000, ge=1)
+    dev_every: int = Field(100, ge=1)
+    patience: int | None = Field(None, ge=1)
+
+
+class SelectionConfig(_Strict):
+    """Which candidates dev judges, and by what: the `n_best` of lowest training loss since the last check, the
+    distribution's mean, and at the start the untuned and the manual prompt (`baselines`)."""
+
+    by: Literal["metric", "loss"] = "metric"
+    n_best: int = Field(1, ge=0)
+    baselines: bool = True
+
+
+class Config(_Strict):
+    """One run."""
+
+    name: str | None = None
+    preset: str = "default"
+    seed: int = Field(0, ge=0, lt=2**32)
+    task: TaskConfig = TaskConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    prompt: PromptConfig = PromptConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    budget: BudgetConfig = BudgetConfig()
+    selection: SelectionConfig = SelectionConfig()
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, then `key.path=value` overrides.
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key or an impossible value.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no config file {path}.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}.")
+    for override in overrides:
+        _apply(tree, override)
+    return make_config(tree)
+
+
+def make_config(tree: Mapping[str, Any]) -> Config:
+    """A config from nested dicts, on top of its preset.
+
+    Raises:
+        ConfigError: an unknown preset or key, or an impossible value; one line a fault.
+    """
+    merged = _merged(preset(str(tree.get("preset", "default"))), tree)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(fault) for fault in error.errors())) from error
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A preset's values.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    folder = files("bbt") / "presets"
+    names = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+    if name not in names:
+        raise ConfigError(unknown("preset", name, names))
+    values = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
+    return dict(values)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in nested dicts; the value is YAML."""
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: expected key=value, e.g. --set budget.queries=500.")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override!r}: {parent!r} is not a section of the config.")
+    tree[leaf] = yaml.safe_load(value)
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = _merged(result[key], value) if both else value
+    return result
+
+
+def _explain(fault: Any) -> str:
+    """One pydantic error for people."""
+    path = [str(part) for part in fault["loc"]]
+    where = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        return "config: " + unknown("key", where, _sibling_keys(path))
+    return f"config: {where}: {fault['msg']}, got {fault['input']!r}"
+
+
+def _sibling_keys(path: Sequence[str]) -> list[str]:
+    """Full names of the keys that may stand where `path` does."""
+    model: type[BaseModel] = Config
+    for part in path[:-1]:
+        kinds = [model.model_fields[part].annotation, *typing.get_args(model.model_fields[part].annotation)]
+        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return [".".join([*path[:-1], name]) for name in model.model_fields]

@@ -1,0 +1,49 @@
+"""What can go wrong, as a tree. Every message says what was given, what was expected and what to do.
+
+BbtError
+├── ConfigError      a configuration that cannot be used (unknown key, impossible value)
+├── DataError        a task's data (missing column, unknown label, too few examples)
+├── LabelWordError   a label word that is not one token of the model's vocabulary
+├── PromptError      a saved prompt that is damaged or made for another model
+├── BackendError     a model or endpoint that cannot do what was asked
+└── RunError         a run folder (exists already, cannot be resumed, not a run)
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class BbtError(Exception):
+    """Base of every error that bbt raises on purpose: the command line prints it as one line."""
+
+
+class ConfigError(BbtError):
+    """A configuration that cannot be used."""
+
+
+class DataError(BbtError):
+    """A data set that does not fit its task."""
+
+
+class LabelWordError(BbtError):
+    """A label word that is not exactly one token."""
+
+
+class PromptError(BbtError):
+    """A saved prompt that cannot be read or does not fit the model."""
+
+
+class BackendError(BbtError):
+    """A model or endpoint that cannot do what was asked."""
+
+
+class RunError(BbtError):
+    """A run folder that cannot be created, read or resumed."""
+
+
+def unknown(what: str, name: str, valid: Iterable[str]) -> str:
+    """The sentence for an unknown name: what was given, the nearest valid name, all valid names."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}.{hint} Valid: {', '.join(names)}."

@@ -1,0 +1,239 @@
+"""One run from config to result: task, split, prompt space, tuner, test."""
+
+import hashlib
+import math
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bbt.backend import Backend
+from bbt.config import Config, DataConfig, TaskConfig
+from bbt.errors import ConfigError
+from bbt.initial import initial_prompts
+from bbt.losses import cross_entropy, hinge, negative_metric
+from bbt.objective import Judge, Ledger, Objective, Scorer
+from bbt.optimizers import Settings, make_optimizer
+from bbt.prompts import SoftPrompt
+from bbt.records import EventLog, decode_losses, encode_losses, environment
+from bbt.space import PromptSpace, normal_scale, random_projection
+from bbt.tasks import TASKS, Columns, Example, Split, Task, Template, load_splits
+from bbt.tasks.builtin import builtin_task, task_spec
+from bbt.tasks.data import bundled_splits, bundled_test, huggingface_splits, read_examples
+from bbt.tuner import Candidate, Progress, Schedule, Tuner
+from bbt.types import Labels, Losses, Prompts, Scores
+
+
+def make_task(config: TaskConfig, kind: str) -> Task:
+    """The task worded for a `masked` or `causal` LM, with the config's own words over the built-in ones.
+
+    Raises:
+        ConfigError: neither built in nor fully described.
+    """
+    if config.name in TASKS:
+        base = builtin_task(config.name, kind)
+    elif config.template and config.label_words:
+        base = Task(
+            config.name,
+            Template(config.template),
+            config.label_names or config.label_words,
+            config.label_words,
+        )
+    else:
+        task_spec_error = f"task {config.name!r} is not built in; give task.template and task.label_words for your own"
+        raise ConfigError(f"{task_spec_error}, or name one of: {', '.join(TASKS)}.")
+    return Task(
+        base.name,
+        Template(config.template) if config.template else base.template,
+        config.label_names or base.label_names,
+        config.label_words or base.label_words,
+        config.metrics or base.metrics,
+    )
+
+
+def make_split(config: DataConfig, task: Task, seed: int) -> Split:
+    """The k-shot split and the test rows.
+
+    Raises:
+        DataError: rows that do not fit; ConfigError: files or a data set that are not named.
+    """
+    seed = seed if config.seed is None else config.seed
+    labels = config.labels or tuple(str(i) for i in range(len(task.label_names)))
+    pair = "text_pair" if task.template.takes_pair else None
+    columns = Columns(**config.columns.model_dump()) if config.columns else Columns(text_pair=pair)
+    if config.source == "bundled":
+        return bundled_splits(task.name, config.k, seed, task.label_names)
+    if config.source == "files":
+        if not (config.train and config.test):
+            raise ConfigError("data.source: files needs data.train and data.test.")
+        return load_splits(Path(config.train), Path(config.test), config.k, seed, columns, task.label_names, labels)
+    hub = task_spec(task.name).hub if not config.path else None
+    path, subset = (hub.path, hub.subset) if hub else (str(config.path), config.subset)
+    splits = config.splits or (hub.splits if hub else ("train", "test"))
+    columns = hub.columns if hub and not config.columns else columns
+    return huggingface_splits(path, subset, splits, config.k, seed, columns, task.label_names, labels)
+
+
+class Experiment:
+    """Everything of one run, put together from its config and a backend; the log may hold a run to resume."""
+
+    def __init__(self, config: Config, backend: Backend, log: EventLog | None = None) -> None:
+        self.config, self.backend = config, backend
+        self.log = log or EventLog()
+        self.ledger = Ledger()
+        self.task = make_task(config.task, backend.info.kind)
+        self.split = make_split(config.data, self.task, config.seed)
+        self._begin()
+        scorer = partial(Scorer, backend, self.task)
+        train, dev = scorer(self.split.train, self.ledger), scorer(self.split.dev, self.ledger)
+        self.objective = Objective(train, self._loss(), self.ledger)
+        self.judge = Judge(dev, self.task, self.ledger)
+        self.space = self._space()
+        for encoded in (train.encoded(self.space.n_prompt_tokens), dev.encoded(self.space.n_prompt_tokens)):
+            if encoded.n_truncated:
+                _warn(f"{encoded.n_truncated} of {encoded.n_examples} rows were longer than the model: text cut.")
+
+    def tuner(self, on_progress: Callable[[Progress], None] = lambda progress: None) -> Tuner:
+        """The search loop over this experiment's space."""
+        c = self.config
+        settings = Settings(
+            self.space.intrinsic_dim,
+            seed=c.seed,
+            budget=c.budget.queries,
+            **c.optimizer.model_dump(exclude={"name"}),
+        )
+        budgets = (c.budget.queries, *(event["queries"] for event in self.log.of("extend")))
+        schedule = Schedule(budgets, c.budget.dev_every, c.budget.patience, **c.selection.model_dump())
+        optimizer = make_optimizer(c.optimizer.name, settings)
+        return Tuner(optimizer, self.space, self.objective, self.judge, self.ledger, self.log, schedule, on_progress)
+
+    def result(self, best: Candidate) -> dict[str, Any]:
+        """The outcome: manual, untuned and tuned prompt on the test set, and what it cost."""
+        costs = self.ledger.snapshot()
+        test = Scorer(self.backend, self.task, self.split.test, Ledger())
+        manual = np.zeros((1, 0, self.space.p0.shape[2]), np.float32)
+        prompts = {"manual": manual, "untuned": self.space.p0, "tuned": best.prompt[None]}
+        info = self.backend.info
+        return {
+            "task": self.task.name,
+            "model": info.name,
+            "optimizer": self.config.optimizer.name,
+            "seed": self.config.seed,
+            "test_examples": len(self.split.test),
+            "test": {name: self.task.evaluate(test.labels, predict(test, prompt)) for name, prompt in prompts.items()},
+            "selected": {"who": best.who, **asdict(best.verdict), "train_queries": best.train_queries},
+            "cost": costs,
+            "peak_memory_mb": _peak_memory_mb(),
+            "device": info.device,
+            "precision": info.precision,
+        }
+
+    def soft_prompt(self, best: Candidate) -> SoftPrompt:
+        """The best candidate with its provenance, ready to be saved."""
+        info = self.backend.info
+        anchored = self.config.prompt.placement == "layernorm"
+        return SoftPrompt(
+            best.prompt,
+            info.name,
+            info.fingerprint,
+            self.task.template.source,
+            self.task.label_words,
+            self.task.label_names,
+            self.space.p0[0] if anchored and len(best.prompt) else None,
+            {
+                "task": self.task.name,
+                "metric": self.task.metrics[0],
+                "dev": asdict(best.verdict),
+                "who": best.who,
+                "train_queries": best.train_queries,
+                "seed": self.config.seed,
+                **environment(),
+            },
+        )
+
+    def _begin(self) -> None:
+        """The first event names model and rows, so that a changed one is noticed when the run is resumed."""
+        facts = {"model": self.backend.info.fingerprint, "rows": _fingerprint(self.split)}
+        if not self.log.recall("start", **facts):
+            self.log.append({"event": "start", **facts, **environment(), "info": asdict(self.backend.info)})
+
+    def _loss(self) -> Callable[[Scores, Labels], Losses]:
+        objective = self.config.objective
+        default = TASKS[self.task.name].loss if self.task.name in TASKS else "cross_entropy"
+        name = objective.loss or default
+        if name == "hinge":
+            return partial(hinge, margin=objective.margin)
+        if name == "negative_metric":
+            return partial(negative_metric, metric=self.task.metric)
+        return cross_entropy
+
+    def _space(self) -> PromptSpace:
+        """p0 (screened where asked for) and A."""
+        c, d = self.config.prompt, self.config.prompt.intrinsic_dim
+        p0 = self._screened(initial_prompts(c, self.backend, self.task, self.config.seed))
+        if c.placement == "layernorm":
+            self.backend.anchor(p0)
+        if c.scale == "paper":
+            scale = c.alpha / math.sqrt(d)
+        else:
+            scale = normal_scale(self.backend.info.embedding_std, d, self.config.optimizer.sigma0, c.alpha)
+        return PromptSpace(p0, random_projection(self.config.seed, p0.size, d, c.projection, scale))
+
+    def _screened(self, prompts: Prompts) -> Prompts:
+        """The initial prompt of lowest training loss (1, T, H)."""
+        if len(prompts) == 1:
+            return prompts
+        recorded = self.log.recall("screen")
+        if recorded:
+            self.ledger.restore(recorded["ledger"])
+            losses = decode_losses(recorded["losses"])
+        else:
+            losses = self.objective.losses(prompts)
+            self.log.append({"event": "screen", "losses": encode_losses(losses), "ledger": self.ledger.snapshot()})
+        best = int(losses.argmin())
+        return prompts[best : best + 1]
+
+
+def test_examples(task: Task, path: Path | None) -> list[Example]:
+    """A built-in task's test rows: bundled, or a file of the user's with its columns named text and label."""
+    if path is None:
+        return bundled_test(task.name)
+    columns = Columns(text_pair="text_pair" if task.template.takes_pair else None)
+    return read_examples(path, columns, tuple(str(i) for i in range(len(task.label_names))))
+
+
+def predict(scorer: Scorer, prompt: Prompts) -> Labels:
+    """(B,) label indices under one prompt (1, T, H)."""
+    return np.asarray(scorer.scores(prompt)[0].argmax(axis=-1))
+
+
+def load_prompt(prompt: SoftPrompt, backend: Backend) -> Prompts:
+    """(1, T, H) on the backend it was tuned for, its anchor set.
+
+    Raises:
+        PromptError: another model.
+    """
+    prompt.check_model(backend.info.name, backend.info.fingerprint)
+    if prompt.anchor is not None:
+        backend.anchor(prompt.anchor[None])
+    return prompt.batch
+
+
+def _fingerprint(split: Split) -> str:
+    rows: Sequence[Example] = [*split.train, *split.dev]
+    return hashlib.sha256(repr([(e.text, e.text_pair, e.label) for e in rows]).encode()).hexdigest()[:16]
+
+
+def _peak_memory_mb() -> float:
+    """This process's peak resident memory in MB (Linux counts in KiB, macOS in bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,53 @@
+"""Initial prompts p0: from random vocabulary tokens, a given text, the label words, or a saved prompt."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bbt.backend import Backend
+from bbt.config import PromptConfig
+from bbt.errors import ConfigError, PromptError
+from bbt.prompts import SoftPrompt
+from bbt.space import stable_choice
+from bbt.tasks import Task
+from bbt.types import Prompts
+
+
+def initial_prompts(config: PromptConfig, backend: Backend, task: Task, seed: int) -> Prompts:
+    """(m, T, H) initial prompts, m = `n_screened` where they are drawn at random, else 1.
+
+    Raises:
+        ConfigError: `init: text` without a text, or text without one token.
+        PromptError: a saved prompt of another shape.
+    """
+    if config.init == "vocabulary":
+        ids = np.array(backend.ordinary_ids())
+        draws = stable_choice(seed, len(ids), config.n_screened * config.n_prompt_tokens)
+        chosen = ids[draws].reshape(config.n_screened, config.n_prompt_tokens)
+        return np.concatenate([backend.embed_ids(row.tolist()) for row in chosen])
+    if config.init == "text":
+        if not config.text:
+            raise ConfigError("prompt.init: text needs prompt.text.")
+        return _repeated(backend.embed_text(config.text), config.n_prompt_tokens)
+    if config.init == "label_words":
+        return _repeated(backend.embed_text(" ".join(task.label_words)), config.n_prompt_tokens)
+    return _saved(Path(config.init), backend, config.n_prompt_tokens)
+
+
+def _repeated(tokens: Prompts, n: int) -> Prompts:
+    """Cut or repeat (1, t, H) to n tokens."""
+    if not tokens.shape[1]:
+        raise ConfigError("the initial text has no tokens.")
+    return tokens[:, np.arange(n) % tokens.shape[1]]
+
+
+def _saved(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
+    if not path.exists():
+        raise ConfigError(
+            f"prompt.init {str(path)!r} is neither vocabulary, text or label_words nor the path of a saved prompt."
+        )
+    prompt = SoftPrompt.load(path).batch
+    expected = (n_prompt_tokens, backend.info.hidden_size)
+    if prompt.shape[1:] != expected:
+        raise PromptError(f"{path} has shape {prompt.shape[1:]}, the run needs (T, H) = {expected}.")
+    return prompt

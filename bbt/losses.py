@@ -1,0 +1,54 @@
+"""Losses over label scores: (n, B, K) and (B,) -> (n,).
+
+Each is invariant to one constant per example, so that logits and log-probabilities are equally good.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bbt.types import Labels, Losses, Scores
+
+LOSSES = ("cross_entropy", "hinge", "negative_metric")
+
+Metric = Callable[[Labels, Labels], float]
+
+
+def log_softmax(scores: Scores) -> NDArray[np.float64]:
+    """(n, B, K) label scores -> log-probabilities over the K label words, in float64."""
+    with np.errstate(invalid="ignore"):  # a broken candidate's NaN is dealt with by `finite_losses`
+        shifted = scores.astype(np.float64) - scores.max(axis=-1, keepdims=True)
+        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def gold(values: NDArray[Any], labels: Labels) -> NDArray[Any]:
+    """(n, B, K) -> (n, B): the value of each example's own label."""
+    return np.take_along_axis(values, labels[None, :, None], axis=-1)[..., 0]
+
+
+def cross_entropy(scores: Scores, labels: Labels) -> Losses:
+    """Mean negative log-probability of the gold label (BBT section 3.1)."""
+    return np.asarray(-gold(log_softmax(scores), labels).mean(axis=-1))
+
+
+def hinge(scores: Scores, labels: Labels, margin: float = 2.0) -> Losses:
+    """Mean over the examples of the sum over wrong labels of max(0, margin + wrong - gold).
+
+    Margin 2 is the released code's setting for MRPC, SNLI and RTE.
+    """
+    scores64 = scores.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        violation = np.maximum(0.0, margin + scores64 - gold(scores64, labels)[..., None])
+    return np.asarray((violation.sum(axis=-1) - margin).mean(axis=-1))
+
+
+def negative_metric(scores: Scores, labels: Labels, metric: Metric) -> Losses:
+    """Minus the task's metric of the argmax predictions: flat almost everywhere, but what is asked for."""
+    return np.array([-metric(labels, row) for row in scores.argmax(axis=-1)])
+
+
+def finite_losses(losses: Losses) -> Losses:
+    """NaN and infinities become +inf: a broken candidate is worst, never best."""
+    return np.where(np.isfinite(losses), losses, np.inf)

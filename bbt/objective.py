@@ -1,0 +1,109 @@
+"""Prompts -> losses on the training rows, and the judgement on dev; every query is counted."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from bbt.backend import Backend, Encoded
+from bbt.losses import cross_entropy, finite_losses
+from bbt.tasks import Example, Task
+from bbt.tasks.task import labels_of
+from bbt.types import Labels, Losses, Prompts, Scores
+
+
+@dataclass
+class Ledger:
+    """What a run has cost.
+
+    A query is one candidate on the whole training set; dev queries are counted apart. `examples` are rows
+    scored, `bytes_up` prompts handed to the backend and `bytes_down` label scores returned (float32).
+    """
+
+    train_queries: int = 0
+    dev_queries: int = 0
+    examples: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    backend_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def restore(self, snapshot: dict[str, float]) -> None:
+        """Take the counts of an earlier snapshot."""
+        self.__dict__.update(snapshot)
+
+    def snapshot(self) -> dict[str, float]:
+        """The counts as plain numbers."""
+        return asdict(self)
+
+
+class Scorer:
+    """The rows of one split, encoded once for each prompt length."""
+
+    def __init__(self, backend: Backend, task: Task, examples: Sequence[Example], ledger: Ledger) -> None:
+        self._backend, self._task, self._examples, self._ledger = backend, task, examples, ledger
+        self._encoded: dict[int, Encoded] = {}
+        self.labels: Labels = labels_of(examples)
+
+    def encoded(self, n_prompt_tokens: int) -> Encoded:
+        """The rows with this many prompt tokens (0: the manual template)."""
+        if n_prompt_tokens not in self._encoded:
+            rows = self._task.rows(self._examples, n_prompt_tokens)
+            self._encoded[n_prompt_tokens] = self._backend.encode(rows, self._task.label_words)
+        return self._encoded[n_prompt_tokens]
+
+    def scores(self, prompts: Prompts) -> Scores:
+        """(n, T, H) -> (n, B, K), counted."""
+        encoded = self.encoded(prompts.shape[1])
+        start = time.perf_counter()
+        scores = self._backend.label_scores(prompts, encoded)
+        self._ledger.backend_seconds += time.perf_counter() - start
+        self._ledger.examples += len(prompts) * encoded.n_examples
+        self._ledger.bytes_up += prompts.nbytes
+        self._ledger.bytes_down += scores.nbytes
+        return scores
+
+
+class Objective:
+    """Training loss of prompts: what the optimizer minimises."""
+
+    def __init__(self, scorer: Scorer, loss: Callable[[Scores, Labels], Losses], ledger: Ledger) -> None:
+        self._scorer, self._loss, self._ledger = scorer, loss, ledger
+
+    def losses(self, prompts: Prompts) -> Losses:
+        """(n, T, H) -> (n,); a broken candidate is +inf. Counts n train queries."""
+        scores = self._scorer.scores(prompts)
+        self._ledger.train_queries += len(prompts)
+        return finite_losses(self._loss(scores, self._scorer.labels))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a prompt did on dev: the task's metric, and cross-entropy to break its ties."""
+
+    metric: float
+    loss: float
+
+    def better_than(self, other: "Verdict", by: str) -> bool:
+        """By the metric with ties broken by the loss, or by the loss alone."""
+        mine, theirs = (self.metric, -self.loss), (other.metric, -other.loss)
+        return mine > theirs if by == "metric" else mine[1] > theirs[1]
+
+
+class Judge:
+    """Judges prompts on dev rows."""
+
+    def __init__(self, scorer: Scorer, task: Task, ledger: Ledger) -> None:
+        self._scorer, self._task, self._ledger = scorer, task, ledger
+
+    def verdicts(self, prompts: Prompts) -> list[Verdict]:
+        """(n, T, H) -> n verdicts; NaN scores are the worst there is. Counts n dev queries."""
+        scores = self._scorer.scores(prompts)
+        self._ledger.dev_queries += len(prompts)
+        labels = self._scorer.labels
+        losses = finite_losses(cross_entropy(scores, labels))
+        metrics = [self._task.metric(labels, row) for row in np.nan_to_num(scores).argmax(axis=-1)]
+        broken = ~np.isfinite(losses)
+        return [Verdict(0.0 if b else m, float(v)) for m, v, b in zip(metrics, losses, broken, strict=True)]

@@ -1,0 +1,69 @@
+"""Any optimizer of nevergrad's registry, by its name there (DE, PSO, TwoPointsDE, NGOpt, ...)."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bbt.errors import ConfigError, unknown
+from bbt.optimizers.base import Settings
+from bbt.types import Latents, Losses
+
+
+class Nevergrad:
+    """A nevergrad optimizer over an array of mutation scale sigma0, asked for whole populations.
+
+    Raises:
+        ConfigError: no optimizer of that name; the nearest valid name is suggested.
+    """
+
+    def __init__(self, name: str, settings: Settings, also_valid: Sequence[str] = ()) -> None:
+        ng = _nevergrad()
+        if name not in ng.optimizers.registry:
+            known = {key.lower(): key for key in registry_names()}
+            same = known.get(name.lower())
+            hint = f" Did you mean {same!r}?" if same else ""
+            raise ConfigError(
+                unknown("optimizer", name, also_valid) + f"{hint} Or any of nevergrad's {len(known)} names."
+            )
+        array = ng.p.Array(shape=(settings.intrinsic_dim,)).set_mutation(sigma=settings.sigma0)
+        if settings.bounds:
+            array = array.set_bounds(*settings.bounds)
+        array.random_state = np.random.RandomState(settings.seed)
+        self._population_size = settings.population_size
+        self._optimizer = ng.optimizers.registry[name](
+            parametrization=array, budget=settings.budget, num_workers=settings.population_size
+        )
+        self._asked: list[Any] = []
+
+    def ask(self) -> Latents:
+        """The next population (n, d)."""
+        self._asked = [self._optimizer.ask() for _ in range(self._population_size)]
+        return np.array([candidate.value for candidate in self._asked])
+
+    def tell(self, latents: Latents, losses: Losses) -> None:
+        """Losses of the candidates last asked for, in order."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the inner workings of its optimizers; nothing to act on
+            for candidate, loss in zip(self._asked, losses, strict=True):
+                self._optimizer.tell(candidate, float(loss))
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """(d,) nevergrad's own recommendation."""
+        return np.array(self._optimizer.provide_recommendation().value)
+
+
+def registry_names() -> list[str]:
+    """Every name in nevergrad's registry."""
+    return sorted(str(name) for name in _nevergrad().optimizers.registry)
+
+
+def _nevergrad() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # optional packages that nevergrad misses while filling its registry
+        import nevergrad
+
+    return nevergrad

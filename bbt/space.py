@@ -1,0 +1,113 @@
+"""The prompt space: p = p0 + A z, for a whole population one matrix product.
+
+A is drawn from the raw bits of PCG64, whose stream NumPy guarantees for all versions (its higher-level
+distributions may change), and is rounded to a grid before it is scaled, so that last-bit differences between
+maths libraries vanish: a seed gives the same A on every machine.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bbt.errors import ConfigError
+from bbt.types import Latents, Prompts
+
+Projection = Literal["uniform", "normal", "orthonormal"]
+
+_GRID = 2.0**-20
+
+
+def stable_uniform(seed: int, n: int) -> NDArray[np.float64]:
+    """n uniform numbers in [0, 1) from the top 53 bits of PCG64's raw output."""
+    return np.asarray((np.random.PCG64(seed).random_raw(n) >> np.uint64(11)) * 2.0**-53)
+
+
+def stable_normal(seed: int, n: int) -> NDArray[np.float64]:
+    """n standard normal numbers by Box and Muller, rounded to a grid of 2^-20."""
+    half = (n + 1) // 2
+    u = stable_uniform(seed, 2 * half)
+    radius, angle = np.sqrt(-2.0 * np.log1p(-u[:half])), 2.0 * math.pi * u[half:]
+    return _on_grid(np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n])
+
+
+def stable_choice(seed: int, n_items: int, n: int) -> NDArray[np.int64]:
+    """n indices in [0, n_items), drawn with replacement."""
+    return (stable_uniform(seed, n) * n_items).astype(np.int64)
+
+
+def normal_scale(embedding_std: float, intrinsic_dim: int, sigma0: float, alpha: float = 1.0) -> float:
+    """Standard deviation of A's entries in BBT's released code: alpha * std / (sqrt(d) * sigma0).
+
+    With it, p0 + A z at z ~ N(0, sigma0^2) moves each coordinate of the prompt by alpha standard deviations of
+    the word embeddings. Rounded to float32 so that machines agree on it.
+    """
+    return float(np.float32(alpha * embedding_std / (math.sqrt(intrinsic_dim) * sigma0)))
+
+
+def random_projection(
+    seed: int, n_rows: int, intrinsic_dim: int, projection: Projection, scale: float
+) -> NDArray[np.float32]:
+    """A (D, d), fixed by its seed.
+
+    uniform: U(-scale, scale); the ICML paper takes scale = 1 / sqrt(d) (BBT section 3.2).
+    normal: N(0, scale^2), with `normal_scale` as in the released code.
+    orthonormal: orthogonal columns of the length that a normal column has on average, scale * sqrt(D).
+
+    Raises:
+        ConfigError: orthonormal columns were asked for in more dimensions than the prompt has.
+    """
+    size = n_rows * intrinsic_dim
+    if projection == "uniform":
+        matrix = (2.0 * stable_uniform(seed, size) - 1.0) * scale
+    else:
+        matrix = stable_normal(seed, size) * scale
+    matrix = matrix.reshape(n_rows, intrinsic_dim)
+    if projection == "orthonormal":
+        if intrinsic_dim > n_rows:
+            raise ConfigError(
+                f"intrinsic_dim {intrinsic_dim} is larger than the prompt ({n_rows} numbers): no orthonormal "
+                "projection exists. Lower intrinsic_dim or take projection: normal."
+            )
+        matrix = _on_grid(np.linalg.qr(matrix)[0]) * (scale * math.sqrt(n_rows))
+    return matrix.astype(np.float32)
+
+
+def _on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.round(values / _GRID) * _GRID
+
+
+@dataclass(frozen=True)
+class PromptSpace:
+    """All prompts p0 + A z: `p0` (1, T, H) and `matrix` A (D, d)."""
+
+    p0: Prompts
+    matrix: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.matrix.shape[0] != self.p0.size:
+            raise ConfigError(f"A has {self.matrix.shape[0]} rows but p0 has {self.p0.size} numbers (T * H).")
+
+    @property
+    def intrinsic_dim(self) -> int:
+        """d."""
+        return int(self.matrix.shape[1])
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        """T."""
+        return int(self.p0.shape[1])
+
+    def prompts(self, latents: Latents) -> Prompts:
+        """(n, d) -> (n, T, H)."""
+        offsets = latents.astype(np.float32) @ self.matrix.T
+        return np.asarray(self.p0 + offsets.reshape(len(latents), *self.p0.shape[1:]))
+
+    def checksum(self) -> str:
+        """SHA-256 over p0 and A, to compare spaces between machines."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.p0).tobytes())
+        digest.update(np.ascontiguousarray(self.matrix).tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,129 @@
+"""The seven tasks of the BBT paper with the reference's templates and label words."""
+
+from dataclasses import dataclass
+
+from bbt.errors import ConfigError, unknown
+from bbt.tasks.data import Columns
+from bbt.tasks.task import Task
+from bbt.tasks.template import Template
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Template and label words for one kind of model."""
+
+    template: str
+    label_words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where the task's data stands on the Hugging Face hub; label values are the indices 0 to K - 1."""
+
+    path: str
+    subset: str | None
+    columns: Columns
+    splits: tuple[str, str] = ("train", "test")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A built-in task; `loss` is what the released code trains it with, `pair` says that it takes two texts."""
+
+    title: str
+    label_names: tuple[str, ...]
+    masked: Wording
+    causal: Wording
+    hub: HubSource
+    metrics: tuple[str, ...] = ("accuracy",)
+    loss: str = "cross_entropy"
+
+    @property
+    def takes_pair(self) -> bool:
+        """Whether the task's examples have two texts."""
+        return "{text_pair}" in self.masked.template
+
+
+_SENTIMENT = ("negative", "positive")
+_TOPICS = ("World", "Sports", "Business", "Tech")
+_DBPEDIA = tuple(
+    "Company Education Artist Athlete Office Transportation Building Natural Village Animal Plant Album Film "
+    "Written".split()
+)
+_PAIR = "{prompt} . {text} ? {mask} , {text_pair}"
+# The paper has no causal templates for pairs; this one is ours.
+_CAUSAL_PAIR = "{prompt} . {text} Question : {text_pair} True , or not ? Answer : {mask}"
+
+TASKS: dict[str, TaskSpec] = {
+    "sst2": TaskSpec(
+        "SST-2: sentiment of a film review's sentence",
+        _SENTIMENT,
+        Wording("{prompt} . {text} . It was {mask} .", ("bad", "great")),
+        Wording("{prompt} . {text} . The sentiment is {mask}", _SENTIMENT),
+        HubSource("nyu-mll/glue", "sst2", Columns("sentence"), ("train", "validation")),
+    ),
+    "yelp": TaskSpec(
+        "Yelp polarity: sentiment of a review",
+        _SENTIMENT,
+        Wording("{prompt} . {text} . It was {mask} .", ("bad", "great")),
+        Wording("{prompt} . {text} . It is {mask}", _SENTIMENT),
+        HubSource("fancyzhx/yelp_polarity", None, Columns()),
+    ),
+    "agnews": TaskSpec(
+        "AG News: topic of a news item",
+        _TOPICS,
+        Wording("{prompt} . {mask} News: {text}", _TOPICS),
+        Wording("{prompt} . {text} The news above is about {mask}", tuple(w.lower() for w in _TOPICS)),
+        HubSource("fancyzhx/ag_news", None, Columns()),
+    ),
+    "dbpedia": TaskSpec(
+        "DBPedia: ontology class of an encyclopedia entry",
+        _DBPEDIA,
+        Wording("{prompt} [ Category: {mask} ] {text}", _DBPEDIA),
+        Wording("{prompt} {text} The text above is about {mask}", tuple(w.lower() for w in _DBPEDIA)),
+        HubSource("fancyzhx/dbpedia_14", None, Columns("content")),
+    ),
+    "mrpc": TaskSpec(
+        "MRPC: do two sentences say the same",
+        ("different", "equivalent"),
+        Wording(_PAIR, ("No", "Yes")),
+        Wording(_CAUSAL_PAIR, ("no", "yes")),
+        HubSource("nyu-mll/glue", "mrpc", Columns("sentence1", "sentence2"), ("train", "validation")),
+        metrics=("f1", "accuracy"),
+        loss="hinge",
+    ),
+    "rte": TaskSpec(
+        "RTE: does the first text entail the second",
+        ("entailment", "not_entailment"),
+        Wording(_PAIR, ("Yes", "No")),
+        Wording(_CAUSAL_PAIR, ("yes", "no")),
+        HubSource("nyu-mll/glue", "rte", Columns("sentence1", "sentence2"), ("train", "validation")),
+        loss="hinge",
+    ),
+    "snli": TaskSpec(
+        "SNLI: entailment, neutral or contradiction",
+        ("entailment", "neutral", "contradiction"),
+        Wording(_PAIR, ("Yes", "Maybe", "No")),
+        Wording(_CAUSAL_PAIR, ("yes", "maybe", "no")),
+        HubSource("stanfordnlp/snli", None, Columns("premise", "hypothesis")),
+        loss="hinge",
+    ),
+}
+
+
+def task_spec(name: str) -> TaskSpec:
+    """A built-in task by name.
+
+    Raises:
+        ConfigError: no such task; the nearest valid name is suggested.
+    """
+    if name not in TASKS:
+        raise ConfigError(unknown("task", name, TASKS))
+    return TASKS[name]
+
+
+def builtin_task(name: str, kind: str) -> Task:
+    """A built-in task worded for a `masked` or `causal` LM."""
+    spec = task_spec(name)
+    wording = spec.masked if kind == "masked" else spec.causal
+    return Task(name, Template(wording.template), spec.label_names, wording.label_words, spec.metrics)

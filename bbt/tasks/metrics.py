@@ -1,0 +1,29 @@
+"""Metrics by name, from scikit-learn: (gold labels (B,), predictions (B,)) -> float in [0, 1]."""
+
+from collections.abc import Callable
+
+from bbt.types import Labels
+
+
+def accuracy(labels: Labels, predictions: Labels) -> float:
+    """Share of examples predicted right."""
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(labels, predictions))
+
+
+def f1(labels: Labels, predictions: Labels) -> float:
+    """F1 of class 1, as the paper reports for MRPC; 0 where class 1 is never predicted."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, labels=[1], average="macro", zero_division=0))
+
+
+def macro_f1(labels: Labels, predictions: Labels) -> float:
+    """Unweighted mean of the classes' F1."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="macro", zero_division=0))
+
+
+METRICS: dict[str, Callable[[Labels, Labels], float]] = {"accuracy": accuracy, "f1": f1, "macro_f1": macro_f1}

@@ -1,0 +1,60 @@
+"""A `Task`: template, label words and metrics, for one kind of language model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bbt.backend import Row
+from bbt.errors import ConfigError, unknown
+from bbt.tasks.data import Example
+from bbt.tasks.metrics import METRICS
+from bbt.tasks.template import Template
+from bbt.types import Labels
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of the model: K label words, in the order of the label indices.
+
+    `metrics[0]` selects prompts; the others are reported beside it.
+
+    Raises:
+        ConfigError: label words and names differ in number or repeat, or a metric is unknown.
+    """
+
+    name: str
+    template: Template
+    label_names: tuple[str, ...]
+    label_words: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
+
+    def __post_init__(self) -> None:
+        if len(self.label_words) != len(self.label_names):
+            raise ConfigError(
+                f"task {self.name}: {len(self.label_words)} label words {list(self.label_words)} for "
+                f"{len(self.label_names)} labels {list(self.label_names)}; give one word a label, in order."
+            )
+        if len(set(self.label_words)) != len(self.label_words):
+            raise ConfigError(f"task {self.name}: label words repeat: {list(self.label_words)}.")
+        for metric in self.metrics:
+            if metric not in METRICS:
+                raise ConfigError(unknown("metric", metric, METRICS))
+
+    def rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
+        """Examples as segments for `Backend.encode`."""
+        return [self.template.render(e.text, e.text_pair, n_prompt_tokens) for e in examples]
+
+    def metric(self, labels: Labels, predictions: NDArray[np.int64]) -> float:
+        """The metric that selects prompts, in [0, 1]."""
+        return METRICS[self.metrics[0]](labels, predictions)
+
+    def evaluate(self, labels: Labels, predictions: NDArray[np.int64]) -> dict[str, float]:
+        """Every metric of the task by name."""
+        return {name: METRICS[name](labels, predictions) for name in self.metrics}
+
+
+def labels_of(examples: Sequence[Example]) -> Labels:
+    """(B,) label indices."""
+    return np.array([example.label for example in examples], dtype=np.int64)

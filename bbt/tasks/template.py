@@ -1,0 +1,72 @@
+"""Templates with `{prompt}`, `{text}`, `{text_pair}` and `{mask}` slots."""
+
+import re
+from dataclasses import dataclass
+
+from bbt.backend import Row, Segment
+from bbt.errors import ConfigError, unknown
+
+SLOTS = ("prompt", "text", "text_pair", "mask")
+
+_SLOT = re.compile(r"\{([^{}]*)\}")
+_PROMPT_AND_SEPARATOR = re.compile(r"\{prompt\}\s*(?:\.\s+)?")
+
+
+@dataclass(frozen=True)
+class Template:
+    """Where the soft prompt, the texts and the mask stand.
+
+    The soft tokens stand where `{prompt}` stands; in several places they are shared out in order, the first
+    places taking one more if they do not divide evenly. For a causal LM `{mask}` comes last: the label word is
+    the next token.
+
+    Raises:
+        ConfigError: an unknown slot, no `{text}`, or not exactly one `{mask}`.
+    """
+
+    source: str
+
+    def __post_init__(self) -> None:
+        slots = _SLOT.findall(self.source)
+        for slot in slots:
+            if slot not in SLOTS:
+                raise ConfigError(f"template {self.source!r}: " + unknown("slot", slot, SLOTS))
+        if slots.count("mask") != 1 or "text" not in slots:
+            raise ConfigError(f"template {self.source!r} needs {{text}} and exactly one {{mask}}.")
+
+    @property
+    def takes_pair(self) -> bool:
+        """Whether the template reads `{text_pair}`."""
+        return "{text_pair}" in self.source
+
+    def manual(self) -> "Template":
+        """The same words without the soft prompt and the full stop that separates it from the text."""
+        return Template(_PROMPT_AND_SEPARATOR.sub("", self.source).strip())
+
+    def render(self, text: str, text_pair: str, n_prompt_tokens: int) -> Row:
+        """One example as segments; with no prompt tokens the manual template is rendered.
+
+        Raises:
+            ConfigError: prompt tokens were asked for but the template has no `{prompt}`.
+        """
+        if n_prompt_tokens == 0 and "{prompt}" in self.source:
+            return self.manual().render(text, text_pair, 0)
+        shares = _shares(n_prompt_tokens, self.source.count("{prompt}"), self.source)
+        segments: list[Segment] = []
+        for i, piece in enumerate(_SLOT.split(self.source)):
+            if i % 2 == 0:
+                segments += [Segment("literal", piece)] if piece else []
+            elif piece == "prompt":
+                segments.append(Segment("prompt", n_tokens=shares.pop(0)))
+            elif piece == "mask":
+                segments.append(Segment("mask"))
+            else:
+                segments.append(Segment("text", text if piece == "text" else text_pair))
+        return tuple(segments)
+
+
+def _shares(n_tokens: int, n_places: int, source: str) -> list[int]:
+    """Share n tokens out over the prompt's places, in order."""
+    if n_tokens and not n_places:
+        raise ConfigError(f"template {source!r} has no {{prompt}} slot for the {n_tokens} prompt tokens.")
+    return [n_tokens // n_places + (i < n_tokens % n_places) for i in range(n_places)]

@@ -1,0 +1,172 @@
+"""The loop: ask, score, tell; now and then judge on dev; stop when the budget is spent."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bbt.objective import Judge, Ledger, Objective, Verdict
+from bbt.optimizers import Optimizer
+from bbt.records import EventLog, decode_losses, encode_losses
+from bbt.space import PromptSpace
+from bbt.types import Latents, Losses, Prompts
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prompt that dev has judged: `who` says where it came from, (T, H) its embeddings."""
+
+    who: str
+    prompt: Prompts
+    verdict: Verdict
+    train_queries: int
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A dev check every `dev_every` train queries and whenever one of the `budgets` is spent (each extension of
+    a run adds one; the last ends it); stop after `patience` checks without a better candidate; `n_best` training
+    candidates are judged a check, by `metric` or by `loss`; `baselines`: the untuned and the manual prompt too."""
+
+    budgets: tuple[int, ...]
+    dev_every: int = 100
+    patience: int | None = None
+    n_best: int = 1
+    by: str = "metric"
+    baselines: bool = True
+
+
+@dataclass
+class Progress:
+    """What a progress bar shows."""
+
+    train_queries: int
+    train_loss: float
+    best: Candidate | None
+
+
+@dataclass
+class Tuner:
+    """Searches `space` with `optimizer` and keeps the candidate that dev judges best.
+
+    With a log that holds events the loop recalls instead of scoring, so that it comes to where the run was
+    stopped without a query and goes on from there.
+    """
+
+    optimizer: Optimizer
+    space: PromptSpace
+    objective: Objective
+    judge: Judge
+    ledger: Ledger
+    log: EventLog
+    schedule: Schedule
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    best: Candidate | None = field(default=None, init=False)
+    _contenders: list[tuple[float, NDArray[np.float64]]] = field(default_factory=list, init=False)
+    _checks_without_better: int = field(default=0, init=False)
+
+    def run(self) -> Candidate:
+        """Spend the budget; returns the best candidate by dev."""
+        if self.schedule.baselines:
+            self._judge_baselines()
+        last_check = self.ledger.train_queries
+        while self.ledger.train_queries < max(self.schedule.budgets) and not self._out_of_patience():
+            before = self.ledger.train_queries
+            self._generation()
+            spent = self.ledger.train_queries
+            a_budget_ends = any(before < budget <= spent for budget in self.schedule.budgets)
+            if a_budget_ends or spent - last_check >= self.schedule.dev_every:
+                self._check()
+                last_check = spent
+        if self.best is None:
+            self._check()
+        assert self.best is not None
+        return self.best
+
+    def _generation(self) -> None:
+        start = time.perf_counter()
+        latents = self.optimizer.ask()
+        asked = time.perf_counter()
+        losses = self._losses(latents)
+        scored = time.perf_counter()
+        self.optimizer.tell(latents, penalised(losses))
+        self.ledger.optimizer_seconds += asked - start + time.perf_counter() - scored
+        self._remember(latents, losses)
+        self.on_progress(Progress(self.ledger.train_queries, float(losses.min()), self.best))
+
+    def _losses(self, latents: Latents) -> Losses:
+        """Training losses of a generation, recalled or scored."""
+        checksum = _checksum(latents)
+        recorded = self.log.recall("generation", candidates=checksum)
+        if recorded:
+            self.ledger.restore(recorded["ledger"])
+            return decode_losses(recorded["losses"])
+        start = time.perf_counter()
+        losses = self.objective.losses(self.space.prompts(latents))
+        self.ledger.seconds += time.perf_counter() - start
+        self._append("generation", candidates=checksum, losses=encode_losses(losses))
+        return losses
+
+    def _remember(self, latents: Latents, losses: Losses) -> None:
+        """Keep the candidates of lowest training loss since the last check."""
+        pairs = [(float(loss), z) for loss, z in zip(losses, latents, strict=True) if np.isfinite(loss)]
+        self._contenders = sorted(self._contenders + pairs, key=lambda pair: pair[0])[: self.schedule.n_best]
+
+    def _judge_baselines(self) -> None:
+        """The untuned p0 and the manual prompt compete too: tuning must not make things worse."""
+        hidden = self.space.p0.shape[2]
+        self._judge({"manual": np.zeros((1, 0, hidden), np.float32), "untuned": self.space.p0})
+
+    def _check(self) -> None:
+        best = self.best
+        latents = [self.optimizer.mean, *(z for _, z in self._contenders)]
+        prompts = self.space.prompts(np.array(latents))
+        names = ["mean", *(f"train best {i + 1}" for i in range(len(latents) - 1))]
+        self._judge({name: prompt[None] for name, prompt in zip(names, prompts, strict=True)})
+        self._contenders = []
+        self._checks_without_better = self._checks_without_better + 1 if self.best is best else 0
+
+    def _judge(self, prompts: dict[str, Prompts]) -> None:
+        """Judge named prompts (1, T, H), recalled or scored, and keep the best."""
+        names = list(prompts)
+        recorded = self.log.recall("dev", names=names)
+        if recorded:
+            self.ledger.restore(recorded["ledger"])
+            verdicts = [
+                Verdict(*pair) for pair in zip(recorded["metrics"], decode_losses(recorded["losses"]), strict=True)
+            ]
+        else:
+            start = time.perf_counter()
+            verdicts = self._verdicts(list(prompts.values()))
+            self.ledger.seconds += time.perf_counter() - start
+            losses = encode_losses(np.array([verdict.loss for verdict in verdicts]))
+            self._append("dev", names=names, metrics=[v.metric for v in verdicts], losses=losses)
+        for name, verdict in zip(names, verdicts, strict=True):
+            if self.best is None or verdict.better_than(self.best.verdict, self.schedule.by):
+                self.best = Candidate(name, prompts[name][0], verdict, self.ledger.train_queries)
+
+    def _verdicts(self, prompts: list[Prompts]) -> list[Verdict]:
+        """One call for all prompts of one length."""
+        if len({prompt.shape for prompt in prompts}) == 1:
+            return self.judge.verdicts(np.concatenate(prompts))
+        return [self.judge.verdicts(prompt)[0] for prompt in prompts]
+
+    def _append(self, kind: str, **facts: object) -> None:
+        self.log.append({"event": kind, **facts, "ledger": self.ledger.snapshot()})
+
+    def _out_of_patience(self) -> bool:
+        return self.schedule.patience is not None and self._checks_without_better >= self.schedule.patience
+
+
+def penalised(losses: Losses) -> Losses:
+    """Finite losses for the optimizer: a broken candidate is somewhat worse than the worst sound one."""
+    finite = losses[np.isfinite(losses)]
+    worst = float(finite.max()) + 1.0 if len(finite) else 0.0
+    return np.where(np.isfinite(losses), losses, worst)
+
+
+def _checksum(latents: Latents) -> str:
+    return hashlib.sha256(np.ascontiguousarray(latents).tobytes()).hexdigest()[:16]

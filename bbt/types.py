@@ -1,0 +1,28 @@
+"""Array aliases and the letters used in every docstring.
+
+n candidates, T prompt tokens, H hidden size, L layers, d intrinsic dimension, D = T * H,
+B examples, K label words.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Latents: TypeAlias = NDArray[np.float64]
+"""(n, d) search points z, one row a candidate."""
+
+Prompts: TypeAlias = NDArray[np.float32]
+"""(n, T, H) soft prompts in the space of the word embeddings."""
+
+Scores: TypeAlias = NDArray[np.float32]
+"""(n, B, K) label scores, defined up to one constant per (candidate, example)."""
+
+Losses: TypeAlias = NDArray[np.float64]
+"""(n,) one loss a candidate; lower is better."""
+
+Labels: TypeAlias = NDArray[np.int64]
+"""(B,) gold label indices in [0, K)."""
+
+Event: TypeAlias = dict[str, Any]
+"""One line of a run's event log."""
