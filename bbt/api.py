@@ -11,7 +11,7 @@ import yaml
 from backends import load_backend
 from bbt.backend import Backend
 from bbt.config import Config, ModelConfig, load_config, make_config
-from bbt.errors import RunError
+from bbt.errors import BbtError, RunError
 from bbt.experiment import Experiment, load_prompt, predict
 from bbt.losses import log_softmax
 from bbt.objective import Ledger, Scorer
@@ -44,12 +44,19 @@ def tune(
 
 
 def run(config: Config, runs: Path = RUNS, on_progress: OnProgress | None = None) -> Outcome:
-    """Tune in a new run folder under `runs`; whatever stops it, `resume` goes on from there."""
+    """Tune in a new run folder under `runs`; whatever stops it, `resume` goes on from there.
+
+    A config that cannot be run (a BbtError before the first generation) leaves no folder behind.
+    """
     backend = open_backend(config.model)
-    Experiment(config, backend)  # a config that cannot be run leaves no folder behind
     name = config.name or f"{config.task.name}-{config.optimizer.name}-seed{config.seed}"
     folder = RunFolder.create(runs, name, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    return _run_in(folder, config, backend, on_progress)
+    try:
+        return _run_in(folder, config, backend, on_progress)
+    except BbtError:
+        if not folder.log.of("generation"):
+            folder.discard()
+        raise
 
 
 def resume(path: Path, queries: int | None = None, on_progress: OnProgress | None = None) -> Outcome:
@@ -78,8 +85,8 @@ def open_backend(config: ModelConfig) -> Backend:
 class Predictor:
     """A saved prompt on its model, ready for new texts."""
 
-    def __init__(self, path: Path, options: Mapping[str, Any] | None = None, backend: str = "local") -> None:
-        self.prompt = SoftPrompt.load(path)
+    def __init__(self, path: Path | str, options: Mapping[str, Any] | None = None, backend: str = "local") -> None:
+        self.prompt = SoftPrompt.load(Path(path))
         self.backend = load_backend(backend, model=self.prompt.model, **(options or {}))
         self._vectors = load_prompt(self.prompt, self.backend)
         names = self.prompt.label_names

@@ -48,10 +48,11 @@ class SoftPrompt:
                 f"(weights {fingerprint}). Load it with its own model."
             )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write as safetensors; everything but the arrays goes into the metadata as JSON."""
         from safetensors.numpy import save_file
 
+        path = Path(path)
         facts = {k: v for k, v in asdict(self).items() if k not in ("embeddings", "anchor")}
         arrays = {"embeddings": np.ascontiguousarray(self.embeddings, dtype=np.float32)}
         if self.anchor is not None:

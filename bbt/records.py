@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 from collections import deque
 from collections.abc import Sequence
@@ -122,6 +123,11 @@ class RunFolder:
     def close(self) -> None:
         """Let other processes have it."""
         self._lock.release()
+
+    def discard(self) -> None:
+        """Remove a run that never began."""
+        self.close()
+        shutil.rmtree(self.path)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Keep the outcome in `result.json` and in the log."""

@@ -66,7 +66,9 @@ def load(
         BackendError: not found, or neither a masked nor a causal LM, or without a fast tokenizer.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # ours is the only one
     source = resolve(model)
     loaded: Any
     try:
