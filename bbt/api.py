@@ -1,6 +1,6 @@
 """The top-level API: the one place, beside the command line, that puts `bbt` and `backends` together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,15 @@ from bbt.tuner import Progress
 
 RUNS = Path("runs")
 
-OnProgress = Callable[[Progress, int], None]
-"""Called after each generation with the progress and the budget in queries."""
+
+class Observer:
+    """Told how a run goes; override what you want to see."""
+
+    def started(self, folder: Path | None, budget: int) -> None:
+        """The run's folder, if it has one, and its budget in queries."""
+
+    def progressed(self, progress: Progress) -> None:
+        """After each generation."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +43,14 @@ class Outcome:
 
 
 def tune(
-    config: Config | Mapping[str, Any], backend: Backend | None = None, on_progress: OnProgress | None = None
+    config: Config | Mapping[str, Any], backend: Backend | None = None, observer: Observer | None = None
 ) -> Outcome:
     """Tune in memory, without a run folder; `backend` overrides the config's model."""
     config = config if isinstance(config, Config) else make_config(config)
-    return _finish(config, backend or open_backend(config.model), EventLog(), on_progress)
+    return _finish(config, backend or open_backend(config.model), EventLog(), observer)
 
 
-def run(config: Config, runs: Path = RUNS, on_progress: OnProgress | None = None) -> Outcome:
+def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> Outcome:
     """Tune in a new run folder under `runs`; whatever stops it, `resume` goes on from there.
 
     A config that cannot be run (a BbtError before the first generation) leaves no folder behind.
@@ -52,14 +59,14 @@ def run(config: Config, runs: Path = RUNS, on_progress: OnProgress | None = None
     name = config.name or f"{config.task.name}-{config.optimizer.name}-seed{config.seed}"
     folder = RunFolder.create(runs, name, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     try:
-        return _run_in(folder, config, backend, on_progress)
+        return _run_in(folder, config, backend, observer)
     except BbtError:
         if not folder.log.of("generation"):
             folder.discard()
         raise
 
 
-def resume(path: Path, queries: int | None = None, on_progress: OnProgress | None = None) -> Outcome:
+def resume(path: Path, queries: int | None = None, observer: Observer | None = None) -> Outcome:
     """Go on with a run as if it had never stopped; `queries` extends its budget first.
 
     Raises:
@@ -74,7 +81,7 @@ def resume(path: Path, queries: int | None = None, on_progress: OnProgress | Non
             raise RunError(f"{path} has a budget of {spent} queries already; {queries} is no extension.")
         if queries > spent:
             folder.log.append({"event": "extend", "queries": queries})
-    return _run_in(folder, config, open_backend(config.model), on_progress)
+    return _run_in(folder, config, open_backend(config.model), observer)
 
 
 def open_backend(config: ModelConfig) -> Backend:
@@ -114,9 +121,9 @@ class Predictor:
         return own.evaluate(scorer.labels, predict(scorer, self._vectors))
 
 
-def _run_in(folder: RunFolder, config: Config, backend: Backend, on_progress: OnProgress | None) -> Outcome:
+def _run_in(folder: RunFolder, config: Config, backend: Backend, observer: Observer | None) -> Outcome:
     try:
-        outcome = _finish(config, backend, folder.log, on_progress, folder)
+        outcome = _finish(config, backend, folder.log, observer, folder)
     finally:
         folder.close()
     return outcome
@@ -126,15 +133,14 @@ def _finish(
     config: Config,
     backend: Backend,
     log: EventLog,
-    on_progress: OnProgress | None,
+    observer: Observer | None,
     folder: RunFolder | None = None,
 ) -> Outcome:
     """Search, test, save."""
     experiment = Experiment(config, backend, log)
-    tuner = experiment.tuner()
-    if on_progress:
-        budget, show = max(tuner.schedule.budgets), on_progress
-        tuner.on_progress = lambda progress: show(progress, budget)
+    observer = observer or Observer()
+    tuner = experiment.tuner(observer.progressed)
+    observer.started(folder.path if folder else None, max(tuner.schedule.budgets))
     best = tuner.run()
     prompt = experiment.soft_prompt(best)
     result = experiment.result(best)

@@ -13,12 +13,11 @@ import typer
 from bbt.errors import BbtError
 
 if TYPE_CHECKING:
-    from bbt.api import Outcome
+    from bbt.api import Observer, Outcome
     from bbt.tuner import Progress
 
 app = typer.Typer(
     help="Tune prompts of language models by their forward pass alone.\n\nStart with: bbt run configs/quickstart.yaml",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -47,8 +46,8 @@ def run(
     from bbt.config import load_config
 
     settings = load_config(config, set_ or ())
-    with _progress_bar() as on_progress:
-        outcome = api.run(settings, runs, on_progress)
+    with _progress_bar() as observer:
+        outcome = api.run(settings, runs, observer)
     _print_outcome(outcome, as_json)
 
 
@@ -64,8 +63,8 @@ def resume(
     """
     from bbt import api
 
-    with _progress_bar() as on_progress:
-        outcome = api.resume(run, budget, on_progress)
+    with _progress_bar() as observer:
+        outcome = api.resume(run, budget, observer)
     _print_outcome(outcome, as_json)
 
 
@@ -164,40 +163,50 @@ def show(
 
 
 def main() -> None:
-    """Entry point: bbt's own errors become one line and exit code 2."""
+    """Entry point: errors meant for people become one line and exit code 2."""
     try:
-        app()
-    except BbtError as error:
-        print(f"bbt: {error}", file=sys.stderr)
+        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+    except (BbtError, OSError, typer.BadParameter.__base__) as error:  # type: ignore[misc]
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        print(f"bbt: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        print(f"bbt: {error}", file=sys.stderr)
-        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Callable[["Progress", int], None]]:
+def _progress_bar() -> Iterator["Observer"]:
     """A progress bar on a terminal, nothing elsewhere; Ctrl-C says how to go on."""
     from tqdm import tqdm
 
-    bar = tqdm(unit="query", disable=None, file=sys.stderr, dynamic_ncols=True)
+    from bbt.api import Observer
 
-    def update(progress: "Progress", budget: int) -> None:
-        bar.total = budget
-        best = f"{100 * progress.best.verdict.metric:.1f}" if progress.best else "-"
-        bar.set_postfix_str(f"train loss {progress.train_loss:.3f}, best dev {best}", refresh=False)
-        bar.update(progress.train_queries - bar.n)
+    class Bar(Observer):
+        folder: Path | None = None
+        bar = tqdm(unit="query", disable=None, file=sys.stderr, dynamic_ncols=True)
 
+        def started(self, folder: Path | None, budget: int) -> None:
+            self.folder, self.bar.total = folder, budget
+            if not self.bar.disable:
+                self.bar.write(f"run folder: {folder}", file=sys.stderr)
+
+        def progressed(self, progress: "Progress") -> None:
+            best = f"{100 * progress.best.verdict.metric:.1f}" if progress.best else "-"
+            self.bar.set_postfix_str(f"train loss {progress.train_loss:.3f}, best dev {best}", refresh=False)
+            self.bar.update(progress.train_queries - self.bar.n)
+
+    observer = Bar()
     try:
-        yield update
+        yield observer
     except KeyboardInterrupt:
-        bar.close()
-        print("stopped; nothing is lost: bbt resume RUN goes on from here.", file=sys.stderr)
+        observer.bar.close()
+        print(f"stopped; nothing is lost: bbt resume {observer.folder or 'RUN'} goes on.", file=sys.stderr)
         sys.exit(130)
     finally:
-        bar.close()
+        observer.bar.close()
 
 
 def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
@@ -241,8 +250,11 @@ def _input_row(line: str) -> dict[str, str]:
     return {key: str(row[key]) for key in ("text", "text_pair") if key in row}
 
 
-def _options(pairs: list[str] | None) -> dict[str, str]:
-    return dict(pair.partition("=")[::2] for pair in pairs or ())
+def _options(pairs: list[str] | None) -> dict[str, Any]:
+    """Backend options of the command line; values are YAML, as in a config."""
+    from bbt.config import parse_override
+
+    return dict(parse_override("--option", pair, "precision=fp32") for pair in pairs or ())
 
 
 def _tasks() -> list[tuple[str, str]]:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bbt.errors import ConfigError, unknown
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TaskConfig(_Strict):
@@ -93,6 +93,14 @@ class OptimizerConfig(_Strict):
     bounds: tuple[float, float] | None = None
     step_size_rule: Literal["csa", "tpa"] = "csa"
     learning_rate: float = Field(0.1, gt=0)
+
+    @field_validator("bounds")
+    @classmethod
+    def _around_zero(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+        """The search starts at z = 0."""
+        if bounds and not bounds[0] < 0 < bounds[1]:
+            raise ValueError("need low < 0 < high")
+        return bounds
 
 
 class ObjectiveConfig(_Strict):
@@ -181,17 +189,30 @@ def preset(name: str) -> dict[str, Any]:
     return dict(values)
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set `a.b.c=value` in nested dicts; the value is YAML."""
-    key, equals, value = override.partition("=")
+def parse_override(flag: str, text: str, example: str) -> tuple[str, Any]:
+    """Key and value of `key=value`; the value is YAML.
+
+    Raises:
+        ConfigError: no `=`, no key, or a value that is not YAML.
+    """
+    key, equals, value = text.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {override!r}: expected key=value, e.g. --set budget.queries=500.")
+        raise ConfigError(f"{flag} {text!r}: expected key=value, e.g. {flag} {example}.")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{flag} {text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set `a.b.c=value` in nested dicts."""
+    key, value = parse_override("--set", override, "budget.queries=500")
     *parents, leaf = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {override!r}: {parent!r} is not a section of the config.")
-    tree[leaf] = yaml.safe_load(value)
+    tree[leaf] = value
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

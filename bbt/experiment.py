@@ -14,7 +14,7 @@ import numpy as np
 
 from bbt.backend import Backend
 from bbt.config import Config, DataConfig, TaskConfig
-from bbt.errors import ConfigError
+from bbt.errors import ConfigError, unknown
 from bbt.initial import initial_prompts
 from bbt.losses import cross_entropy, hinge, negative_metric
 from bbt.objective import Judge, Ledger, Objective, Scorer
@@ -45,8 +45,9 @@ def make_task(config: TaskConfig, kind: str) -> Task:
             config.label_words,
         )
     else:
-        task_spec_error = f"task {config.name!r} is not built in; give task.template and task.label_words for your own"
-        raise ConfigError(f"{task_spec_error}, or name one of: {', '.join(TASKS)}.")
+        raise ConfigError(
+            unknown("task", config.name, TASKS) + " For your own give task.template and task.label_words."
+        )
     return Task(
         base.name,
         Template(config.template) if config.template else base.template,
@@ -64,8 +65,14 @@ def make_split(config: DataConfig, task: Task, seed: int) -> Split:
     """
     seed = seed if config.seed is None else config.seed
     labels = config.labels or tuple(str(i) for i in range(len(task.label_names)))
+    if len(labels) != len(task.label_names):
+        raise ConfigError(
+            f"data.labels has {len(labels)} values {list(labels)} for {len(task.label_names)} labels "
+            f"{list(task.label_names)}; give one value a label, in order."
+        )
     pair = "text_pair" if task.template.takes_pair else None
-    columns = Columns(**config.columns.model_dump()) if config.columns else Columns(text_pair=pair)
+    named = config.columns.model_dump(exclude_none=True) if config.columns else {}
+    columns = Columns(**{"text_pair": pair, **named})
     if config.source == "bundled":
         return bundled_splits(task.name, config.k, seed, task.label_names)
     if config.source == "files":

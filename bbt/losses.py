@@ -45,8 +45,10 @@ def hinge(scores: Scores, labels: Labels, margin: float = 2.0) -> Losses:
 
 
 def negative_metric(scores: Scores, labels: Labels, metric: Metric) -> Losses:
-    """Minus the task's metric of the argmax predictions: flat almost everywhere, but what is asked for."""
-    return np.array([-metric(labels, row) for row in scores.argmax(axis=-1)])
+    """Minus the task's metric of the argmax predictions: flat almost everywhere, but what is asked for. NaN where a
+    candidate has a NaN, whose argmax means nothing."""
+    values = np.array([-metric(labels, row) for row in scores.argmax(axis=-1)])
+    return np.where(np.isnan(scores).any(axis=(1, 2)), np.nan, values)
 
 
 def finite_losses(losses: Losses) -> Losses:

@@ -68,7 +68,7 @@ def load(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # ours is the only one
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours is the only one
     source = resolve(model)
     loaded: Any
     try:

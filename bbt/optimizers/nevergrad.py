@@ -1,5 +1,6 @@
 """Any optimizer of nevergrad's registry, by its name there (DE, PSO, TwoPointsDE, NGOpt, ...)."""
 
+import difflib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -23,8 +24,8 @@ class Nevergrad:
         ng = _nevergrad()
         if name not in ng.optimizers.registry:
             known = {key.lower(): key for key in registry_names()}
-            same = known.get(name.lower())
-            hint = f" Did you mean {same!r}?" if same else ""
+            near = difflib.get_close_matches(name.lower(), known, n=1)
+            hint = f" Did you mean {known[near[0]]!r}?" if near else ""
             raise ConfigError(
                 unknown("optimizer", name, also_valid) + f"{hint} Or any of nevergrad's {len(known)} names."
             )

@@ -127,14 +127,17 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.suffix not in (".jsonl", ".csv", ".tsv"):
         raise DataError(f"{path}: format {path.suffix!r} is not known. Give a .jsonl, .csv or .tsv file.")
     try:
-        with path.open(encoding="utf-8", newline="") as handle:
+        with path.open(encoding="utf-8-sig", newline="") as handle:  # spreadsheets put a byte-order mark first
             if path.suffix == ".jsonl":
                 yield from _jsonl_records(handle, str(path))
             else:
                 delimiter = "\t" if path.suffix == ".tsv" else ","
-                yield from enumerate(csv.DictReader(handle, delimiter=delimiter), start=2)
+                reader = csv.DictReader(handle, delimiter=delimiter)
+                yield from ((reader.line_num, record) for record in reader)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}.") from error
+    except csv.Error as error:
+        raise DataError(f"{path} is not a table: {error}.") from error
 
 
 def _jsonl_records(lines: Iterable[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
