@@ -5,6 +5,7 @@ To add a backend, write a class with the members of `bbt.backend.Backend` and na
 """
 
 from importlib import import_module
+from inspect import signature
 from typing import Any, cast
 
 from bbt.backend import Backend
@@ -27,6 +28,11 @@ def load_backend(name: str, **options: Any) -> Backend:
         factory = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"backend {name!r} cannot be imported: {error}.") from error
+    takes = signature(factory)
+    try:
+        takes.bind(**options)
+    except TypeError as error:
+        raise ConfigError(f"backend {name!r}: {error}. Its options: {', '.join(takes.parameters)}.") from error
     return cast(Backend, factory(**options))
 
 

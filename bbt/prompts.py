@@ -81,6 +81,9 @@ class SoftPrompt:
             raise PromptError(f"{file} is not a readable safetensors file: {error}") from error
         if metadata.get("format") != FORMAT or "embeddings" not in arrays:
             raise PromptError(f"{file} is not a soft prompt of format {FORMAT}.")
-        facts = json.loads(metadata["prompt"])
-        facts |= {k: tuple(facts[k]) for k in ("label_words", "label_names")}
-        return cls(embeddings=arrays["embeddings"], anchor=arrays.get("anchor"), **facts)
+        try:
+            facts = json.loads(metadata["prompt"])
+            facts |= {k: tuple(facts[k]) for k in ("label_words", "label_names")}
+            return cls(embeddings=arrays["embeddings"], anchor=arrays.get("anchor"), **facts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PromptError(f"{file} is damaged: its metadata do not describe a prompt ({error!r}).") from error

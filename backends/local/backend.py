@@ -114,7 +114,9 @@ class LocalBackend:
         n, expected = len(prompts), (encoded.n_prompt_tokens, self._words.shape[1])
         if prompts.ndim != 3 or prompts.shape[1:] != expected:
             raise BackendError(f"prompts have shape {prompts.shape}, expected (n, {expected[0]}, {expected[1]}).")
-        vectors = torch.from_numpy(np.ascontiguousarray(prompts)).to(self._device)
+        if self._anchor is not None and 0 < expected[0] != self._anchor.shape[1]:
+            raise BackendError(f"prompts have {expected[0]} tokens, the anchor {self._anchor.shape[1]}.")
+        vectors = self._tensor(prompts)
         lengths = [len(row.ids) - encoded.n_prefix for row in encoded.rows]
         while True:
             try:
@@ -146,7 +148,13 @@ class LocalBackend:
     def anchor(self, prompt: Prompts) -> None:
         """Add differences from this prompt (1, T, H) after the embedding LayerNorm; see `Backend.anchor`."""
         embedding_layernorm(self._model)
-        self._anchor = torch.from_numpy(np.ascontiguousarray(prompt)).to(self._device)
+        if prompt.ndim != 3 or prompt.shape[::2] != (1, self._words.shape[1]):
+            raise BackendError(f"the anchor has shape {prompt.shape}, expected (1, T, {self._words.shape[1]}).")
+        self._anchor = self._tensor(prompt)
+
+    def _tensor(self, prompts: Prompts) -> Tensor:
+        """A copy on the device: PyTorch warns of arrays that are read-only."""
+        return torch.from_numpy(np.array(prompts, dtype=np.float32)).to(self._device)
 
     def _score(
         self,
@@ -174,7 +182,7 @@ class LocalBackend:
         inputs = self._words[ids.clamp(min=0)].expand(len(vectors), -1, -1, -1).clone()
         rows, places = (ids < 0).nonzero(as_tuple=True)
         which = prompt_id(ids[rows, places])
-        if self._anchor is None:
+        if self._anchor is None or not vectors.shape[1]:
             inputs[:, rows, places] = vectors[:, which].to(self._dtype)
             return inputs.flatten(0, 1), nullcontext()
         inputs[:, rows, places] = self._anchor[:, which].to(self._dtype)

@@ -69,7 +69,7 @@ class RowTokenizer:
         """Tokenise one row, cutting its text from the end if the row is too long.
 
         Raises:
-            BackendError: the template alone does not fit, or a causal template goes on after the mask.
+            BackendError: the template alone does not fit, or a causal template goes on after the mask or is empty.
         """
         tokens = [_Token(i, False) for i in self._left]
         read, run, n_prompt = -1, [], 0
@@ -89,6 +89,8 @@ class RowTokenizer:
         if self._causal and (tail or row[-1].kind == "prompt"):
             raise BackendError("a causal LM reads the token after the template's end: put {mask} last.")
         tokens += tail + [_Token(i, False) for i in self._right]
+        if not tokens:
+            raise BackendError("a row is empty: there is nothing left of {mask} for a causal LM to go on from.")
         return self._truncated(tokens, read)
 
     def text_ids(self, text: str) -> list[int]:

@@ -65,10 +65,13 @@ def load(
     Raises:
         BackendError: not found, or neither a masked nor a causal LM, or without a fast tokenizer.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours is the only one
+    if kind not in (None, "masked", "causal"):
+        raise BackendError(unknown("kind", kind, ("masked", "causal")))
     source = resolve(model)
     loaded: Any
     try:
@@ -77,7 +80,7 @@ def load(
         kind = kind or _kind_of(config)
         auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
         loaded = auto.from_pretrained(source, revision=revision, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackendError(
             f"cannot load model {model!r}: {reason} Give a folder, a name on the hub, or one of: "
@@ -85,6 +88,8 @@ def load(
         ) from error
     if not tokenizer.is_fast:
         raise BackendError(f"model {model!r} has no fast tokenizer (tokenizer.json), which truncation needs.")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up where the files are missing
+        raise BackendError(f"model {model!r} comes without a tokenizer: no tokenizer.json or vocabulary beside it.")
     return loaded.to(device).eval().requires_grad_(False), tokenizer, kind
 
 

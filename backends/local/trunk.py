@@ -53,10 +53,10 @@ class Trunk:
     @contextmanager
     def scoring(self, token_ids: Tensor) -> Iterator[None]:
         """Inside, the head knows these K tokens only."""
-        rows = nn.Linear(self._decoder.in_features, len(token_ids), bias=self._decoder.bias is not None)
-        rows.weight = nn.Parameter(self._decoder.weight[token_ids], requires_grad=False)
+        rows = _FullPrecisionLinear(self._decoder.in_features, len(token_ids), bias=self._decoder.bias is not None)
+        rows.weight = nn.Parameter(self._decoder.weight[token_ids].float(), requires_grad=False)
         if self._decoder.bias is not None:
-            rows.bias = nn.Parameter(self._decoder.bias[token_ids], requires_grad=False)
+            rows.bias = nn.Parameter(self._decoder.bias[token_ids].float(), requires_grad=False)
         self._model.set_output_embeddings(rows)
         try:
             yield
@@ -82,6 +82,13 @@ class Trunk:
             rows = torch.arange(len(hidden), device=hidden.device)
             output["last_hidden_state"] = hidden[rows, self._read][:, None]
         return output
+
+
+class _FullPrecisionLinear(nn.Linear):
+    """K rows cost nothing in fp32, while bf16 would round a logit of 100, as causal LMs have them, to 0.5."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return super().forward(hidden.float())
 
 
 def repeated(layers: list[tuple[Tensor, Tensor]], candidates: slice, n_rows: int) -> Any:

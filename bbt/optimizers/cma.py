@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bbt.optimizers.base import Settings
+from bbt.optimizers.generator import OwnGenerator
 from bbt.types import Latents, Losses
 
 
@@ -50,7 +51,8 @@ class FullCMA:
 
     def tell(self, latents: Latents, losses: Losses) -> None:
         """Update mean, step size and covariance."""
-        self._strategy.tell(list(latents), losses.tolist())
+        with OwnGenerator(0):  # TPA checks itself at random places, drawn from the global generator
+            self._strategy.tell(list(latents), losses.tolist())
 
     @property
     def mean(self) -> NDArray[np.float64]:

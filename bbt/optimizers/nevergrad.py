@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bbt.errors import ConfigError, unknown
 from bbt.optimizers.base import Settings
+from bbt.optimizers.generator import OwnGenerator
 from bbt.types import Latents, Losses
 
 
@@ -17,7 +18,7 @@ class Nevergrad:
     """A nevergrad optimizer over an array of mutation scale sigma0, asked for whole populations.
 
     Raises:
-        ConfigError: no optimizer of that name; the nearest valid name is suggested.
+        ConfigError: no optimizer of that name (the nearest is suggested), or one that cannot be used here.
     """
 
     def __init__(self, name: str, settings: Settings, also_valid: Sequence[str] = ()) -> None:
@@ -34,19 +35,25 @@ class Nevergrad:
             array = array.set_bounds(*settings.bounds)
         array.random_state = np.random.RandomState(settings.seed)
         self._population_size = settings.population_size
-        self._optimizer = ng.optimizers.registry[name](
-            parametrization=array, budget=settings.budget, num_workers=settings.population_size
-        )
+        self._generator = OwnGenerator(settings.seed)  # many of its optimizers draw from the global one
+        try:
+            with self._generator:
+                self._optimizer = ng.optimizers.registry[name](
+                    parametrization=array, budget=settings.budget, num_workers=settings.population_size
+                )
+        except Exception as error:  # one that cannot work in parallel, or misses a package of its own
+            raise ConfigError(f"nevergrad's {name} cannot search whole populations here: {error}") from error
         self._asked: list[Any] = []
 
     def ask(self) -> Latents:
         """The next population (n, d)."""
-        self._asked = [self._optimizer.ask() for _ in range(self._population_size)]
+        with self._generator:
+            self._asked = [self._optimizer.ask() for _ in range(self._population_size)]
         return np.array([candidate.value for candidate in self._asked])
 
     def tell(self, latents: Latents, losses: Losses) -> None:
         """Losses of the candidates last asked for, in order."""
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._generator:
             warnings.simplefilter("ignore")  # about the inner workings of its optimizers; nothing to act on
             for candidate, loss in zip(self._asked, losses, strict=True):
                 self._optimizer.tell(candidate, float(loss))
@@ -54,7 +61,8 @@ class Nevergrad:
     @property
     def mean(self) -> NDArray[np.float64]:
         """(d,) nevergrad's own recommendation."""
-        return np.array(self._optimizer.provide_recommendation().value)
+        with self._generator:
+            return np.array(self._optimizer.provide_recommendation().value)
 
 
 def registry_names() -> list[str]:
@@ -63,7 +71,7 @@ def registry_names() -> list[str]:
 
 
 def _nevergrad() -> Any:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), OwnGenerator(0):  # it draws some optimizers' constants when it is imported
         warnings.simplefilter("ignore")  # optional packages that nevergrad misses while filling its registry
         import nevergrad
 

@@ -1,0 +1,51 @@
+"""Fixtures that several files share: tiny models on disk, backends over them, and their references."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may wait for a network
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """name -> folder of a tiny model of that architecture, made once."""
+    from tiny_models import save_tiny
+
+    root: Path = tmp_path_factory.mktemp("tiny")
+    return cache(lambda name: save_tiny(name, root / name))
+
+
+@pytest.fixture
+def tiny_backend(tiny_folder):
+    """name -> a fresh LocalBackend over the tiny model, in full precision unless told otherwise."""
+    from backends.local import LocalBackend
+
+    def make(name, **options):
+        return LocalBackend(model=str(tiny_folder(name)), **{"precision": "fp32", "device": "cpu", **options})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def reference(tiny_folder):
+    """name -> the same tiny model in plain transformers."""
+    from reference import Reference
+    from tiny_models import CAUSAL
+
+    return cache(lambda name: Reference(tiny_folder(name), "causal" if name in CAUSAL else "masked"))
+
+
+@pytest.fixture
+def random_prompts():
+    """(n, T, H) prompts of about the size of the tiny models' embeddings, the same at every call."""
+
+    def make(n, n_tokens, hidden_size=32, scale=0.2, seed=0):
+        rng = np.random.default_rng(seed)
+        return (scale * rng.standard_normal((n, n_tokens, hidden_size))).astype(np.float32)
+
+    return make

@@ -1,0 +1,88 @@
+"""Every example runs as its first lines say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(script: str, *args: object, cwd: Path) -> str:
+    command = [sys.executable, str(EXAMPLES / script), *map(str, args)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    tree = {
+        "base": {"prompt": {"n_prompt_tokens": 2, "intrinsic_dim": 4}, "optimizer": {"population_size": 4}},
+        "seeds": [0, 1],
+        "budgets": [8, 16],
+        "only": {16: {"seeds": [0]}},
+        "methods": {"random": {"optimizer": {"name": "random"}}},
+    }
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_quickstart_tunes_saves_and_predicts(tmp_path: Path) -> None:
+    lines = run("quickstart.py", cwd=tmp_path).splitlines()
+    assert set(eval(lines[0])) == {"manual", "untuned", "tuned"}
+    assert eval(lines[1])[0]["label"] in ("negative", "positive")
+    assert (tmp_path / "sst2-prompt.safetensors").is_file()
+
+
+def test_benchmark_runs_what_is_missing_and_only_that(tmp_path: Path, plan: Path) -> None:
+    first = run("benchmark.py", plan, "--runs", tmp_path / "runs", cwd=tmp_path)
+    assert "[3/3]" in first
+    assert "| random | 8 | 2 |" in first
+    assert "| random | 16 | 1 |" in first
+    again = run("benchmark.py", plan, "--runs", tmp_path / "runs", cwd=tmp_path)
+    assert "[" not in again
+    assert again.splitlines()[-2:] == first.splitlines()[-2:]
+
+
+def test_bundle_data_keeps_the_reference_split(tmp_path: Path) -> None:
+    from bbt.tasks.data import Columns, k_shot, read_examples
+
+    rows = [{"text": f"row {i}", "label": i % 2} for i in range(100)]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("bundle_data.py", "sst2", source, source, tmp_path / "out", cwd=tmp_path)
+    shipped = [json.loads(line) for line in (tmp_path / "out" / "few_shot.jsonl").read_text().splitlines()]
+    train, dev = k_shot(read_examples(source, Columns(), ["0", "1"]), 16, 7, ["a", "b"])
+    assert [row["text"] for row in shipped if row["seed"] == 7] == [e.text for e in [*train, *dev]]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    lines = [f"Review {i} says that the film was {word} ." for i in range(200) for word in ("bad", "great")]
+    (folder / "reviews.txt").write_text("\n\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "template"), [("mlm", "{text} . It was {mask} ."), ("causal", "{text} It was {mask}")]
+)
+def test_pretrain_resumes_and_its_model_is_scored(tmp_path: Path, corpus: Path, kind: str, template: str) -> None:
+    out = tmp_path / "model"
+    words = tmp_path / "words.txt"
+    words.write_text("bad great")
+    size = "--layers 1 --width 32 --heads 2 --vocab 300 --positions 64 --lengths 16 --batch-tokens 256 --threads 1"
+    command = [corpus, "--kind", kind, "--out", out, "--keep-words", words, *size.split(), "--held-out", "20"]
+    run("pretrain.py", *command, "--steps", 2, cwd=tmp_path)
+    run("pretrain.py", *command, "--steps", 4, "--resume", cwd=tmp_path)
+    curve = (tmp_path / "model.work" / "curve.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in curve] == [2, 4]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "A film", "label": 1}\n{"text": "A bore", "label": 0}\n')
+    assert "2 rows" in run("pretrain_zero_shot.py", out, rows, template, "bad,great", cwd=tmp_path)

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from toy import HIDDEN, TASK, ToyBackend
+
+from bbt.config import PromptConfig
+from bbt.errors import ConfigError, PromptError
+from bbt.initial import initial_prompts
+from bbt.prompts import SoftPrompt
+
+
+def initial(seed=0, **settings):
+    settings = {"n_prompt_tokens": 5, **settings}
+    return initial_prompts(PromptConfig(**settings), ToyBackend(), TASK, seed)
+
+
+def tokens(prompts):
+    """The toy embeds token id i as i / 100: back to the ids."""
+    return np.rint(prompts[..., 0] * 100).astype(int).tolist()
+
+
+def test_vocabulary_draws_ordinary_tokens_by_the_seed():
+    prompts = initial(n_prompt_tokens=1500)
+    assert prompts.shape == (1, 1500, HIDDEN)
+    assert set(tokens(prompts)[0]) == set(ToyBackend().ordinary_ids())
+    np.testing.assert_array_equal(initial(n_prompt_tokens=1500), prompts)
+    assert tokens(initial(seed=1)) != tokens(initial(seed=0))
+
+
+def test_several_draws_are_made_for_screening_and_the_first_is_the_unscreened_one():
+    prompts = initial(n_screened=4)
+    assert prompts.shape == (4, 5, HIDDEN)
+    assert len({tuple(row) for row in tokens(prompts)}) == 4
+    assert tokens(prompts)[:1] == tokens(initial())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a bb ccc", [1, 2, 3, 1, 2]), ("a bb ccc dddd eeeee ffffff", [1, 2, 3, 4, 5])]
+)
+def test_a_text_is_repeated_or_cut_to_the_prompts_length(text, expected):
+    assert tokens(initial(init="text", text=text)) == [expected]
+
+
+def test_label_words_are_repeated():
+    assert tokens(initial(init="label_words")) == [[2, 3, 2, 3, 2]]  # "no yes"
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_init_text_needs_a_text(text):
+    with pytest.raises(ConfigError, match=r"init: text needs prompt\.text"):
+        initial(init="text", text=text)
+
+
+def test_a_text_without_tokens_is_refused():
+    with pytest.raises(ConfigError, match="no tokens"):
+        initial(init="text", text="  ")
+
+
+def saved(folder, n_tokens=5, hidden=HIDDEN):
+    vectors = np.random.default_rng(0).normal(size=(n_tokens, hidden)).astype(np.float32)
+    SoftPrompt(vectors, "m", "f", "{prompt} {text} {mask}", ("no", "yes")).save(folder / "prompt.safetensors")
+    return vectors
+
+
+def test_a_saved_prompt_is_taken_as_it_is(tmp_path):
+    vectors = saved(tmp_path)
+    for path in (tmp_path, tmp_path / "prompt.safetensors"):
+        np.testing.assert_array_equal(initial(init=str(path)), vectors[None])
+
+
+@pytest.mark.parametrize(("n_tokens", "hidden"), [(4, HIDDEN), (5, HIDDEN + 1)])
+def test_a_saved_prompt_of_another_shape_is_refused(tmp_path, n_tokens, hidden):
+    saved(tmp_path, n_tokens, hidden)
+    with pytest.raises(PromptError, match=r"has shape .*, the run needs \(T, H\) = \(5, 4\)"):
+        initial(init=str(tmp_path))
+
+
+def test_an_init_that_is_neither_a_way_nor_a_path_is_refused():
+    with pytest.raises(ConfigError, match="'vocabulry' is neither vocabulary, text or label_words nor the path"):
+        initial(init="vocabulry")

@@ -1,0 +1,143 @@
+import warnings
+
+import numpy as np
+import pytest
+
+from bbt.errors import ConfigError
+from bbt.optimizers import OPTIMIZERS, Settings, make_optimizer
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # moarchiving and matplotlib, which only other parts of pycma use
+    import cma
+from cma.sigma_adaptation import CMAAdaptSigmaCSA, CMAAdaptSigmaTPA
+
+D, POPULATION, GENERATIONS = 20, 20, 40
+TARGET = np.linspace(-1.0, 1.5, D)
+NAMES = [*OPTIMIZERS, "TwoPointsDE", "LognormalDiscreteOnePlusOne"]
+
+
+def quadratic(latents):
+    return np.square(latents - TARGET).sum(axis=1)
+
+
+def search(name, generations=GENERATIONS, told=None, function=quadratic, **settings):
+    """Candidates (g, n, d), losses (g, n) and the optimizer after some generations; `told` replays losses."""
+    settings = {"intrinsic_dim": D, "population_size": POPULATION, "seed": 3, "budget": 800, **settings}
+    optimizer = make_optimizer(name, Settings(**settings))
+    latents, losses = [], []
+    for generation in range(generations):
+        latents.append(optimizer.ask())
+        losses.append(function(latents[-1]) if told is None else told[generation])
+        optimizer.tell(latents[-1], losses[-1])
+    return np.array(latents), np.array(losses), optimizer
+
+
+@pytest.mark.parametrize(("name", "rule"), [*((name, "csa") for name in NAMES), ("cma", "tpa")])
+def test_every_optimizer_keeps_the_contract(name, rule):
+    np.random.seed(0)
+    before = np.random.get_state()[1].copy()
+    latents, losses, optimizer = search(name, step_size_rule=rule)
+    np.testing.assert_array_equal(np.random.get_state()[1], before, err_msg="the global generator was used")
+
+    assert latents.shape == (GENERATIONS, POPULATION, D)
+    assert latents.dtype == np.float64
+    assert optimizer.mean.shape == (D,)
+    assert optimizer.mean.dtype == np.float64
+
+    np.random.seed(1)  # must not matter
+    again, _, replayed = search(name, told=losses, step_size_rule=rule)
+    np.testing.assert_array_equal(again, latents, err_msg="replayed losses gave another trajectory")
+    np.testing.assert_array_equal(replayed.mean, optimizer.mean)
+    assert not np.array_equal(search(name, generations=1, seed=4)[0][0], latents[0])
+
+    recommended = quadratic(optimizer.mean[None])[0]
+    if name == "random":
+        assert recommended == losses.min() < losses[0].min()
+    else:
+        assert recommended < 0.5 * quadratic(np.zeros((1, D)))[0]
+        assert np.median(losses[-1]) < np.median(losses[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_stays_within_its_bounds(name):
+    latents, _, optimizer = search(name, bounds=(-1.5, 2.0), function=lambda z: np.square(z - 5.0).sum(axis=1))
+    for points in (latents, optimizer.mean):
+        assert points.min() >= -1.5
+        assert points.max() <= 2.0
+    assert latents.max() > 1.9  # the best point lies outside: the bound is felt
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_population_is_spread_by_sigma0(name):
+    near, far = (search(name, generations=1, sigma0=sigma0)[0][0] for sigma0 in (0.1, 1.0))
+    assert 0.04 < near.std() < 0.2
+    assert far.std() == pytest.approx(10 * near.std(), rel=0.05)
+
+
+def raw_pycma(rule, diagonal, seed, sigma0, bounds, generations=GENERATIONS):
+    """pycma as its own documentation uses it, seeded by its own option."""
+    options = {"seed": seed, "popsize": POPULATION, "AdaptSigma": rule, "CMA_diagonal": diagonal, "bounds": bounds}
+    strategy = cma.CMAEvolutionStrategy([0.0] * D, sigma0, {**options, "verbose": -9})
+    latents = []
+    for _ in range(generations):
+        latents.append(strategy.ask())
+        strategy.tell(latents[-1], list(quadratic(np.array(latents[-1]))))
+    return np.array(latents), np.array(strategy.result.xfavorite)
+
+
+@pytest.mark.parametrize("bounds", [None, (-0.5, 0.75)])
+@pytest.mark.parametrize(("name", "diagonal"), [("cma", False), ("cma-separable", True)])
+def test_cma_is_pycma_with_the_same_seed(name, diagonal, bounds):
+    ours, _, optimizer = search(name, bounds=bounds, seed=11, sigma0=0.7)
+    expected, mean = raw_pycma(CMAAdaptSigmaCSA, diagonal, 11, 0.7, list(bounds) if bounds else [None, None])
+    np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_allclose(optimizer.mean, mean, atol=1e-12)
+
+
+def test_tpa_is_pycmas_until_its_self_checks_draw_from_the_seed():
+    ours, _, optimizer = search("cma", 4, step_size_rule="tpa", seed=11, sigma0=0.7)
+    expected, mean = raw_pycma(CMAAdaptSigmaTPA, False, 11, 0.7, [None, None], 4)
+    np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_allclose(optimizer.mean, mean, atol=1e-12)
+
+
+def test_the_step_size_rule_and_the_covariance_make_a_difference():
+    full, separable, tpa = search("cma")[0], search("cma-separable")[0], search("cma", step_size_rule="tpa")[0]
+    np.testing.assert_allclose(full[0], separable[0], rtol=1e-3)
+    for other in (separable, tpa):
+        assert not np.allclose(full[-1], other[-1], rtol=0.01)
+
+
+def test_many_dimensions_keep_the_step_size_rule_that_was_asked_for():
+    settings = {"intrinsic_dim": 500, "generations": 3, "function": lambda z: (z**2).sum(axis=1)}
+    csa, _, optimizer = search("cma-separable", **settings)
+    assert csa.shape == (3, POPULATION, 500)
+    assert isinstance(optimizer._strategy.adapt_sigma, CMAAdaptSigmaCSA)
+    assert not np.allclose(csa[2], search("cma-separable", step_size_rule="tpa", **settings)[0][2])
+
+
+def test_zeroth_order_estimates_the_gradient_from_antithetic_pairs():
+    gradient = np.arange(1.0, D + 1)
+    latents, _, optimizer = search(
+        "zeroth-order", 1, function=lambda z: z @ gradient, population_size=4000, sigma0=0.3, learning_rate=0.2
+    )
+    np.testing.assert_allclose(latents[0, :2000], -latents[0, 2000:])
+    np.testing.assert_allclose(optimizer.mean, -0.2 * 0.3, rtol=1e-6)  # Adam's first step is the sign times the rate
+
+
+def test_zeroth_order_needs_pairs():
+    with pytest.raises(ConfigError, match="even population, got 7"):
+        make_optimizer("zeroth-order", Settings(population_size=7))
+
+
+def test_a_nevergrad_optimizer_that_takes_no_populations_says_so():
+    with pytest.raises(ConfigError, match="nevergrad's SPSA cannot search whole populations here: SPSA does not"):
+        make_optimizer("SPSA", Settings(intrinsic_dim=D))
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("cma-seperable", "cma-separable"), ("TwoPointDE", "TwoPointsDE"), ("pso", "PSO")]
+)
+def test_an_unknown_name_suggests_ours_and_nevergrads(name, nearest):
+    with pytest.raises(ConfigError, match=f"unknown optimizer {name!r}.*Did you mean {nearest!r}"):
+        make_optimizer(name, Settings())

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from bbt.backend import Segment
+from bbt.config import TaskConfig
+from bbt.errors import ConfigError
+from bbt.experiment import make_task
+from bbt.tasks import METRICS, TASKS, Example, Task, Template, task_spec
+from bbt.tasks.builtin import builtin_task
+from bbt.tasks.task import labels_of
+
+GOLD = np.array([0, 0, 1, 1, 1, 0])
+PREDICTED = np.array([0, 1, 1, 0, 1, 0])
+
+# The reference's tables of templates and label words, with our slots in place of P, S and M.
+MASKED = {
+    "sst2": ("{prompt} . {text} . It was {mask} .", "bad great"),
+    "yelp": ("{prompt} . {text} . It was {mask} .", "bad great"),
+    "agnews": ("{prompt} . {mask} News: {text}", "World Sports Business Tech"),
+    "dbpedia": (
+        "{prompt} [ Category: {mask} ] {text}",
+        "Company Education Artist Athlete Office Transportation Building Natural Village Animal Plant Album Film "
+        "Written",
+    ),
+    "mrpc": ("{prompt} . {text} ? {mask} , {text_pair}", "No Yes"),
+    "rte": ("{prompt} . {text} ? {mask} , {text_pair}", "Yes No"),
+    "snli": ("{prompt} . {text} ? {mask} , {text_pair}", "Yes Maybe No"),
+}
+CAUSAL = {
+    "sst2": ("{prompt} . {text} . The sentiment is {mask}", "negative positive"),
+    "yelp": ("{prompt} . {text} . It is {mask}", "negative positive"),
+    "agnews": ("{prompt} . {text} The news above is about {mask}", "world sports business tech"),
+    "dbpedia": (
+        "{prompt} {text} The text above is about {mask}",
+        "company education artist athlete office transportation building natural village animal plant album film "
+        "written",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_masked_wordings_are_the_references(name):
+    task = builtin_task(name, "masked")
+    assert (task.template.source, " ".join(task.label_words)) == MASKED[name]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_causal_wordings_are_the_references(name):
+    task = builtin_task(name, "causal")
+    assert (task.template.source, " ".join(task.label_words)) == CAUSAL[name]
+
+
+def test_the_references_tasks_are_all_there_with_its_losses_and_metrics():
+    assert set(TASKS) == set(MASKED)
+    assert {name for name, spec in TASKS.items() if spec.loss == "hinge"} == {"mrpc", "snli", "rte"}
+    assert TASKS["mrpc"].metrics == ("f1", "accuracy")
+    assert all(spec.metrics == ("accuracy",) for name, spec in TASKS.items() if name != "mrpc")
+
+
+@pytest.mark.parametrize("kind", ["masked", "causal"])
+@pytest.mark.parametrize("name", TASKS)
+def test_every_built_in_wording_fits_its_data(name, kind):
+    task, spec = builtin_task(name, kind), TASKS[name]
+    assert task.template.takes_pair == spec.takes_pair == (spec.hub.columns.text_pair is not None)
+    assert kind == "masked" or task.template.source.endswith("{mask}")
+
+
+def test_an_unknown_task_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"unknown task 'sst-2'\. Did you mean 'sst2'\?"):
+        task_spec("sst-2")
+    with pytest.raises(ConfigError, match=r"unknown task 'agnew'\. Did you mean 'agnews'\?"):
+        make_task(TaskConfig(name="agnew"), "masked")
+
+
+def test_own_words_override_the_built_in_ones():
+    task = make_task(TaskConfig(name="sst2", label_words=("awful", "fine"), metrics=("macro_f1",)), "masked")
+    assert task.label_words == ("awful", "fine")
+    assert task.template.source == MASKED["sst2"][0]
+    assert (task.label_names, task.metrics) == (("negative", "positive"), ("macro_f1",))
+
+
+def test_an_own_task_is_called_by_its_label_words_unless_named():
+    config = TaskConfig(name="mine", template="{prompt} {text} {mask}", label_words=("a", "b"))
+    assert make_task(config, "causal").label_names == ("a", "b")
+    named = config.model_copy(update={"label_names": ("x", "y")})
+    assert make_task(named, "causal").label_names == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    ("words", "metrics", "message"),
+    [
+        (("a",), ("accuracy",), "1 label words"),
+        (("a", "a"), ("accuracy",), "label words repeat"),
+        (("a", "b"), ("accurracy",), "unknown metric 'accurracy'. Did you mean 'accuracy'?"),
+    ],
+)
+def test_a_task_that_cannot_be_is_refused(words, metrics, message):
+    with pytest.raises(ConfigError, match=message):
+        Task("t", Template("{text} {mask}"), ("x", "y"), words, metrics)
+
+
+def test_rows_and_labels_keep_the_order_of_the_examples():
+    task = builtin_task("rte", "masked")
+    examples = [Example("a", 1, "b"), Example("c", 0, "d")]
+    rows = task.rows(examples, 3)
+    assert [[s.text for s in row if s.kind == "text"] for row in rows] == [["a", "b"], ["c", "d"]]
+    assert rows[0][0] == Segment("prompt", n_tokens=3)
+    np.testing.assert_array_equal(labels_of(examples), [1, 0])
+
+
+def test_metrics_are_scikit_learns():
+    assert METRICS["accuracy"](GOLD, PREDICTED) == accuracy_score(GOLD, PREDICTED)
+    assert METRICS["f1"](GOLD, PREDICTED) == pytest.approx(f1_score(GOLD, PREDICTED))
+    assert METRICS["macro_f1"](GOLD, PREDICTED) == pytest.approx(f1_score(GOLD, PREDICTED, average="macro"))
+
+
+def test_f1_is_of_class_one_alone():
+    gold = np.array([1] * 279 + [0] * 129)  # MRPC's validation split
+    assert METRICS["f1"](gold, np.ones_like(gold)) == pytest.approx(0.812, abs=5e-4)
+    assert METRICS["f1"](gold, np.zeros_like(gold)) == 0.0
+    assert METRICS["f1"](1 - GOLD, 1 - PREDICTED) == pytest.approx(f1_score(GOLD, PREDICTED, pos_label=0))
+
+
+def test_the_first_metric_selects_and_all_are_reported():
+    task = builtin_task("mrpc", "masked")
+    assert task.metric(GOLD, PREDICTED) == METRICS["f1"](GOLD, PREDICTED)
+    values = {name: METRICS[name](GOLD, PREDICTED) for name in ("f1", "accuracy")}
+    assert task.evaluate(GOLD, PREDICTED) == values

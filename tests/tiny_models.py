@@ -1,0 +1,143 @@
+"""Random-weight models of every supported architecture, with real fast tokenizers, as folders on disk."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+MASKED = ("bert", "roberta", "distilbert")
+CAUSAL = ("gpt2", "llama")
+ARCHITECTURES = MASKED + CAUSAL
+MAX_LENGTH = 64
+HIDDEN = 32
+
+CORPUS = [
+    "a film so bad that it was great . The acting is bad and the plot is worse .",
+    "World News : the Sports and Business pages . The sentiment is negative , or positive .",
+    "Yes , or No ? Question : is it a good film ? True , or not ? Answer : yes , no , maybe",
+    "I liked it ; you did not . It was a slow , warm and funny story about two friends",
+    *("bad great negative positive", " World Sports Business yes no Yes No", "World", "Sports", "Business", "News") * 9,
+]
+
+
+def wordpiece() -> PreTrainedTokenizerFast:
+    """BERT's kind, lower case."""
+    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
+    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    raw.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
+    raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        model_max_length=MAX_LENGTH,
+        **{f"{name.strip('[]').lower()}_token": name for name in special},
+    )
+
+
+def byte_level(special: list[str]) -> Tokenizer:
+    """GPT-2's and RoBERTa's kind: the space belongs to the token after it."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    raw.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=500, special_tokens=special, initial_alphabet=alphabet)
+    )
+    return raw
+
+
+def roberta_tokenizer() -> PreTrainedTokenizerFast:
+    """<s> text </s>; the mask swallows the space at its left."""
+    raw = byte_level(["<s>", "<pad>", "</s>", "<unk>"])
+    raw.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        model_max_length=512,  # as on the hub, where the model's own limit must be found in its config
+        bos_token="<s>",
+        cls_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        mask_token=AddedToken("<mask>", lstrip=True, special=True),
+    )
+
+
+def gpt2_tokenizer() -> PreTrainedTokenizerFast:
+    """No token before the text, none after."""
+    raw = byte_level(["<|endoftext|>"])
+    raw.post_processor = processors.ByteLevel(trim_offsets=False)
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token=end, eos_token=end, unk_token=end)
+
+
+def llama_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama's metaspace kind: a beginning-of-sequence token before the text."""
+    raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    raw.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=600, special_tokens=special))
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+TOKENIZERS = {
+    "bert": wordpiece,
+    "roberta": roberta_tokenizer,
+    "distilbert": wordpiece,
+    "gpt2": gpt2_tokenizer,
+    "llama": llama_tokenizer,
+}
+
+
+def random_model(name: str, vocab_size: int):
+    """Two layers, four heads; no dropout matters in eval mode."""
+    sizes = {"vocab_size": vocab_size, "hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4}
+    mlp = {"intermediate_size": 64, "max_position_embeddings": MAX_LENGTH}
+    match name:
+        case "bert":
+            return BertForMaskedLM(BertConfig(**sizes, **mlp))
+        case "roberta":
+            return RobertaForMaskedLM(RobertaConfig(**sizes, **{**mlp, "max_position_embeddings": MAX_LENGTH + 2}))
+        case "distilbert":
+            shape = {"dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+            return DistilBertForMaskedLM(
+                DistilBertConfig(vocab_size=vocab_size, max_position_embeddings=MAX_LENGTH, **shape)
+            )
+        case "gpt2":
+            end = {"bos_token_id": 0, "eos_token_id": 0}
+            return GPT2LMHeadModel(
+                GPT2Config(vocab_size=vocab_size, n_embd=HIDDEN, n_layer=2, n_head=4, n_positions=MAX_LENGTH, **end)
+            )
+        case "llama":
+            return LlamaForCausalLM(LlamaConfig(**sizes, **mlp, num_key_value_heads=2))
+    raise ValueError(name)
+
+
+def save_tiny(name: str, folder: Path, seed: int = 0) -> Path:
+    """Tokenizer and model as `save_pretrained` writes them; every weight, biases too, is away from its default."""
+    tokenizer = TOKENIZERS[name]()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = random_model(name, len(tokenizer))
+        for weight in model.parameters():
+            weight.data.add_(0.25 * torch.randn(weight.shape))
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
