@@ -90,11 +90,16 @@ def open_backend(config: ModelConfig) -> Backend:
 
 
 class Predictor:
-    """A saved prompt on its model, ready for new texts."""
+    """A saved prompt on its model, ready for new texts.
 
-    def __init__(self, path: Path | str, options: Mapping[str, Any] | None = None, backend: str = "local") -> None:
+    The backend and its options are those of the run that tuned the prompt; `options` override them one by one.
+    """
+
+    def __init__(self, path: Path | str, options: Mapping[str, Any] | None = None) -> None:
         self.prompt = SoftPrompt.load(Path(path))
-        self.backend = load_backend(backend, model=self.prompt.model, **(options or {}))
+        origin = self.prompt.provenance
+        merged = {**origin.get("options", {}), **(options or {})}
+        self.backend = load_backend(origin.get("backend", "local"), model=self.prompt.model, **merged)
         self._vectors = load_prompt(self.prompt, self.backend)
         names = self.prompt.label_names
         self.task = Task("saved prompt", Template(self.prompt.template), names, self.prompt.label_words)

@@ -96,10 +96,10 @@ class Backend(Protocol):
     def ordinary_ids(self) -> list[int]:
         """Ids of all tokens that are not special: what a random prompt is drawn from."""
 
-    def anchor(self, prompt: Prompts) -> None:
+    def anchor(self, prompt: Prompts | None) -> None:
         """From now on add a prompt's difference from this one (1, T, H) *after* the embedding LayerNorm.
 
-        That is where BBT's released code adds A z. Without an anchor a prompt stands for word embeddings.
+        That is where BBT's released code adds A z. Without an anchor (None) a prompt stands for word embeddings.
 
         Raises:
             BackendError: the model has no LayerNorm after its embeddings.

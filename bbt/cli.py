@@ -151,7 +151,7 @@ def show(
     from bbt.records import RunFolder, read_result
     from bbt.report import plot_convergence
 
-    folder = RunFolder(run)
+    folder = RunFolder(run, hold=False)
     target = plot or run / "convergence.png"
     plot_convergence(folder.log, target, run.name)
     result = read_result(folder)

@@ -111,7 +111,8 @@ class ObjectiveConfig(_Strict):
 
 
 class BudgetConfig(_Strict):
-    """In queries: one candidate on the whole training set. `patience` counts dev checks without a better one."""
+    """In queries: one candidate on the whole training set. `patience` ends a run for good
+    after so many dev checks without a better one."""
 
     queries: int = Field(8000, ge=1)
     dev_every: int = Field(100, ge=1)

@@ -14,7 +14,7 @@ import numpy as np
 
 from bbt.backend import Backend
 from bbt.config import Config, DataConfig, TaskConfig
-from bbt.errors import ConfigError, unknown
+from bbt.errors import BackendError, ConfigError, unknown
 from bbt.initial import initial_prompts
 from bbt.losses import cross_entropy, hinge, negative_metric
 from bbt.objective import Judge, Ledger, Objective, Scorer
@@ -120,7 +120,16 @@ class Experiment:
         return Tuner(optimizer, self.space, self.objective, self.judge, self.ledger, self.log, schedule, on_progress)
 
     def result(self, best: Candidate) -> dict[str, Any]:
-        """The outcome: manual, untuned and tuned prompt on the test set, and what it cost."""
+        """The outcome: manual, untuned and tuned prompt on the test set, and what it cost.
+
+        Raises:
+            BackendError: no prompt had a finite loss.
+        """
+        if not math.isfinite(best.verdict.loss):
+            raise BackendError(
+                f"every prompt's scores were NaN or infinite in {self.backend.info.precision}: is the model damaged, "
+                "or the precision too low for it? Try model.options.precision=fp32."
+            )
         costs = self.ledger.snapshot()
         test = Scorer(self.backend, self.task, self.split.test, Ledger())
         manual = np.zeros((1, 0, self.space.p0.shape[2]), np.float32)
@@ -159,6 +168,8 @@ class Experiment:
                 "who": best.who,
                 "train_queries": best.train_queries,
                 "seed": self.config.seed,
+                "backend": self.config.model.backend,
+                "options": self.config.model.options,
                 **environment(),
             },
         )
@@ -182,6 +193,7 @@ class Experiment:
     def _space(self) -> PromptSpace:
         """p0 (screened where asked for) and A."""
         c, d = self.config.prompt, self.config.prompt.intrinsic_dim
+        self.backend.anchor(None)  # an earlier experiment may have left one
         p0 = self._screened(initial_prompts(c, self.backend, self.task, self.config.seed))
         if c.placement == "layernorm":
             self.backend.anchor(p0)
@@ -226,8 +238,7 @@ def load_prompt(prompt: SoftPrompt, backend: Backend) -> Prompts:
         PromptError: another model.
     """
     prompt.check_model(backend.info.name, backend.info.fingerprint)
-    if prompt.anchor is not None:
-        backend.anchor(prompt.anchor[None])
+    backend.anchor(None if prompt.anchor is None else prompt.anchor[None])
     return prompt.batch
 
 

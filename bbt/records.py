@@ -33,7 +33,10 @@ class EventLog:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self.events: list[Event] = _read_events(path) if path and path.exists() else []
+        self.events: list[Event] = []
+        self._complete: int | None = None  # bytes of complete lines, where a torn one follows them
+        if path and path.exists():
+            self.events, self._complete = _read_events(path)
         self._to_recall = deque(self.events)
 
     def recall(self, kind: str, **expected: Any) -> Event | None:
@@ -66,6 +69,9 @@ class EventLog:
         """Write one event and see it on disk."""
         self.events.append(event)
         if self._path:
+            if self._complete is not None:
+                os.truncate(self._path, self._complete)
+                self._complete = None
             with self._path.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(event) + "\n")
                 handle.flush()
@@ -76,35 +82,34 @@ class EventLog:
         return [event for event in self.events if event["event"] == kind]
 
 
-def _read_events(path: Path) -> list[Event]:
-    """Events up to a torn last line, which is cut off the file."""
+def _read_events(path: Path) -> tuple[list[Event], int | None]:
+    """Events up to a torn last line, and where that line begins, if there is one."""
     raw = path.read_bytes()
-    complete = raw[: raw.rfind(b"\n") + 1]
-    if len(complete) < len(raw):
-        with path.open("r+b") as handle:
-            handle.truncate(len(complete))
+    complete = raw.rfind(b"\n") + 1
     try:
-        return [json.loads(line) for line in complete.splitlines()]
+        events = [json.loads(line) for line in raw[:complete].splitlines()]
     except ValueError as error:
         raise RunError(f"{path} is damaged before its last line: {error}.") from error
+    return events, complete if complete < len(raw) else None
 
 
 class RunFolder:
-    """One run's folder, held by one process at a time.
+    """One run's folder; `hold` it for one process to write in, or only read.
 
     Raises:
         RunError: another process holds it, or it is not a run.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hold: bool = True) -> None:
         if not (path / "config.yaml").is_file():
             raise RunError(f"{path} is not a run folder (no config.yaml in it). `bbt ls runs` lists them.")
         self.path = path
         self._lock = FileLock(path / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise RunError(f"{path} is in use by another process.") from error
+        if hold:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise RunError(f"{path} is in use by another process.") from error
         self.log = EventLog(path / "events.jsonl")
 
     @classmethod

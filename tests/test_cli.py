@@ -198,7 +198,7 @@ def test_eval_gives_the_runs_own_test_numbers(bbt, finished):
     folder = RunFolder(finished)
     (result,) = folder.log.of("result")
     folder.close()
-    said = bbt("eval", finished, "--task", "sst2", "--json", "--option", "precision=fp32")
+    said = bbt("eval", finished, "--task", "sst2", "--json")
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout) == {"task": "sst2", "examples": 872, **result["test"]["tuned"]}
 

@@ -57,6 +57,11 @@ def test_columns_are_found_by_the_names_they_are_given(tmp_path, suffix):
     assert read_examples(path, Columns("premise", "hypothesis", "gold"), LABELS) == rows
 
 
+def test_a_quote_in_a_tsv_is_text(tmp_path):
+    path = faulty(tmp_path, "d.tsv", 'text\tlabel\n"so it\t1\nb\t0\n')
+    assert [e.text for e in read_examples(path, Columns(), LABELS)] == ['"so it', "b"]
+
+
 def test_label_values_are_indexed_in_the_order_given(tmp_path):
     path = faulty(tmp_path, "d.csv", "text,label\na,neg\nb,pos\n")
     assert [e.label for e in read_examples(path, Columns(), ("pos", "neg"))] == [1, 0]
@@ -78,6 +83,8 @@ def test_blank_lines_of_jsonl_are_skipped(tmp_path):
         ("d.csv", "sentence,label\na,1\n", r"d\.csv:2: no column 'text'. Columns here: sentence, label"),
         ("d.csv", "text,label\na,1\nb\n", r"d\.csv:3: no column 'label'"),
         ("d.tsv", "text\tlabel\na\t1\nb\t7\n", r"d\.tsv:3: unknown label '7'. Labels are: 0, 1"),
+        ("d.csv", 'text,label\n"never closed,1\nb,1\n', r"d\.csv is not a table"),
+        ("d.tsv", "text\tlabel\na\tb\t1\n", r"d\.tsv:2: more fields than the header has columns"),
         ("d.csv", 'text,label\n"two\nlines",1\nb,7\n', r"d\.csv:4: unknown label '7'"),
         ("d.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', r"d\.jsonl:2: no column 'label'"),
         ("d.jsonl", '{"text": "a", "label": 1}\n{"text": \n', r"d\.jsonl:2: not JSON"),

@@ -228,6 +228,19 @@ def test_an_anchor_of_another_length_than_the_prompts_is_refused(tiny_backend, r
         BEFORE.scores(backend, random_prompts(2, 5))
 
 
+def test_an_anchor_can_be_taken_back(tiny_backend, random_prompts):
+    backend = tiny_backend("bert")
+    expected = BEFORE.scores(backend, random_prompts(2, 5))
+    backend.anchor(random_prompts(1, 5, seed=1))
+    backend.anchor(None)
+    np.testing.assert_array_equal(BEFORE.scores(backend, random_prompts(2, 5)), expected)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_no_candidates_have_no_scores(name, tiny_backend, random_prompts):
+    assert BEFORE.scores(tiny_backend(name), random_prompts(0, 5)).shape == (0, len(TEXTS), 2)
+
+
 @pytest.mark.parametrize("shape", [(2, 5, 32), (1, 5, 31), (5, 32)])
 def test_an_anchor_is_one_prompt(shape, tiny_backend):
     with pytest.raises(BackendError, match=r"expected \(1, T, 32\)"):

@@ -60,8 +60,9 @@ def test_a_torn_last_line_is_dropped_and_nothing_else(tmp_path, torn):
     path.write_bytes(whole + torn)
     log = EventLog(path)
     assert [event["event"] for event in log.events] == ["start", "dev"]
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == whole + torn, "reading alone changes nothing"
     log.append({"event": "generation"})
+    assert path.read_bytes() == whole + b'{"event": "generation"}\n'
     assert [event["event"] for event in EventLog(path).events] == ["start", "dev", "generation"]
 
 
@@ -104,6 +105,7 @@ def test_a_run_is_held_by_one_handle_at_a_time(tmp_path):
     refused = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
     assert "RunError" in refused.stderr
     assert "in use by another process" in refused.stderr
+    assert RunFolder(folder.path, hold=False).path == folder.path, "reading needs no lock"
     folder.close()
     RunFolder(folder.path).close()
 

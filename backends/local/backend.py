@@ -116,6 +116,8 @@ class LocalBackend:
             raise BackendError(f"prompts have shape {prompts.shape}, expected (n, {expected[0]}, {expected[1]}).")
         if self._anchor is not None and 0 < expected[0] != self._anchor.shape[1]:
             raise BackendError(f"prompts have {expected[0]} tokens, the anchor {self._anchor.shape[1]}.")
+        if not n:
+            return np.empty((0, encoded.n_examples, len(encoded.label_ids)), dtype=np.float32)
         vectors = self._tensor(prompts)
         lengths = [len(row.ids) - encoded.n_prefix for row in encoded.rows]
         while True:
@@ -145,8 +147,11 @@ class LocalBackend:
         special = set(self._tokenizer.all_special_ids)
         return [i for i in range(len(self._tokenizer)) if i not in special]
 
-    def anchor(self, prompt: Prompts) -> None:
+    def anchor(self, prompt: Prompts | None) -> None:
         """Add differences from this prompt (1, T, H) after the embedding LayerNorm; see `Backend.anchor`."""
+        if prompt is None:
+            self._anchor = None
+            return
         embedding_layernorm(self._model)
         if prompt.ndim != 3 or prompt.shape[::2] != (1, self._words.shape[1]):
             raise BackendError(f"the anchor has shape {prompt.shape}, expected (1, T, {self._words.shape[1]}).")

@@ -30,8 +30,10 @@ class TokenRow:
 
 @dataclass(frozen=True)
 class _Token:
+    """`text` is the number of the segment whose own text the token belongs to; None: the template."""
+
     id: int
-    from_text: bool
+    text: int | None = None
 
 
 class RowTokenizer:
@@ -66,29 +68,29 @@ class RowTokenizer:
         return ids
 
     def row(self, row: Row) -> TokenRow:
-        """Tokenise one row, cutting its text from the end if the row is too long.
+        """Tokenise one row; if it is too long, its longest text is cut from the end, token by token.
 
         Raises:
             BackendError: the template alone does not fit, or a causal template goes on after the mask or is empty.
         """
-        tokens = [_Token(i, False) for i in self._left]
+        tokens = [_Token(i) for i in self._left]
         read, run, n_prompt = -1, [], 0
-        for segment in row:
+        for number, segment in enumerate(row):
             if segment.kind in ("literal", "text"):
-                run.append(segment)
+                run.append((number, segment))
                 continue
             tokens += self._run(run, first=len(tokens) == len(self._left))
             run = []
             if segment.kind == "prompt":
-                tokens += [_Token(prompt_id(n_prompt + j), False) for j in range(segment.n_tokens)]
+                tokens += [_Token(prompt_id(n_prompt + j)) for j in range(segment.n_tokens)]
                 n_prompt += segment.n_tokens
             elif not self._causal:
-                tokens.append(_Token(self._tokenizer.mask_token_id, False))
+                tokens.append(_Token(self._tokenizer.mask_token_id))
                 read = len(tokens) - 1
         tail = self._run(run, first=False)
         if self._causal and (tail or row[-1].kind == "prompt"):
             raise BackendError("a causal LM reads the token after the template's end: put {mask} last.")
-        tokens += tail + [_Token(i, False) for i in self._right]
+        tokens += tail + [_Token(i) for i in self._right]
         if not tokens:
             raise BackendError("a row is empty: there is nothing left of {mask} for a causal LM to go on from.")
         return self._truncated(tokens, read)
@@ -97,9 +99,9 @@ class RowTokenizer:
         """Ids of a text alone, without special tokens, as it stands after other words."""
         return self._ids(" " + text.strip() if self._keeps_space else text.strip())
 
-    def _run(self, run: list[Segment], first: bool) -> list[_Token]:
-        """Tokens of adjacent literals and texts, each marked by where it comes from."""
-        text = "".join(segment.text for segment in run).rstrip()
+    def _run(self, run: list[tuple[int, Segment]], first: bool) -> list[_Token]:
+        """Tokens of adjacent literals and texts, numbered as in the row."""
+        text = "".join(segment.text for _, segment in run).rstrip()
         lead = len(text) - len(text.lstrip())
         # Byte-level vocabularies write the space into the next token; others would make a token of it.
         start = lead - 1 if lead and self._keeps_space and not first else lead
@@ -109,19 +111,17 @@ class RowTokenizer:
         spans = _text_spans(run)
         middles = [start + (a + b) / 2 for a, b in coded["offset_mapping"]]
         return [
-            _Token(i, any(a <= middle < b for a, b in spans))
+            _Token(i, next((number for number, a, b in spans if a <= middle < b), None))
             for i, middle in zip(coded["input_ids"], middles, strict=True)
         ]
 
     def _truncated(self, tokens: list[_Token], read: int) -> TokenRow:
-        excess = len(tokens) - self._max_length
-        places = [i for i, token in enumerate(tokens) if token.from_text]
-        if excess > len(places):
+        cut = _cut_places([token.text for token in tokens], len(tokens) - self._max_length)
+        if len(tokens) - len(cut) > self._max_length:
             raise BackendError(
-                f"the template with its prompt takes {len(tokens) - len(places)} tokens, the model "
-                f"{self._max_length}. Take fewer prompt tokens."
+                f"the template with its prompt takes {len(tokens) - len(cut)} tokens, the model {self._max_length}. "
+                "Take fewer prompt tokens."
             )
-        cut = set(places[len(places) - excess :]) if excess > 0 else set()
         kept = [token.id for i, token in enumerate(tokens) if i not in cut]
         read = len(kept) - 1 if self._causal else read - sum(i < read for i in cut)
         return TokenRow(tuple(kept), read, truncated=bool(cut))
@@ -148,12 +148,25 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
     return full[:start], full[start + len(bare) :]
 
 
-def _text_spans(run: Sequence[Segment]) -> list[tuple[int, int]]:
-    """Character spans of the run's own texts in the joined string."""
+def _cut_places(texts: Sequence[int | None], excess: int) -> set[int]:
+    """Places of the tokens to drop, `excess` of them if the texts have so many: always the last one of the text that
+    is longest by then."""
+    places: dict[int, list[int]] = {}
+    for place, text in enumerate(texts):
+        if text is not None:
+            places.setdefault(text, []).append(place)
+    cut: set[int] = set()
+    while len(cut) < excess and any(places.values()):
+        cut.add(max(places.values(), key=len).pop())
+    return cut
+
+
+def _text_spans(run: Sequence[tuple[int, Segment]]) -> list[tuple[int, int, int]]:
+    """(number, start, end) in characters of the run's own texts in the joined string."""
     spans, position = [], 0
-    for segment in run:
+    for number, segment in run:
         if segment.kind == "text":
-            spans.append((position, position + len(segment.text)))
+            spans.append((number, position, position + len(segment.text)))
         position += len(segment.text)
     return spans
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -107,6 +107,8 @@ def read_examples(path: Path, columns: Columns, labels: Sequence[str]) -> list[E
 
 def to_example(record: dict[str, Any], where: str, columns: Columns, labels: Sequence[str]) -> Example:
     """One record as an example; `where` names it in errors."""
+    if None in record:
+        raise DataError(f"{where}: more fields than the header has columns.")
     wanted = [c for c in (columns.text, columns.text_pair, columns.label) if c]
     for column in wanted:
         if record.get(column) is None:
@@ -131,13 +133,24 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if path.suffix == ".jsonl":
                 yield from _jsonl_records(handle, str(path))
             else:
-                delimiter = "\t" if path.suffix == ".tsv" else ","
-                reader = csv.DictReader(handle, delimiter=delimiter)
-                yield from ((reader.line_num, record) for record in reader)
+                yield from _table_records(handle, path.suffix == ".tsv")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text: {error}.") from error
     except csv.Error as error:
         raise DataError(f"{path} is not a table: {error}.") from error
+
+
+def _table_records(handle: TextIO, tabs: bool) -> list[tuple[int, dict[str, Any]]]:
+    """Rows under the header. In a tsv whose quotes do not match up, as in GLUE's files, a quote is text."""
+    try:
+        reader = csv.DictReader(handle, delimiter="\t" if tabs else ",", strict=True)
+        return [(reader.line_num, record) for record in reader]
+    except csv.Error:
+        if not tabs:
+            raise
+    handle.seek(0)
+    reader = csv.DictReader(handle, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return [(reader.line_num, record) for record in reader]
 
 
 def _jsonl_records(lines: Iterable[str], where: str) -> Iterator[tuple[int, dict[str, Any]]]:
