@@ -268,7 +268,7 @@ def _tasks() -> list[tuple[str, str]]:
 def _models() -> list[tuple[str, str]]:
     from backends.models import bundled_models
 
-    return [(name, f"{_first_line(folder / 'README.md')}") for name, folder in bundled_models().items()]
+    return [(name, _first_line(folder / "README.md")) for name, folder in bundled_models().items()]
 
 
 def _optimizers() -> list[tuple[str, str]]:
@@ -286,7 +286,9 @@ def _runs(runs: Path) -> list[tuple[str, str]]:
 
 
 def _first_line(path: Path) -> str:
-    return path.read_text(encoding="utf-8").lstrip("-# \n").splitlines()[0] if path.is_file() else ""
+    """What stands under the heading of a model card."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((line for line in lines if line and not line.startswith("#")), "")
 
 
 if __name__ == "__main__":
