@@ -81,7 +81,7 @@ def evaluate(
     Example: bbt eval runs/quickstart --task sst2
     """
     from bbt.api import Predictor
-    from bbt.experiment import test_examples
+    from bbt.problem import test_examples
     from bbt.tasks.builtin import builtin_task
 
     predictor = Predictor(prompt, _options(option))
@@ -224,6 +224,8 @@ def _print_result(result: dict[str, Any]) -> None:
     title = f"{result['task']} · {result['model']} · {result['optimizer']} · seed {result['seed']}"
     _print_table(f"{title} ({result['test_examples']} test rows)", head, rows)
     print(selected_line(result))
+    if result["test_truncated"]:
+        print(f"{result['test_truncated']} test rows were longer than the model: their text was cut.")
     _print_table("cost", ("", ""), cost_rows(result))
 
 

@@ -7,83 +7,24 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bbt.backend import Backend
-from bbt.config import Config, DataConfig, TaskConfig
-from bbt.errors import BackendError, ConfigError, unknown
+from bbt.config import Config
+from bbt.errors import BackendError
 from bbt.initial import initial_prompts
 from bbt.losses import cross_entropy, hinge, negative_metric
 from bbt.objective import Judge, Ledger, Objective, Scorer
 from bbt.optimizers import Settings, make_optimizer
+from bbt.problem import make_split, make_task
 from bbt.prompts import SoftPrompt
 from bbt.records import EventLog, decode_losses, encode_losses, environment
 from bbt.space import PromptSpace, normal_scale, random_projection
-from bbt.tasks import TASKS, Columns, Example, Split, Task, Template, load_splits
-from bbt.tasks.builtin import builtin_task, task_spec
-from bbt.tasks.data import bundled_splits, bundled_test, huggingface_splits, read_examples
+from bbt.tasks import TASKS, Example, Split
 from bbt.tuner import Candidate, Progress, Schedule, Tuner
 from bbt.types import Labels, Losses, Prompts, Scores
-
-
-def make_task(config: TaskConfig, kind: str) -> Task:
-    """The task worded for a `masked` or `causal` LM, with the config's own words over the built-in ones.
-
-    Raises:
-        ConfigError: neither built in nor fully described.
-    """
-    if config.name in TASKS:
-        base = builtin_task(config.name, kind)
-    elif config.template and config.label_words:
-        base = Task(
-            config.name,
-            Template(config.template),
-            config.label_names or config.label_words,
-            config.label_words,
-        )
-    else:
-        raise ConfigError(
-            unknown("task", config.name, TASKS) + " For your own give task.template and task.label_words."
-        )
-    return Task(
-        base.name,
-        Template(config.template) if config.template else base.template,
-        config.label_names or base.label_names,
-        config.label_words or base.label_words,
-        config.metrics or base.metrics,
-    )
-
-
-def make_split(config: DataConfig, task: Task, seed: int) -> Split:
-    """The k-shot split and the test rows.
-
-    Raises:
-        DataError: rows that do not fit; ConfigError: files or a data set that are not named.
-    """
-    seed = seed if config.seed is None else config.seed
-    labels = config.labels or tuple(str(i) for i in range(len(task.label_names)))
-    if len(labels) != len(task.label_names):
-        raise ConfigError(
-            f"data.labels has {len(labels)} values {list(labels)} for {len(task.label_names)} labels "
-            f"{list(task.label_names)}; give one value a label, in order."
-        )
-    pair = "text_pair" if task.template.takes_pair else None
-    named = config.columns.model_dump(exclude_none=True) if config.columns else {}
-    columns = Columns(**{"text_pair": pair, **named})
-    if config.source == "bundled":
-        return bundled_splits(task.name, config.k, seed, task.label_names)
-    if config.source == "files":
-        if not (config.train and config.test):
-            raise ConfigError("data.source: files needs data.train and data.test.")
-        return load_splits(Path(config.train), Path(config.test), config.k, seed, columns, task.label_names, labels)
-    hub = task_spec(task.name).hub if not config.path else None
-    path, subset = (hub.path, hub.subset) if hub else (str(config.path), config.subset)
-    splits = config.splits or (hub.splits if hub else ("train", "test"))
-    columns = hub.columns if hub and not config.columns else columns
-    return huggingface_splits(path, subset, splits, config.k, seed, columns, task.label_names, labels)
 
 
 class Experiment:
@@ -141,6 +82,7 @@ class Experiment:
             "optimizer": self.config.optimizer.name,
             "seed": self.config.seed,
             "test_examples": len(self.split.test),
+            "test_truncated": test.encoded(self.space.n_prompt_tokens).n_truncated,
             "test": {name: self.task.evaluate(test.labels, predict(test, prompt)) for name, prompt in prompts.items()},
             "selected": {"who": best.who, **asdict(best.verdict), "train_queries": best.train_queries},
             "cost": costs,
@@ -216,14 +158,6 @@ class Experiment:
             self.log.append({"event": "screen", "losses": encode_losses(losses), "ledger": self.ledger.snapshot()})
         best = int(losses.argmin())
         return prompts[best : best + 1]
-
-
-def test_examples(task: Task, path: Path | None) -> list[Example]:
-    """A built-in task's test rows: bundled, or a file of the user's with its columns named text and label."""
-    if path is None:
-        return bundled_test(task.name)
-    columns = Columns(text_pair="text_pair" if task.template.takes_pair else None)
-    return read_examples(path, columns, tuple(str(i) for i in range(len(task.label_names))))
 
 
 def predict(scorer: Scorer, prompt: Prompts) -> Labels:

@@ -6,7 +6,7 @@ import pytest
 
 from bbt.config import DataConfig
 from bbt.errors import ConfigError, DataError
-from bbt.experiment import make_split
+from bbt.problem import make_split
 from bbt.tasks import TASKS, Columns, Example, Task, Template, load_splits
 from bbt.tasks.builtin import builtin_task
 from bbt.tasks.data import (
