@@ -121,7 +121,8 @@ class BudgetConfig(_Strict):
 
 class SelectionConfig(_Strict):
     """Which candidates dev judges, and by what: the `n_best` of lowest training loss since the last check, the
-    distribution's mean, and at the start the untuned and the manual prompt (`baselines`)."""
+    distribution's mean, and with `baselines` the untuned prompt; the manual one then stays unless the best of them
+    beats its metric by more than a standard error."""
 
     by: Literal["metric", "loss"] = "metric"
     n_best: int = Field(1, ge=0)

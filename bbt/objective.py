@@ -98,6 +98,11 @@ class Judge:
     def __init__(self, scorer: Scorer, task: Task, ledger: Ledger) -> None:
         self._scorer, self._task, self._ledger = scorer, task, ledger
 
+    @property
+    def n_examples(self) -> int:
+        """B, the dev rows."""
+        return len(self._scorer.labels)
+
     def verdicts(self, prompts: Prompts) -> list[Verdict]:
         """(n, T, H) -> n verdicts; NaN scores are the worst there is. Counts n dev queries."""
         scores = self._scorer.scores(prompts)

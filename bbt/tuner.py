@@ -1,6 +1,7 @@
 """The loop: ask, score, tell; now and then judge on dev; stop when the budget is spent."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,7 +30,8 @@ class Candidate:
 class Schedule:
     """A dev check every `dev_every` train queries and whenever one of the `budgets` is spent (each extension of
     a run adds one; the last ends it); stop after `patience` checks without a better candidate; `n_best` training
-    candidates are judged a check, by `metric` or by `loss`; `baselines`: the untuned and the manual prompt too."""
+    candidates are judged a check, by `metric` or by `loss`; `baselines`: the untuned prompt is judged too, and the
+    manual one stays unless it is clearly beaten."""
 
     budgets: tuple[int, ...]
     dev_every: int = 100
@@ -65,11 +67,12 @@ class Tuner:
     schedule: Schedule
     on_progress: Callable[[Progress], None] = lambda progress: None
     best: Candidate | None = field(default=None, init=False)
+    manual: Candidate | None = field(default=None, init=False)
     _contenders: list[tuple[float, NDArray[np.float64]]] = field(default_factory=list, init=False)
     _checks_without_better: int = field(default=0, init=False)
 
     def run(self) -> Candidate:
-        """Spend the budget; returns the best candidate by dev."""
+        """Spend the budget; returns the best candidate by dev, or the manual prompt where that is not clearly worse."""
         if self.schedule.baselines:
             self._judge_baselines()
         last_check = self.ledger.train_queries
@@ -84,7 +87,7 @@ class Tuner:
         if self.best is None:
             self._check()
         assert self.best is not None
-        return self.best
+        return self.manual if self.manual and not self._clearly_better(self.best, self.manual) else self.best
 
     def _generation(self) -> None:
         start = time.perf_counter()
@@ -117,20 +120,29 @@ class Tuner:
 
     def _judge_baselines(self) -> None:
         """The untuned p0 and the manual prompt compete too: tuning must not make things worse."""
-        hidden = self.space.p0.shape[2]
-        self._judge({"manual": np.zeros((1, 0, hidden), np.float32), "untuned": self.space.p0})
+        nothing = np.zeros((1, 0, self.space.p0.shape[2]), np.float32)
+        self.manual, untuned = self._judged({"manual": nothing, "untuned": self.space.p0})
+        self._keep_best([untuned])
+
+    def _clearly_better(self, candidate: Candidate, manual: Candidate) -> bool:
+        """By more than one standard error of the dev metric, taken as a share of the dev rows: the simplest within
+        one standard error of the best (Breiman et al. 1984, section 3.4.3). With 32 rows that is 8 points at 70 %;
+        less is noise, of which a search over many prompts finds plenty."""
+        metric = manual.verdict.metric
+        error = math.sqrt(metric * (1.0 - metric) / self.judge.n_examples)
+        return candidate.verdict.metric > metric + error
 
     def _check(self) -> None:
         best = self.best
         latents = [self.optimizer.mean, *(z for _, z in self._contenders)]
         prompts = self.space.prompts(np.array(latents))
         names = ["mean", *(f"train best {i + 1}" for i in range(len(latents) - 1))]
-        self._judge({name: prompt[None] for name, prompt in zip(names, prompts, strict=True)})
+        self._keep_best(self._judged({name: prompt[None] for name, prompt in zip(names, prompts, strict=True)}))
         self._contenders = []
         self._checks_without_better = self._checks_without_better + 1 if self.best is best else 0
 
-    def _judge(self, prompts: dict[str, Prompts]) -> None:
-        """Judge named prompts (1, T, H), recalled or scored, and keep the best."""
+    def _judged(self, prompts: dict[str, Prompts]) -> list[Candidate]:
+        """Named prompts (1, T, H) with their verdicts, recalled or scored."""
         names = list(prompts)
         recorded = self.log.recall("dev", names=names)
         if recorded:
@@ -144,9 +156,13 @@ class Tuner:
             self.ledger.seconds += time.perf_counter() - start
             losses = encode_losses(np.array([verdict.loss for verdict in verdicts]))
             self._append("dev", names=names, metrics=[v.metric for v in verdicts], losses=losses)
-        for name, verdict in zip(names, verdicts, strict=True):
-            if self.best is None or verdict.better_than(self.best.verdict, self.schedule.by):
-                self.best = Candidate(name, prompts[name][0], verdict, self.ledger.train_queries)
+        spent = self.ledger.train_queries
+        return [Candidate(n, prompts[n][0], verdict, spent) for n, verdict in zip(names, verdicts, strict=True)]
+
+    def _keep_best(self, candidates: list[Candidate]) -> None:
+        for candidate in candidates:
+            if self.best is None or candidate.verdict.better_than(self.best.verdict, self.schedule.by):
+                self.best = candidate
 
     def _verdicts(self, prompts: list[Prompts]) -> list[Verdict]:
         """One call for all prompts of one length."""

@@ -6,11 +6,11 @@ import pytest
 from toy import HIDDEN, TASK, ToyBackend, toy_scorer
 
 from bbt.losses import cross_entropy
-from bbt.objective import Judge, Ledger, Objective
+from bbt.objective import Judge, Ledger, Objective, Verdict
 from bbt.optimizers import Settings, make_optimizer
 from bbt.records import EventLog
 from bbt.space import PromptSpace, random_projection
-from bbt.tuner import Schedule, Tuner, penalised
+from bbt.tuner import Candidate, Schedule, Tuner, penalised
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -100,6 +100,18 @@ def test_baselines_are_judged_first_and_can_win():
     assert (best.who, best.prompt.shape, best.verdict.metric, best.train_queries) == ("manual", (0, HIDDEN), 1.0, 0)
 
 
+@pytest.mark.parametrize(("manual", "tuned", "clearly"), [(0.5, 0.75, False), (0.5, 1.0, True), (1.0, 1.0, False)])
+def test_the_manual_prompt_stays_unless_beaten_by_more_than_a_standard_error(manual, tuned, clearly):
+    tuner = make_tuner()
+    nobody = np.zeros((0, HIDDEN), np.float32)
+    candidates = [Candidate("", nobody, Verdict(metric, 0.1), 0) for metric in (tuned, manual)]
+    assert tuner._clearly_better(*candidates) == clearly  # 4 dev rows: a standard error is 0.25 at 0.5
+
+
+def test_a_manual_prompt_that_is_clearly_beaten_goes():
+    assert make_tuner(backend=ToyBackend(manual=5.0), budgets=(240,)).run().who not in ("manual", "untuned")
+
+
 def test_the_untuned_prompt_wins_if_tuning_makes_it_worse():
     at_target = PromptSpace(np.ones((1, TOKENS, HIDDEN), np.float32), SPACE.matrix)
     best = make_tuner(space=at_target, optimizer="random", budgets=(12,)).run()
@@ -153,16 +165,18 @@ def test_selection_by_loss_takes_the_lowest_dev_loss():
 
 def test_metric_and_loss_may_choose_differently():
     class Disagreeing(ToyBackend):
-        """Metric: all right only without a prompt, but with tiny margins; loss: low at the target."""
+        """Metric: all right only untuned, but with tiny margins; loss: low where it is tuned."""
 
         def label_scores(self, prompts, encoded):
             scores = super().label_scores(prompts, encoded)
-            scores[:, 0, 1] = -1e-3 if prompts.shape[1] else 1e-3
-            scores[:, 1:, 1] = 1e-3 if not prompts.shape[1] else 10.0
+            if prompts.shape[1]:
+                untuned = ~prompts.any(axis=(1, 2))
+                scores[:, 0, 1] = np.where(untuned, 1e-3, -1e-3)
+                scores[:, 1:, 1] = np.where(untuned, 1e-3, 10.0)[:, None]
             return scores
 
-    assert make_tuner(backend=Disagreeing(), loss=cross_entropy, by="metric", budgets=(6,)).run().who == "manual"
-    assert make_tuner(backend=Disagreeing(), loss=cross_entropy, by="loss", budgets=(6,)).run().who != "manual"
+    assert make_tuner(backend=Disagreeing(), loss=cross_entropy, by="metric", budgets=(6,)).run().who == "untuned"
+    assert make_tuner(backend=Disagreeing(), loss=cross_entropy, by="loss", budgets=(6,)).run().who == "mean"
 
 
 def test_broken_candidates_are_never_selected_nor_do_they_stop_the_search():
@@ -205,9 +219,10 @@ def test_penalised_losses_are_finite():
 
 
 def test_patience_counts_checks_without_a_better_candidate():
-    tuner = make_tuner(backend=ToyBackend(manual=0.0), budgets=(600,), dev_every=12, patience=3)
+    at_target = PromptSpace(np.ones((1, TOKENS, HIDDEN), np.float32), SPACE.matrix)
+    tuner = make_tuner(space=at_target, optimizer="random", budgets=(600,), dev_every=12, patience=3)
     tuner.run()
-    assert tuner.ledger.train_queries == 36  # the manual prompt is perfect: three checks in vain
+    assert tuner.ledger.train_queries == 36  # the untuned prompt is perfect: three checks in vain
     patient = make_tuner(budgets=(120,), dev_every=12, patience=3, by="loss")
     patient.run()
     assert patient.ledger.train_queries == 120  # it keeps getting better
