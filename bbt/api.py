@@ -57,13 +57,13 @@ def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> 
     """
     backend = open_backend(config.model)
     name = config.name or f"{config.task.name}-{config.optimizer.name}-seed{config.seed}"
-    folder = RunFolder.create(runs, name, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    try:
-        return _run_in(folder, config, backend, observer)
-    except BbtError:
-        if not folder.log.of("generation"):
-            folder.discard()
-        raise
+    with RunFolder.create(runs, name, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)) as folder:
+        try:
+            return _finish(config, backend, folder.log, observer, folder)
+        except BbtError:
+            if not folder.log.of("generation"):
+                folder.discard()
+            raise
 
 
 def resume(path: Path, queries: int | None = None, observer: Observer | None = None) -> Outcome:
@@ -72,16 +72,15 @@ def resume(path: Path, queries: int | None = None, observer: Observer | None = N
     Raises:
         RunError: not a run, in use, or a budget that is no extension.
     """
-    folder = RunFolder(path)
-    config = load_config(path / "config.yaml")
-    spent = max([config.budget.queries, *(event["queries"] for event in folder.log.of("extend"))])
-    if queries is not None:
-        if queries < spent:
-            folder.close()
-            raise RunError(f"{path} has a budget of {spent} queries already; {queries} is no extension.")
-        if queries > spent:
+    with RunFolder(path) as folder:
+        config = load_config(path / "config.yaml")
+        budget = max([config.budget.queries, *(event["queries"] for event in folder.log.of("extend"))])
+        if queries is not None and queries < budget:
+            raise RunError(f"{path} has a budget of {budget} queries already; {queries} is no extension.")
+        backend = open_backend(config.model)
+        if queries is not None and queries > budget:
             folder.log.append({"event": "extend", "queries": queries})
-    return _run_in(folder, config, open_backend(config.model), observer)
+        return _finish(config, backend, folder.log, observer, folder)
 
 
 def open_backend(config: ModelConfig) -> Backend:
@@ -124,14 +123,6 @@ class Predictor:
         own = Task(task.name, self.task.template, task.label_names, self.task.label_words, task.metrics)
         scorer = Scorer(self.backend, own, examples, Ledger())
         return own.evaluate(scorer.labels, predict(scorer, self._vectors))
-
-
-def _run_in(folder: RunFolder, config: Config, backend: Backend, observer: Observer | None) -> Outcome:
-    try:
-        outcome = _finish(config, backend, folder.log, observer, folder)
-    finally:
-        folder.close()
-    return outcome
 
 
 def _finish(

@@ -125,6 +125,12 @@ class RunFolder:
             return cls(path)
         raise RunError(f"{parent} holds 9,999 runs named {name}.")
 
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Let other processes have it."""
         self._lock.release()
