@@ -4,6 +4,7 @@ import hashlib
 import math
 import resource
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -154,7 +155,9 @@ class Experiment:
             self.ledger.restore(recorded["ledger"])
             losses = decode_losses(recorded["losses"])
         else:
+            start = time.perf_counter()
             losses = self.objective.losses(prompts)
+            self.ledger.seconds += time.perf_counter() - start
             self.log.append({"event": "screen", "losses": encode_losses(losses), "ledger": self.ledger.snapshot()})
         best = int(losses.argmin())
         return prompts[best : best + 1]

@@ -18,7 +18,9 @@ class Ledger:
     """What a run has cost.
 
     A query is one candidate on the whole training set; dev queries are counted apart. `examples` are rows
-    scored, `bytes_up` prompts handed to the backend and `bytes_down` label scores returned (float32).
+    scored, `bytes_up` prompts handed to the backend and `bytes_down` label scores returned (float32). `seconds` is
+    the time spent scoring train and dev prompts, `backend_seconds` the backend's part of it; the optimizer's stands
+    apart.
     """
 
     train_queries: int = 0
