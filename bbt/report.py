@@ -64,8 +64,7 @@ def plot_convergence(log: EventLog, path: Path, title: str) -> None:
         label="best of each dev check",
     )
     right.set_ylabel("dev metric (%)")
-    handles = [*left.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    left.legend(handles=handles, loc="upper right", fontsize="small")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
