@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -186,6 +187,7 @@ def _progress_bar() -> Iterator["Observer"]:
 
     class Bar(Observer):
         folder: Path | None = None
+        interrupted = False
         bar = tqdm(unit="query", disable=None, file=sys.stderr, dynamic_ncols=True)
 
         def started(self, folder: Path | None, budget: int) -> None:
@@ -193,12 +195,19 @@ def _progress_bar() -> Iterator["Observer"]:
             if not self.bar.disable:
                 self.bar.write(f"run folder: {folder}", file=sys.stderr)
 
+        def interrupt(self, *_: object) -> None:
+            self.interrupted = True
+            raise KeyboardInterrupt
+
         def progressed(self, progress: "Progress") -> None:
+            if self.interrupted:  # some libraries swallow it while they are imported
+                raise KeyboardInterrupt
             best = f"{100 * progress.best.verdict.metric:.1f}" if progress.best else "-"
             self.bar.set_postfix_str(f"train loss {progress.train_loss:.3f}, best dev {best}", refresh=False)
             self.bar.update(progress.train_queries - self.bar.n)
 
     observer = Bar()
+    before = signal.signal(signal.SIGINT, observer.interrupt)
     try:
         yield observer
     except KeyboardInterrupt:
@@ -206,6 +215,7 @@ def _progress_bar() -> Iterator["Observer"]:
         print(f"stopped; nothing is lost: bbt resume {observer.folder or 'RUN'} goes on.", file=sys.stderr)
         sys.exit(130)
     finally:
+        signal.signal(signal.SIGINT, before)
         observer.bar.close()
 
 

@@ -112,7 +112,7 @@ def test_a_run_stopped_at_any_moment_goes_on_bit_for_bit(model, uninterrupted, t
 
     process = start("resume", folder, cwd=tmp_path)
     said = stop(process, signal.SIGINT, folder, max(moments[1], n_events(folder) + 1), chance.random() / 100)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "bbt resume" in said
     assert "Traceback" not in said
 
