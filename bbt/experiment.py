@@ -74,8 +74,7 @@ class Experiment:
             )
         costs = self.ledger.snapshot()
         test = Scorer(self.backend, self.task, self.split.test, Ledger())
-        manual = np.zeros((1, 0, self.space.p0.shape[2]), np.float32)
-        prompts = {"manual": manual, "untuned": self.space.p0, "tuned": best.prompt[None]}
+        prompts = {"manual": self.space.no_prompt, "untuned": self.space.p0, "tuned": best.prompt[None]}
         info = self.backend.info
         return {
             "task": self.task.name,

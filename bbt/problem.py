@@ -1,5 +1,6 @@
 """The problem that a config poses: its task, worded for the model at hand, and its rows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from bbt.config import DataConfig, TaskConfig
@@ -44,15 +45,13 @@ def make_split(config: DataConfig, task: Task, seed: int) -> Split:
         DataError: rows that do not fit; ConfigError: files or a data set that are not named.
     """
     seed = seed if config.seed is None else config.seed
-    labels = config.labels or tuple(str(i) for i in range(len(task.label_names)))
+    labels = config.labels or _label_values(task)
     if len(labels) != len(task.label_names):
         raise ConfigError(
             f"data.labels has {len(labels)} values {list(labels)} for {len(task.label_names)} labels "
             f"{list(task.label_names)}; give one value a label, in order."
         )
-    pair = "text_pair" if task.template.takes_pair else None
-    named = config.columns.model_dump(exclude_none=True) if config.columns else {}
-    columns = Columns(**{"text_pair": pair, **named})
+    columns = _columns(task, config.columns.model_dump(exclude_none=True) if config.columns else {})
     if config.source == "bundled":
         return bundled_splits(task.name, config.k, seed, task.label_names)
     if config.source == "files":
@@ -70,5 +69,15 @@ def test_examples(task: Task, path: Path | None) -> list[Example]:
     """A built-in task's test rows: bundled, or a file of the user's with its columns named text and label."""
     if path is None:
         return bundled_test(task.name)
-    columns = Columns(text_pair="text_pair" if task.template.takes_pair else None)
-    return read_examples(path, columns, tuple(str(i) for i in range(len(task.label_names))))
+    return read_examples(path, _columns(task, {}), _label_values(task))
+
+
+def _columns(task: Task, named: dict[str, str]) -> Columns:
+    """The columns that the user names, and our names for the others."""
+    defaults = Columns(text_pair="text_pair" if task.template.takes_pair else None)
+    return replace(defaults, **named)
+
+
+def _label_values(task: Task) -> tuple[str, ...]:
+    """What the label column holds unless the user says otherwise: 0 to K - 1."""
+    return tuple(str(i) for i in range(len(task.label_names)))

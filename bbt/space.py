@@ -101,6 +101,11 @@ class PromptSpace:
         """T."""
         return int(self.p0.shape[1])
 
+    @property
+    def no_prompt(self) -> Prompts:
+        """(1, 0, H): the manual prompt, the template's words alone."""
+        return np.zeros((1, 0, self.p0.shape[2]), np.float32)
+
     def prompts(self, latents: Latents) -> Prompts:
         """(n, d) -> (n, T, H)."""
         offsets = latents.astype(np.float32) @ self.matrix.T

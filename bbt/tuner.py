@@ -120,8 +120,7 @@ class Tuner:
 
     def _judge_baselines(self) -> None:
         """The untuned p0 and the manual prompt compete too: tuning must not make things worse."""
-        nothing = np.zeros((1, 0, self.space.p0.shape[2]), np.float32)
-        self.manual, untuned = self._judged({"manual": nothing, "untuned": self.space.p0})
+        self.manual, untuned = self._judged({"manual": self.space.no_prompt, "untuned": self.space.p0})
         self._keep_best([untuned])
 
     def _clearly_better(self, candidate: Candidate, manual: Candidate) -> bool:
