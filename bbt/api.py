@@ -1,65 +1,72 @@
 """The top-level API: the one place, beside the command line, that puts `bbt` and `backends` together."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import yaml
 
 from backends import load_backend
 from bbt.backend import Backend
+from bbt.classifier import Classifier, SoftPromptClassifier, predictions
 from bbt.config import Config, ModelConfig, load_config, make_config
-from bbt.errors import BbtError, RunError
-from bbt.experiment import Experiment, load_prompt, predict
+from bbt.errors import BbtError, PromptError, RunError
+from bbt.experiment import Experiment
 from bbt.losses import log_softmax
-from bbt.objective import Ledger, Scorer
+from bbt.methods import load_method
+from bbt.objective import Ledger
+from bbt.observer import Observer
+from bbt.problem import make_task
 from bbt.prompts import SoftPrompt
-from bbt.records import EventLog, RunFolder
-from bbt.tasks import Example, Task, Template
-from bbt.tuner import Progress
+from bbt.records import RunFolder, read_result, write_atomically, write_result
+from bbt.tasks import Example, Task
+from bbt.tasks.task import labels_of
 
 RUNS = Path("runs")
 
 
-class Observer:
-    """Told how a run goes; override what you want to see."""
-
-    def started(self, folder: Path | None, budget: int) -> None:
-        """The run's folder, if it has one, and its budget in queries."""
-
-    def progressed(self, progress: Progress) -> None:
-        """After each generation."""
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gives: its result (see `result.json`), the best prompt, and its folder if it has one."""
+    """What a run gives: its config, its result (see `result.json`), what was trained, and its folder if it has one."""
 
+    config: Config
     result: dict[str, Any]
-    prompt: SoftPrompt
-    folder: Path | None = field(default=None)
+    classifier: Classifier
+    folder: Path | None = None
+
+    def save(self, folder: Path | str) -> None:
+        """What a `Predictor` loads, in a folder of its own."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.yaml", self.config.to_yaml())
+        self.classifier.save(folder)
+        write_result(folder, self.result)
 
 
 def tune(
     config: Config | Mapping[str, Any], backend: Backend | None = None, observer: Observer | None = None
 ) -> Outcome:
-    """Tune in memory, without a run folder; `backend` overrides the config's model."""
+    """Run in memory, without a run folder; `backend` overrides the config's model."""
     config = config if isinstance(config, Config) else make_config(config)
-    return _finish(config, backend or open_backend(config.model), EventLog(), observer)
+    method = load_method(config.method)
+    experiment = Experiment(config, backend or open_backend(config.model), observer=observer)
+    trained = method.train(experiment)
+    return Outcome(config, experiment.result(trained), trained.classifier)
 
 
 def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> Outcome:
-    """Tune in a new run folder under `runs`; whatever stops it, `resume` goes on from there.
+    """Run in a new run folder under `runs`; whatever stops it, `resume` goes on from there.
 
     A config that cannot be run (a BbtError before the first generation) leaves no folder behind.
     """
+    load_method(config.method)
     backend = open_backend(config.model)
-    name = config.name or f"{config.task.name}-{config.optimizer.name}-seed{config.seed}"
-    with RunFolder.create(runs, name, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)) as folder:
+    name = config.name or f"{config.task.name}-{config.label}-seed{config.seed}"
+    with RunFolder.create(runs, name, config.to_yaml()) as folder:
         try:
-            return _finish(config, backend, folder.log, observer, folder)
+            return _in_folder(config, backend, folder, observer)
         except BbtError:
             if not folder.log.of("generation"):
                 folder.discard()
@@ -69,18 +76,21 @@ def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> 
 def resume(path: Path, queries: int | None = None, observer: Observer | None = None) -> Outcome:
     """Go on with a run as if it had never stopped; `queries` extends its budget first.
 
+    Methods whose log is no checkpoint (trainings) begin again from their seed, unless they have finished.
+
     Raises:
         RunError: not a run, in use, or a budget that is no extension.
     """
     with RunFolder(path) as folder:
         config = load_config(path / "config.yaml")
-        budget = max([config.budget.queries, *(event["queries"] for event in folder.log.of("extend"))])
-        if queries is not None and queries < budget:
-            raise RunError(f"{path} has a budget of {budget} queries already; {queries} is no extension.")
-        backend = open_backend(config.model)
-        if queries is not None and queries > budget:
-            folder.log.append({"event": "extend", "queries": queries})
-        return _finish(config, backend, folder.log, observer, folder)
+        method = load_method(config.method)
+        if method.replays:
+            _extend(folder, config, queries)
+        elif queries is not None:
+            raise RunError(f"{path}: {config.method.name} has no budget of queries to extend.")
+        elif folder.log.of("result"):
+            return Outcome(config, read_result(folder), Predictor(path).classifier, path)
+        return _in_folder(config, open_backend(config.model), folder, observer)
 
 
 def open_backend(config: ModelConfig) -> Backend:
@@ -89,27 +99,35 @@ def open_backend(config: ModelConfig) -> Backend:
 
 
 class Predictor:
-    """A saved prompt on its model, ready for new texts.
+    """A trained method on its model, ready for new texts.
 
-    The backend and its options are those of the run that tuned the prompt; `options` override them one by one.
+    `path` is a run folder or a soft prompt's file. The backend and its options are those of the run that made it;
+    `options` override them one by one.
     """
 
     def __init__(self, path: Path | str, options: Mapping[str, Any] | None = None) -> None:
-        self.prompt = SoftPrompt.load(Path(path))
-        origin = self.prompt.provenance
-        merged = {**origin.get("options", {}), **(options or {})}
-        self.backend = load_backend(origin.get("backend", "local"), model=self.prompt.model, **merged)
-        self._vectors = load_prompt(self.prompt, self.backend)
-        names = self.prompt.label_names
-        self.task = Task("saved prompt", Template(self.prompt.template), names, self.prompt.label_words)
+        path = Path(path)
+        if path.is_file() or (path / "prompt.safetensors").is_file() or not (path / "config.yaml").is_file():
+            prompt = SoftPrompt.load(path)
+            origin = prompt.provenance
+            merged = {**origin.get("options", {}), **(options or {})}
+            self.backend = load_backend(origin.get("backend", "local"), model=prompt.model, **merged)
+            loaded = SoftPromptClassifier.loaded(prompt, self.backend)
+            self.task, self.classifier = loaded.task, cast(Classifier, loaded)
+        else:
+            config = load_config(path / "config.yaml")
+            model = config.model.model_copy(update={"options": {**config.model.options, **(options or {})}})
+            self.backend = open_backend(model)
+            self.task = make_task(config.task, self.backend.info.kind)
+            _check_model(path, self.backend)
+            self.classifier = load_method(config.method).load(path, self.backend, self.task)
 
     def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """For each text the label and the probabilities over the label words."""
         pairs = text_pairs or [""] * len(texts)
         examples = [Example(text, 0, pair) for text, pair in zip(texts, pairs, strict=True)]
-        scores = Scorer(self.backend, self.task, examples, Ledger()).scores(self._vectors)
-        probabilities = np.exp(log_softmax(scores))[0]
-        names = self.prompt.label_names
+        probabilities = np.exp(log_softmax(self.classifier.scores(examples, Ledger())))
+        names = self.task.label_names
         return [
             {
                 "label": names[int(row.argmax())],
@@ -119,28 +137,50 @@ class Predictor:
         ]
 
     def evaluate(self, task: Task, examples: Sequence[Example]) -> dict[str, float]:
-        """The task's metrics on examples, with the prompt's own template and label words."""
+        """The task's metrics on examples, with the own template and label words.
+
+        Raises:
+            ConfigError: the task has another number of labels.
+        """
         own = Task(task.name, self.task.template, task.label_names, self.task.label_words, task.metrics)
-        scorer = Scorer(self.backend, own, examples, Ledger())
-        return own.evaluate(scorer.labels, predict(scorer, self._vectors))
+        return own.evaluate(labels_of(examples), predictions(self.classifier.scores(examples, Ledger())))
 
 
-def _finish(
-    config: Config,
-    backend: Backend,
-    log: EventLog,
-    observer: Observer | None,
-    folder: RunFolder | None = None,
-) -> Outcome:
-    """Search, test, save."""
-    experiment = Experiment(config, backend, log)
+def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:
+    """Train, test, save."""
     observer = observer or Observer()
-    tuner = experiment.tuner(observer.progressed)
-    observer.started(folder.path if folder else None, max(tuner.schedule.budgets))
-    best = tuner.run()
-    prompt = experiment.soft_prompt(best)
-    result = experiment.result(best)
-    if folder:
-        prompt.save(folder.path / "prompt.safetensors")
-        folder.write_result(result)
-    return Outcome(result, prompt, folder.path if folder else None)
+    observer.opened(folder.path)
+    method = load_method(config.method)
+    experiment = Experiment(config, backend, folder.log, observer)
+    if not method.replays:
+        folder.log.forget()
+    trained = method.train(experiment)
+    result = experiment.result(trained)
+    trained.classifier.save(folder.path)
+    folder.write_result(result)
+    return Outcome(config, result, trained.classifier, folder.path)
+
+
+def _extend(folder: RunFolder, config: Config, queries: int | None) -> None:
+    """Note a larger budget in the log."""
+    budget = max([config.budget.queries, *(event["queries"] for event in folder.log.of("extend"))])
+    if queries is not None and queries < budget:
+        raise RunError(f"{folder.path} has a budget of {budget} queries already; {queries} is no extension.")
+    if queries is not None and queries > budget:
+        folder.log.append({"event": "extend", "queries": queries})
+
+
+def _check_model(path: Path, backend: Backend) -> None:
+    """Refuse other weights than the run's.
+
+    Raises:
+        PromptError: names both; RunError: the run has not finished.
+    """
+    if not (path / "result.json").is_file():
+        raise RunError(f"{path} has not finished: bbt resume {path}.")
+    result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    if result["fingerprint"] != backend.info.fingerprint:
+        raise PromptError(
+            f"{path} was trained on {result['model']} (weights {result['fingerprint']}), not on {backend.info.name} "
+            f"(weights {backend.info.fingerprint}). Load it with its own model."
+        )

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -18,11 +18,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bbt.errors import ConfigError, unknown
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Unknown keys and infinite numbers are errors; values never change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class TaskConfig(_Strict):
+StrictModel = TypeVar("StrictModel", bound=Strict)
+
+
+class TaskConfig(Strict):
     """A built-in task by name, or your own: then template, label_words and label_names are needed."""
 
     name: str = "sst2"
@@ -32,7 +37,7 @@ class TaskConfig(_Strict):
     metrics: tuple[str, ...] | None = None
 
 
-class ColumnsConfig(_Strict):
+class ColumnsConfig(Strict):
     """Names of your data's columns."""
 
     text: str = "text"
@@ -40,7 +45,7 @@ class ColumnsConfig(_Strict):
     label: str = "label"
 
 
-class DataConfig(_Strict):
+class DataConfig(Strict):
     """Where the rows come from. `seed` draws the k-shot split (none: the run's seed); `labels` are the values of
     the label column in label order (none: 0 to K - 1)."""
 
@@ -56,7 +61,7 @@ class DataConfig(_Strict):
     splits: tuple[str, str] | None = None
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """`backend` (ours or module:Class), the model's name, and the backend's own options."""
 
     backend: str = "local"
@@ -64,7 +69,20 @@ class ModelConfig(_Strict):
     options: dict[str, Any] = {}
 
 
-class PromptConfig(_Strict):
+class MethodConfig(Strict):
+    """The method by name (bbt ls methods) and its own settings, which the method checks."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "black-box"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's own settings."""
+        return dict(self.model_extra or {})
+
+
+class PromptConfig(Strict):
     """p = p0 + A z.
 
     `init`: random `vocabulary` tokens, the given `text`, the `label_words`, or the path of a saved prompt; of
@@ -84,7 +102,7 @@ class PromptConfig(_Strict):
     placement: Literal["embedding", "layernorm"] = "embedding"
 
 
-class OptimizerConfig(_Strict):
+class OptimizerConfig(Strict):
     """Search settings; see `bbt ls optimizers` for the names."""
 
     name: str = "cma-separable"
@@ -103,14 +121,14 @@ class OptimizerConfig(_Strict):
         return bounds
 
 
-class ObjectiveConfig(_Strict):
+class ObjectiveConfig(Strict):
     """`loss` on the training rows (none: the released code's choice for the task); `margin` is the hinge's."""
 
     loss: Literal["cross_entropy", "hinge", "negative_metric"] | None = None
     margin: float = Field(2.0, gt=0)
 
 
-class BudgetConfig(_Strict):
+class BudgetConfig(Strict):
     """In queries: one candidate on the whole training set. `patience` ends a run for good
     after so many dev checks without a better one."""
 
@@ -119,7 +137,7 @@ class BudgetConfig(_Strict):
     patience: int | None = Field(None, ge=1)
 
 
-class SelectionConfig(_Strict):
+class SelectionConfig(Strict):
     """Which candidates dev judges, and by what: the `n_best` of lowest training loss since the last check, the
     distribution's mean, and with `baselines` the untuned prompt; the manual one then stays unless the best of them
     beats its metric by more than a standard error."""
@@ -129,8 +147,16 @@ class SelectionConfig(_Strict):
     baselines: bool = True
 
 
-class Config(_Strict):
-    """One run."""
+class EvaluationConfig(Strict):
+    """What is tested: at most so many `rows` of the test set (the same draw for every run; none: all of them), and
+    with `references` also what the method started from (the manual and the untuned prompt)."""
+
+    rows: int | None = Field(None, ge=1)
+    references: bool = True
+
+
+class Config(Strict):
+    """One run. The sections from `prompt` on are the black-box search's; other methods use some of them."""
 
     name: str | None = None
     preset: str = "default"
@@ -138,11 +164,22 @@ class Config(_Strict):
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
+    method: MethodConfig = MethodConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     prompt: PromptConfig = PromptConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     budget: BudgetConfig = BudgetConfig()
     selection: SelectionConfig = SelectionConfig()
+
+    @property
+    def label(self) -> str:
+        """What tables and run folders call the method: black-box searches go by their optimizer."""
+        return self.optimizer.name if self.method.name == "black-box" else self.method.name
+
+    def to_yaml(self) -> str:
+        """As a config file, every value resolved."""
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -170,11 +207,19 @@ def make_config(tree: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an unknown preset or key, or an impossible value; one line a fault.
     """
-    merged = _merged(preset(str(tree.get("preset", "default"))), tree)
+    return validated(Config, _merged(preset(str(tree.get("preset", "default"))), tree))
+
+
+def validated(model: type[StrictModel], tree: Mapping[str, Any], section: str = "") -> StrictModel:
+    """`tree`, the part of a config that stands under `section`, as a `model`.
+
+    Raises:
+        ConfigError: an unknown key or an impossible value; one line a fault.
+    """
     try:
-        return Config.model_validate(merged)
+        return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(fault) for fault in error.errors())) from error
+        raise ConfigError("; ".join(_explain(model, fault, section) for fault in error.errors())) from error
 
 
 def preset(name: str) -> dict[str, Any]:
@@ -225,19 +270,22 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _explain(fault: Any) -> str:
+def _explain(model: type[Strict], fault: Any, section: str) -> str:
     """One pydantic error for people."""
     path = [str(part) for part in fault["loc"]]
-    where = ".".join(path)
     if fault["type"] == "extra_forbidden":
-        return "config: " + unknown("key", where, _sibling_keys(path))
-    return f"config: {where}: {fault['msg']}, got {fault['input']!r}"
+        valid = [_dotted(section, *path[:-1], name) for name in _sibling_keys(model, path)]
+        return "config: " + unknown("key", _dotted(section, *path), valid)
+    return f"config: {_dotted(section, *path)}: {fault['msg']}, got {fault['input']!r}"
 
 
-def _sibling_keys(path: Sequence[str]) -> list[str]:
-    """Full names of the keys that may stand where `path` does."""
-    model: type[BaseModel] = Config
+def _dotted(section: str, *path: str) -> str:
+    return ".".join([*([section] if section else []), *path])
+
+
+def _sibling_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Names of the keys that may stand where `path` does."""
     for part in path[:-1]:
         kinds = [model.model_fields[part].annotation, *typing.get_args(model.model_fields[part].annotation)]
         model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
-    return [".".join([*path[:-1], name]) for name in model.model_fields]
+    return list(model.model_fields)

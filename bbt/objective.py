@@ -20,12 +20,13 @@ class Ledger:
     A query is one candidate on the whole training set; dev queries are counted apart. `examples` are rows
     scored, `bytes_up` prompts handed to the backend and `bytes_down` label scores returned (float32). `seconds` is
     the time spent scoring train and dev prompts, `backend_seconds` the backend's part of it; the optimizer's stands
-    apart.
+    apart. `truncated` rows were longer than the model, counted when they are encoded.
     """
 
     train_queries: int = 0
     dev_queries: int = 0
     examples: int = 0
+    truncated: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
     backend_seconds: float = 0.0
@@ -54,6 +55,7 @@ class Scorer:
         if n_prompt_tokens not in self._encoded:
             rows = self._task.rows(self._examples, n_prompt_tokens)
             self._encoded[n_prompt_tokens] = self._backend.encode(rows, self._task.label_words)
+            self._ledger.truncated += self._encoded[n_prompt_tokens].n_truncated
         return self._encoded[n_prompt_tokens]
 
     def scores(self, prompts: Prompts) -> Scores:
@@ -94,6 +96,14 @@ class Verdict:
         return mine > theirs if by == "metric" else mine[1] > theirs[1]
 
 
+def verdicts(task: Task, labels: Labels, scores: Scores) -> list[Verdict]:
+    """(n, B, K) -> n verdicts; NaN scores are the worst there is."""
+    losses = finite_losses(cross_entropy(scores, labels))
+    metrics = [task.metric(labels, row) for row in np.nan_to_num(scores).argmax(axis=-1)]
+    broken = ~np.isfinite(losses)
+    return [Verdict(0.0 if b else m, float(v)) for m, v, b in zip(metrics, losses, broken, strict=True)]
+
+
 class Judge:
     """Judges prompts on dev rows."""
 
@@ -106,11 +116,7 @@ class Judge:
         return len(self._scorer.labels)
 
     def verdicts(self, prompts: Prompts) -> list[Verdict]:
-        """(n, T, H) -> n verdicts; NaN scores are the worst there is. Counts n dev queries."""
+        """(n, T, H) -> n verdicts. Counts n dev queries."""
         scores = self._scorer.scores(prompts)
         self._ledger.dev_queries += len(prompts)
-        labels = self._scorer.labels
-        losses = finite_losses(cross_entropy(scores, labels))
-        metrics = [self._task.metric(labels, row) for row in np.nan_to_num(scores).argmax(axis=-1)]
-        broken = ~np.isfinite(losses)
-        return [Verdict(0.0 if b else m, float(v)) for m, v, b in zip(metrics, losses, broken, strict=True)]
+        return verdicts(self._task, self._scorer.labels, scores)

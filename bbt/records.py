@@ -60,6 +60,15 @@ class EventLog:
                 )
         return event
 
+    def forget(self) -> None:
+        """Drop the recorded events that were not recalled: the run begins again after those that were."""
+        if self._to_recall:
+            del self.events[len(self.events) - len(self._to_recall) :]
+            self._to_recall.clear()
+            if self._path:
+                write_atomically(self._path, "".join(json.dumps(event) + "\n" for event in self.events))
+                self._complete = None
+
     @property
     def replaying(self) -> bool:
         """Whether recorded events are left."""
@@ -141,9 +150,9 @@ class RunFolder:
         shutil.rmtree(self.path)
 
     def write_result(self, result: dict[str, Any]) -> None:
-        """Keep the outcome in `result.json` and in the log."""
+        """Keep the outcome in the log and in `result.json`."""
         self.log.append({"event": "result", **result})
-        write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        write_result(self.path, result)
 
 
 def read_result(folder: RunFolder) -> dict[str, Any]:
@@ -172,6 +181,11 @@ def run_summaries(runs: Path) -> list[tuple[str, str]]:
             about = "not finished"
         rows.append((config.parent.name, about))
     return rows
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """`result.json`."""
+    write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

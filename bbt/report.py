@@ -20,6 +20,7 @@ def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     """What the run cost, each count with its unit."""
     cost = result["cost"]
     return [
+        ("tuned numbers", f"{result['n_parameters']:,}"),
         ("train queries", f"{cost['train_queries']:,}"),
         ("dev queries", f"{cost['dev_queries']:,}"),
         ("examples scored", f"{cost['examples']:,}"),

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bbt.objective import Judge, Ledger, Objective, Verdict
+from bbt.observer import Progress
 from bbt.optimizers import Optimizer
 from bbt.records import EventLog, decode_losses, encode_losses
 from bbt.space import PromptSpace
@@ -39,15 +40,6 @@ class Schedule:
     n_best: int = 1
     by: str = "metric"
     baselines: bool = True
-
-
-@dataclass
-class Progress:
-    """What a progress bar shows."""
-
-    train_queries: int
-    train_loss: float
-    best: Candidate | None
 
 
 @dataclass
@@ -98,7 +90,8 @@ class Tuner:
         self.optimizer.tell(latents, penalised(losses))
         self.ledger.optimizer_seconds += asked - start + time.perf_counter() - scored
         self._remember(latents, losses)
-        self.on_progress(Progress(self.ledger.train_queries, float(losses.min()), self.best))
+        best = self.best.verdict.metric if self.best else None
+        self.on_progress(Progress(self.ledger.train_queries, float(losses.min()), best))
 
     def _losses(self, latents: Latents) -> Losses:
         """Training losses of a generation, recalled or scored."""

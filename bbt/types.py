@@ -18,6 +18,9 @@ Prompts: TypeAlias = NDArray[np.float32]
 Scores: TypeAlias = NDArray[np.float32]
 """(n, B, K) label scores, defined up to one constant per (candidate, example)."""
 
+RowScores: TypeAlias = NDArray[np.float32]
+"""(B, K) label scores of one classifier."""
+
 Losses: TypeAlias = NDArray[np.float64]
 """(n,) one loss a candidate; lower is better."""
 

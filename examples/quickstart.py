@@ -10,5 +10,5 @@ outcome = bbt.tune(
     }
 )
 print(outcome.result["test"])
-outcome.prompt.save("sst2-prompt.safetensors")
-print(bbt.Predictor("sst2-prompt.safetensors").predict(["a joy from start to end"]))
+outcome.save("sst2-tuned")
+print(bbt.Predictor("sst2-tuned").predict(["a joy from start to end"]))

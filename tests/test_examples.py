@@ -36,7 +36,7 @@ def test_quickstart_tunes_saves_and_predicts(tmp_path: Path) -> None:
     lines = run("quickstart.py", cwd=tmp_path).splitlines()
     assert set(eval(lines[0])) == {"manual", "untuned", "tuned"}
     assert eval(lines[1])[0]["label"] in ("negative", "positive")
-    assert (tmp_path / "sst2-prompt.safetensors").is_file()
+    assert (tmp_path / "sst2-tuned/prompt.safetensors").is_file()
 
 
 def test_benchmark_runs_what_is_missing_and_only_that(tmp_path: Path, plan: Path) -> None:

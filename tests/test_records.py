@@ -225,7 +225,7 @@ def test_screened_initial_prompts_cost_queries_and_are_recalled(tmp_path):
     assert len(screen["losses"]) == screen["ledger"]["train_queries"] == 6
     folder.close()
     again = resume(outcome.folder)
-    np.testing.assert_array_equal(again.prompt.embeddings, outcome.prompt.embeddings)
+    np.testing.assert_array_equal(again.classifier.prompt.embeddings, outcome.classifier.prompt.embeddings)
     assert again.result["cost"]["examples"] == outcome.result["cost"]["examples"]
 
 

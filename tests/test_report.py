@@ -7,6 +7,7 @@ from bbt.report import _curve, cost_rows, plot_convergence, result_rows, selecte
 RESULT = {
     "test": {"manual": {"f1": 0.5, "accuracy": 0.25}, "tuned": {"f1": 0.875, "accuracy": 0.75}},
     "selected": {"who": "mean", "metric": 0.9375, "loss": 0.25, "train_queries": 300},
+    "n_parameters": 500,
     "cost": {
         "train_queries": 8000,
         "dev_queries": 162,
@@ -37,6 +38,7 @@ def test_the_closing_table_has_each_metric_of_each_prompt_in_percent():
 def test_costs_are_printed_with_train_and_dev_queries_apart():
     rows = dict(cost_rows(RESULT))
     assert (rows["train queries"], rows["dev queries"], rows["examples scored"]) == ("8,000", "162", "261,184")
+    assert rows["tuned numbers"] == "500"
     assert (rows["seconds"], rows["of them in the optimizer"]) == ("5.0", "1.0")
     assert rows["queries per second"] == "2000.0"
 

@@ -260,7 +260,7 @@ def test_an_extended_budget_goes_on_where_the_run_ended():
 def test_progress_is_told_after_each_generation():
     seen = []
     tuner = make_tuner(budgets=(30,))
-    tuner.on_progress = lambda progress: seen.append((progress.train_queries, progress.train_loss))
+    tuner.on_progress = lambda progress: seen.append((progress.done, progress.train_loss))
     tuner.run()
     assert [queries for queries, _ in seen] == [6, 12, 18, 24, 30]
     assert [loss for _, loss in seen] == [min(event["losses"]) for event in tuner.log.of("generation")]

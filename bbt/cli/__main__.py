@@ -1,0 +1,5 @@
+"""`python -m bbt.cli`."""
+
+from bbt.cli import main
+
+main()

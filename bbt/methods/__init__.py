@@ -1,0 +1,35 @@
+"""Every method in one protocol: the same split, template, label words, dev selection and test set.
+
+To add one, write a subclass of `Method` in a file of its own (here if it is forward-only, in `bbt/baselines` if it
+needs gradients) and name it in `METHODS`. Its fields are its settings, which a config gives under `method:` beside
+the name. Imported only when asked for.
+"""
+
+from importlib import import_module
+from typing import cast
+
+from bbt.config import MethodConfig, validated
+from bbt.errors import ConfigError, unknown
+from bbt.methods.base import Method
+
+METHODS = {
+    "black-box": ("bbt.methods.black_box:BlackBox", "Black-Box Tuning: a search over z, p = p0 + A z"),
+    "manual": ("bbt.methods.manual:Manual", "the template's words alone"),
+}
+"""Name -> where its class is, and what it is."""
+
+
+def load_method(config: MethodConfig) -> Method:
+    """A method with its settings.
+
+    Raises:
+        ConfigError: no such method, or settings that it does not take.
+    """
+    if config.name not in METHODS:
+        raise ConfigError(unknown("method", config.name, METHODS))
+    module, _, name = METHODS[config.name][0].partition(":")
+    kind = cast(type[Method], getattr(import_module(module), name))
+    return validated(kind, config.settings, "method")
+
+
+__all__ = ["METHODS", "Method", "load_method"]

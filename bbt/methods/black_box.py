@@ -1,0 +1,131 @@
+"""Black-Box Tuning (BBT, arXiv 2201.03514): a derivative-free search over z in R^d; the prompt is p0 + A z."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import ClassVar
+
+from bbt.classifier import SoftPromptClassifier
+from bbt.experiment import Experiment, Trained
+from bbt.initial import initial_prompts
+from bbt.losses import cross_entropy, hinge, negative_metric
+from bbt.methods.base import Method
+from bbt.objective import Judge, Objective
+from bbt.optimizers import Settings, make_optimizer
+from bbt.records import decode_losses, encode_losses
+from bbt.space import PromptSpace, normal_scale, random_projection
+from bbt.tasks import TASKS
+from bbt.tuner import Candidate, Schedule, Tuner
+from bbt.types import Labels, Losses, Prompts, Scores
+
+
+class BlackBox(Method):
+    """Its settings are the config's own sections: prompt, optimizer, objective, budget, selection."""
+
+    replays: ClassVar[bool] = True
+
+    def train(self, experiment: Experiment) -> Trained:
+        """Search until the budget is spent; dev chooses among the candidates it has judged."""
+        search = Search(experiment)
+        experiment.observer.started(max(search.tuner.schedule.budgets), "query")
+        best = search.tuner.run()
+        untuned = experiment.soft_prompt(search.space.p0[0], search.anchor)
+        return Trained(
+            search.classifier(best),
+            best.who,
+            best.verdict,
+            best.train_queries,
+            search.space.intrinsic_dim,
+            {"manual": experiment.manual, "untuned": untuned},
+        )
+
+
+@dataclass
+class Search:
+    """The experiment's objective, its space of prompts, and the loop over it."""
+
+    experiment: Experiment
+
+    def __post_init__(self) -> None:
+        e = self.experiment
+        self.objective = Objective(e.train, training_loss(e), e.ledger)
+        self.space = self._space()
+        self._warn_of_cut_rows()
+        self.tuner = self._tuner()
+
+    @property
+    def anchor(self) -> Prompts | None:
+        """p0 (T, H) where the prompt is added after its LayerNorm."""
+        return self.space.p0[0] if self.experiment.config.prompt.placement == "layernorm" else None
+
+    def classifier(self, best: Candidate) -> SoftPromptClassifier:
+        """The best candidate, with how it was found."""
+        anchor = self.anchor if len(best.prompt) else None
+        facts = {"who": best.who, "train_queries": best.train_queries, "dev": asdict(best.verdict)}
+        return self.experiment.soft_prompt(best.prompt, anchor, **facts)
+
+    def _tuner(self) -> Tuner:
+        e, c = self.experiment, self.experiment.config
+        own = c.optimizer.model_dump(exclude={"name"})
+        settings = Settings(self.space.intrinsic_dim, seed=c.seed, budget=c.budget.queries, **own)
+        budgets = (c.budget.queries, *(event["queries"] for event in e.log.of("extend")))
+        return Tuner(
+            make_optimizer(c.optimizer.name, settings),
+            self.space,
+            self.objective,
+            Judge(e.dev, e.task, e.ledger),
+            e.ledger,
+            e.log,
+            Schedule(budgets, c.budget.dev_every, c.budget.patience, **c.selection.model_dump()),
+            e.observer.progressed,
+        )
+
+    def _space(self) -> PromptSpace:
+        """p0 (screened where asked for) and A."""
+        e, c, d = self.experiment, self.experiment.config.prompt, self.experiment.config.prompt.intrinsic_dim
+        p0 = self._screened(initial_prompts(c, e.backend, e.task, e.config.seed))
+        if c.placement == "layernorm":
+            e.backend.anchor(p0)
+        if c.scale == "paper":
+            scale = c.alpha / math.sqrt(d)
+        else:
+            scale = normal_scale(e.backend.info.embedding_std, d, e.config.optimizer.sigma0, c.alpha)
+        return PromptSpace(p0, random_projection(e.config.seed, p0.size, d, c.projection, scale))
+
+    def _screened(self, prompts: Prompts) -> Prompts:
+        """The initial prompt of lowest training loss (1, T, H)."""
+        if len(prompts) == 1:
+            return prompts
+        e = self.experiment
+        recorded = e.log.recall("screen")
+        if recorded:
+            e.ledger.restore(recorded["ledger"])
+            losses = decode_losses(recorded["losses"])
+        else:
+            start = time.perf_counter()
+            losses = self.objective.losses(prompts)
+            e.ledger.seconds += time.perf_counter() - start
+            e.log.append({"event": "screen", "losses": encode_losses(losses), "ledger": e.ledger.snapshot()})
+        best = int(losses.argmin())
+        return prompts[best : best + 1]
+
+    def _warn_of_cut_rows(self) -> None:
+        e, n_tokens = self.experiment, self.space.n_prompt_tokens
+        for encoded in (e.train.encoded(n_tokens), e.dev.encoded(n_tokens)):
+            if encoded.n_truncated:
+                rows = f"{encoded.n_truncated} of {encoded.n_examples} rows"
+                print(f"warning: {rows} were longer than the model: text cut.", file=sys.stderr)
+
+
+def training_loss(experiment: Experiment) -> Callable[[Scores, Labels], Losses]:
+    """The config's loss, or what the released code trains the task with."""
+    objective, task = experiment.config.objective, experiment.task
+    name = objective.loss or (TASKS[task.name].loss if task.name in TASKS else "cross_entropy")
+    if name == "hinge":
+        return partial(hinge, margin=objective.margin)
+    if name == "negative_metric":
+        return partial(negative_metric, metric=task.metric)
+    return cross_entropy

@@ -1,0 +1,13 @@
+"""The manual prompt: nothing is tuned."""
+
+from bbt.experiment import Experiment, Trained
+from bbt.methods.base import Method
+
+
+class Manual(Method):
+    """The template's words and the label words as they are (BBT section 4.2)."""
+
+    def train(self, experiment: Experiment) -> Trained:
+        """Judge it once on dev, for the table."""
+        classifier = experiment.manual
+        return Trained(classifier, "manual", experiment.judge(classifier), train_queries=0, n_parameters=0)

@@ -1,0 +1,112 @@
+"""Every method in one protocol: a new one is tested by being listed."""
+
+import json
+
+import numpy as np
+import pytest
+from toy import ToyBackend
+
+from bbt.api import Predictor, resume, run, tune
+from bbt.config import MethodConfig, make_config
+from bbt.errors import ConfigError, PromptError, RunError
+from bbt.experiment import Experiment
+from bbt.methods import METHODS, load_method
+
+TINY = {
+    "data": {"k": 4},
+    "evaluation": {"rows": 40},
+    "prompt": {"n_prompt_tokens": 3, "intrinsic_dim": 8, "n_screened": 2},
+    "optimizer": {"population_size": 4},
+    "budget": {"queries": 12, "dev_every": 8},
+}
+SETTINGS: dict[str, dict] = {}
+"""Settings that make a method quick; none: its defaults."""
+
+
+@pytest.fixture(params=METHODS)
+def config(request, tiny_folder):
+    model = {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}}
+    return make_config({**TINY, "model": model, "method": {"name": request.param, **SETTINGS.get(request.param, {})}})
+
+
+def test_a_method_s_result_can_be_loaded_and_scores_as_it_did(config, tmp_path):
+    outcome = run(config, tmp_path)
+    result, again = outcome.result, Predictor(outcome.folder)
+    assert result["method"] == config.method.name
+    assert result["test_examples"] == 40
+    experiment = Experiment(config, again.backend)
+    assert again.evaluate(experiment.task, experiment.split.test) == result["test"]["tuned"]
+    texts = ["a joy from start to end", "dull"]
+    assert [set(row["probabilities"]) for row in again.predict(texts)] == [{"negative", "positive"}] * 2
+
+
+def test_a_method_is_deterministic(config):
+    first, second = tune(config).result, tune(config).result
+    for volatile in ("cost", "peak_memory_mb"):
+        costs = first.pop(volatile), second.pop(volatile)
+        if volatile == "cost":
+            assert costs[0]["examples"] == costs[1]["examples"] > 0
+    assert first == second
+
+
+def test_an_outcome_in_memory_is_saved_for_a_predictor(config, tmp_path):
+    outcome = tune(config)
+    outcome.save(tmp_path / "mine")
+    texts = ["a joy from start to end"]
+    probabilities = Predictor(tmp_path / "mine").predict(texts)[0]["probabilities"]
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+    assert json.loads((tmp_path / "mine/result.json").read_text()) == outcome.result
+
+
+def test_a_finished_run_is_resumed_without_a_query(config, tmp_path):
+    first = run(config, tmp_path)
+    again = resume(first.folder)
+    assert again.result["test"] == first.result["test"]
+    assert again.result["cost"]["examples"] == first.result["cost"]["examples"]
+
+
+def test_an_unknown_method_or_setting_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"unknown method 'blackbox'\. Did you mean 'black-box'\?"):
+        load_method(MethodConfig(name="blackbox"))
+    with pytest.raises(ConfigError, match=r"config: unknown key 'method\.rank'"):
+        load_method(MethodConfig.model_validate({"name": "manual", "rank": 8}))
+
+
+def test_the_test_rows_are_the_same_draw_for_every_seed():
+    drawn = [
+        Experiment(make_config({"seed": seed, "evaluation": {"rows": 10}}), ToyBackend()).split.test for seed in (0, 1)
+    ]
+    everything = Experiment(make_config({}), ToyBackend()).split.test
+    places = [everything.index(example) for example in drawn[0]]
+    assert drawn[0] == drawn[1]
+    assert places == sorted(places)
+    assert len(set(places)) == 10 < max(places)
+
+
+def test_a_run_without_a_budget_of_queries_cannot_be_extended(tmp_path):
+    toy = {"backend": "toy:ToyBackend", "name": "toy"}
+    outcome = run(make_config({"name": "m", "model": toy, "method": {"name": "manual"}}), tmp_path)
+    with pytest.raises(RunError, match="no budget of queries"):
+        resume(outcome.folder, 500)
+
+
+def test_a_run_that_begins_again_forgets_what_it_had_done(tmp_path):
+    toy = {"backend": "toy:ToyBackend", "name": "toy"}
+    folder = run(make_config({"name": "m", "model": toy, "method": {"name": "manual"}}), tmp_path).folder
+    lines = (folder / "events.jsonl").read_text().splitlines()
+    (folder / "events.jsonl").write_text(lines[0] + '\n{"event": "dev", "half": "done"}\n')
+    resume(folder)
+    kinds = [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert kinds == ["start", "result"]
+
+
+def test_another_model_is_refused(config, tmp_path, tiny_folder):
+    outcome = tune(config)
+    outcome.save(tmp_path)
+    saved = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(saved.replace("/bert", "/roberta"))
+    if not (tmp_path / "prompt.safetensors").is_file():
+        tiny_folder("roberta")
+        with pytest.raises(PromptError, match="was trained on"):
+            Predictor(tmp_path)
+    assert np.isfinite(outcome.result["selected"]["loss"])
