@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from bbt.types import Prompts, Scores
+import numpy as np
+from numpy.typing import NDArray
+
+from bbt.types import DeepPrompts, Prompts, Scores
 
 
 @dataclass(frozen=True)
@@ -103,4 +106,26 @@ class Backend(Protocol):
 
         Raises:
             BackendError: the model has no LayerNorm after its embeddings.
+        """
+
+
+class DeepBackend(Backend, Protocol):
+    """A backend that also takes a prompt for every layer (BBTv2, arXiv 2205.11200, section 4.1)."""
+
+    def deep_label_scores(self, prompts: DeepPrompts, encoded: Encoded) -> Scores:
+        """Score every row under every deep prompt: (n, L, T, H) -> (n, B, K) float32.
+
+        `prompts[:, 0]` is what `label_scores` takes; `prompts[:, i]` is added to the hidden states at the prompt's
+        positions before layer i. What stands below the lowest layer at which the candidates differ is computed
+        once for all of them, and kept until these rows are scored under another lower part.
+
+        Raises:
+            BackendError: prompts of another shape, or a model without a list of layers.
+        """
+
+    def hidden_stds(self, prompts: DeepPrompts, encoded: Encoded) -> NDArray[np.float64]:
+        """(1, L, T, H) -> (L,) standard deviations of the hidden states that enter each layer on these rows.
+
+        Layer 0: of all word embeddings. The values are clipped to mean +- 3 std five times before, as in BBTv2's
+        released code.
         """

@@ -15,6 +15,9 @@ Latents: TypeAlias = NDArray[np.float64]
 Prompts: TypeAlias = NDArray[np.float32]
 """(n, T, H) soft prompts in the space of the word embeddings."""
 
+DeepPrompts: TypeAlias = NDArray[np.float32]
+"""(n, L, T, H) a prompt for every layer: the word embeddings' and what is added before layers 1 to L - 1."""
+
 Scores: TypeAlias = NDArray[np.float32]
 """(n, B, K) label scores, defined up to one constant per (candidate, example)."""
 

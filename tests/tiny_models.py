@@ -106,9 +106,9 @@ TOKENIZERS = {
 }
 
 
-def random_model(name: str, vocab_size: int):
-    """Two layers, four heads; no dropout matters in eval mode."""
-    sizes = {"vocab_size": vocab_size, "hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4}
+def random_model(name: str, vocab_size: int, n_layers: int = 2):
+    """Four heads; no dropout matters in eval mode."""
+    sizes = {"vocab_size": vocab_size, "hidden_size": HIDDEN, "num_hidden_layers": n_layers, "num_attention_heads": 4}
     mlp = {"intermediate_size": 64, "max_position_embeddings": MAX_LENGTH}
     match name:
         case "bert":
@@ -116,26 +116,28 @@ def random_model(name: str, vocab_size: int):
         case "roberta":
             return RobertaForMaskedLM(RobertaConfig(**sizes, **{**mlp, "max_position_embeddings": MAX_LENGTH + 2}))
         case "distilbert":
-            shape = {"dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+            shape = {"dim": HIDDEN, "n_layers": n_layers, "n_heads": 4, "hidden_dim": 64}
             return DistilBertForMaskedLM(
                 DistilBertConfig(vocab_size=vocab_size, max_position_embeddings=MAX_LENGTH, **shape)
             )
         case "gpt2":
             end = {"bos_token_id": 0, "eos_token_id": 0}
             return GPT2LMHeadModel(
-                GPT2Config(vocab_size=vocab_size, n_embd=HIDDEN, n_layer=2, n_head=4, n_positions=MAX_LENGTH, **end)
+                GPT2Config(
+                    vocab_size=vocab_size, n_embd=HIDDEN, n_layer=n_layers, n_head=4, n_positions=MAX_LENGTH, **end
+                )
             )
         case "llama":
             return LlamaForCausalLM(LlamaConfig(**sizes, **mlp, num_key_value_heads=2))
     raise ValueError(name)
 
 
-def save_tiny(name: str, folder: Path, seed: int = 0) -> Path:
+def save_tiny(name: str, folder: Path, seed: int = 0, n_layers: int = 2) -> Path:
     """Tokenizer and model as `save_pretrained` writes them; every weight, biases too, is away from its default."""
     tokenizer = TOKENIZERS[name]()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = random_model(name, len(tokenizer))
+        model = random_model(name, len(tokenizer), n_layers)
         for weight in model.parameters():
             weight.data.add_(0.25 * torch.randn(weight.shape))
     tokenizer.save_pretrained(folder)

@@ -45,10 +45,10 @@ class Trunk:
         return cast(Tensor, output.logits[:, 0])
 
     @torch.inference_mode()
-    def keys_and_values(self, embeddings: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's keys and values for prefixes (n, N, H)."""
+    def keys_and_values(self, embeddings: Tensor, start: int = 0) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values for prefixes (n, N, H); layers below `start`, which are skipped, repeat its."""
         cache = self._model.base_model(inputs_embeds=embeddings, use_cache=True).past_key_values
-        return [(layer.keys, layer.values) for layer in cache.layers]
+        return [(layer.keys, layer.values) for layer in [cache.layers[start]] * start + cache.layers[start:]]
 
     @contextmanager
     def scoring(self, token_ids: Tensor) -> Iterator[None]:
