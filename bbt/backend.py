@@ -6,11 +6,12 @@ be truncated), prompt slots and the mask. The backend tokenises them once and sc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Prompts, Scores
 
 
@@ -109,6 +110,7 @@ class Backend(Protocol):
         """
 
 
+@runtime_checkable
 class DeepBackend(Backend, Protocol):
     """A backend that also takes a prompt for every layer (BBTv2, arXiv 2205.11200, section 4.1)."""
 
@@ -129,3 +131,72 @@ class DeepBackend(Backend, Protocol):
         Layer 0: of all word embeddings. The values are clipped to mean +- 3 std five times before, as in BBTv2's
         released code.
         """
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the frozen model makes of a row of N tokens: the last hidden states (N, H), and the position `read` at
+    which it scores the label words."""
+
+    hidden_states: NDArray[np.float32]
+    read: int
+
+
+@runtime_checkable
+class FeatureBackend(Backend, Protocol):
+    """A backend that also hands out hidden states."""
+
+    def features(self, encoded: Encoded) -> list[Features]:
+        """The features of each row; the rows must hold no prompt tokens."""
+
+
+@runtime_checkable
+class LikelihoodBackend(Backend, Protocol):
+    """A backend that also says how likely the model finds a text."""
+
+    def token_log_likelihoods(self, encoded: Encoded) -> list[NDArray[np.float32]]:
+        """For each row the log-likelihood of each of its tokens, special tokens and the mask left out.
+
+        A causal LM's are conditioned on what stands left of the token, so the first has none. A masked LM's are
+        conditioned on the whole row: each token is masked in turn (pseudo-log-likelihood, Salazar et al. 2020,
+        arXiv 1910.14659), one forward pass a token. The rows must hold no prompt tokens.
+        """
+
+
+def require_deep(backend: Backend) -> DeepBackend:
+    """The backend, if it takes deep prompts.
+
+    Raises:
+        BackendError: it does not.
+    """
+    if isinstance(backend, DeepBackend):
+        return backend
+    raise _lacking(backend, "deep prompts")
+
+
+def require_features(backend: Backend) -> FeatureBackend:
+    """The backend, if it hands out hidden states.
+
+    Raises:
+        BackendError: it does not.
+    """
+    if isinstance(backend, FeatureBackend):
+        return backend
+    raise _lacking(backend, "hidden states (features)")
+
+
+def require_likelihoods(backend: Backend) -> LikelihoodBackend:
+    """The backend, if it says how likely a text is.
+
+    Raises:
+        BackendError: it does not.
+    """
+    if isinstance(backend, LikelihoodBackend):
+        return backend
+    raise _lacking(backend, "token likelihoods")
+
+
+def _lacking(backend: Backend, capability: str) -> BackendError:
+    return BackendError(
+        f"this needs {capability}, which {type(backend).__name__} does not offer; use model.backend: local."
+    )

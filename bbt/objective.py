@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from bbt.backend import Backend, Encoded
+from bbt.backend import Backend, Encoded, require_deep
 from bbt.losses import cross_entropy, finite_losses
 from bbt.tasks import Example, Task
 from bbt.tasks.task import labels_of
@@ -59,10 +59,17 @@ class Scorer:
         return self._encoded[n_prompt_tokens]
 
     def scores(self, prompts: Prompts) -> Scores:
-        """(n, T, H) -> (n, B, K), counted."""
-        encoded = self.encoded(prompts.shape[1])
+        """(n, T, H), or deep (n, L, T, H), -> (n, B, K), counted.
+
+        Raises:
+            BackendError: deep prompts on a backend that does not take them.
+        """
+        encoded = self.encoded(prompts.shape[-2])
         start = time.perf_counter()
-        scores = self._backend.label_scores(prompts, encoded)
+        if prompts.ndim == 4:
+            scores = require_deep(self._backend).deep_label_scores(prompts, encoded)
+        else:
+            scores = self._backend.label_scores(prompts, encoded)
         self._ledger.backend_seconds += time.perf_counter() - start
         self._ledger.examples += len(prompts) * encoded.n_examples
         self._ledger.bytes_up += prompts.nbytes

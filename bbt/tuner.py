@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from bbt.deep_space import DeepSpace
 from bbt.objective import Judge, Ledger, Objective, Verdict
 from bbt.observer import Progress
 from bbt.optimizers import Optimizer
@@ -19,7 +20,7 @@ from bbt.types import Latents, Losses, Prompts
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt that dev has judged: `who` says where it came from, (T, H) its embeddings."""
+    """A prompt that dev has judged: `who` says where it came from, (T, H) or (L, T, H) its embeddings."""
 
     who: str
     prompt: Prompts
@@ -51,7 +52,7 @@ class Tuner:
     """
 
     optimizer: Optimizer
-    space: PromptSpace
+    space: PromptSpace | DeepSpace
     objective: Objective
     judge: Judge
     ledger: Ledger
@@ -134,7 +135,7 @@ class Tuner:
         self._checks_without_better = self._checks_without_better + 1 if self.best is best else 0
 
     def _judged(self, prompts: dict[str, Prompts]) -> list[Candidate]:
-        """Named prompts (1, T, H) with their verdicts, recalled or scored."""
+        """Named prompts, one a population of one, with their verdicts, recalled or scored."""
         names = list(prompts)
         recorded = self.log.recall("dev", names=names)
         if recorded:

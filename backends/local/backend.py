@@ -13,10 +13,11 @@ from torch import Tensor
 from backends.local.batching import MicroBatch, micro_batches
 from backends.local.deep import KEPT_BYTES, Shared, clipped_std, lowest_difference
 from backends.local.encoding import RowTokenizer, TokenRow, prompt_id
+from backends.local.features import causal_log_likelihoods, hidden_states, masked_log_likelihoods
 from backends.local.layers import Layers
 from backends.local.loading import Kind, fingerprint, load, resolve_device, resolve_precision
 from backends.local.trunk import Trunk, embedding_layernorm, repeated
-from bbt.backend import ModelInfo, Row
+from bbt.backend import Features, ModelInfo, Row
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Prompts, Scores
 
@@ -143,6 +144,22 @@ class LocalBackend:
         if prompts.ndim != 4 or prompts.shape[1:] != expected:
             shape = ", ".join(map(str, expected))
             raise BackendError(f"deep prompts have shape {prompts.shape}, expected (n, {shape}).")
+
+    def features(self, encoded: LocalRows) -> list[Features]:
+        """The rows' last hidden states; see `FeatureBackend.features`."""
+        states = hidden_states(self._model, encoded.ids, self._token_budget)
+        return [Features(s.numpy(), row.read) for s, row in zip(states, encoded.rows, strict=True)]
+
+    def token_log_likelihoods(self, encoded: LocalRows) -> list[NDArray[np.float32]]:
+        """How likely each row's tokens are; see `LikelihoodBackend.token_log_likelihoods`."""
+        if self._kind == "causal":
+            return [causal_log_likelihoods(self._model, ids).numpy() for ids in encoded.ids]
+        mask = self._tokenizer.mask_token_id
+        places = [self._row_tokenizer.ordinary_places(row) for row in encoded.rows]
+        return [
+            masked_log_likelihoods(self._model, ids, at, mask).numpy()
+            for ids, at in zip(encoded.ids, places, strict=True)
+        ]
 
     def embed_text(self, text: str) -> Prompts:
         """Word embeddings of a text: (1, T, H)."""

@@ -95,6 +95,10 @@ class RowTokenizer:
             raise BackendError("a row is empty: there is nothing left of {mask} for a causal LM to go on from.")
         return self._truncated(tokens, read)
 
+    def ordinary_places(self, row: TokenRow) -> list[int]:
+        """Places of a masked LM's row that hold words: neither special tokens nor the mask that is read."""
+        return [i for i in range(len(self._left), len(row.ids) - len(self._right)) if i != row.read]
+
     def text_ids(self, text: str) -> list[int]:
         """Ids of a text alone, without special tokens, as it stands after other words."""
         return self._ids(" " + text.strip() if self._keeps_space else text.strip())

@@ -14,6 +14,7 @@ from bbt.methods.base import Method
 
 METHODS = {
     "black-box": ("bbt.methods.black_box:BlackBox", "Black-Box Tuning: a search over z, p = p0 + A z"),
+    "bbtv2": ("bbt.methods.bbtv2:BBTv2", "BBTv2: a prompt for every layer, searched layer by layer"),
     "manual": ("bbt.methods.manual:Manual", "the template's words alone"),
 }
 """Name -> where its class is, and what it is."""
