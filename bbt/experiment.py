@@ -4,6 +4,7 @@ import hashlib
 import math
 import resource
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -18,11 +19,11 @@ from bbt.objective import Ledger, Scorer, Verdict, verdicts
 from bbt.observer import Observer
 from bbt.problem import make_split, make_task
 from bbt.prompts import SoftPrompt
-from bbt.records import EventLog, environment
+from bbt.records import EventLog, encode_losses, environment
 from bbt.space import stable_uniform
 from bbt.tasks import Example, Split
 from bbt.tasks.task import labels_of
-from bbt.types import Prompts
+from bbt.types import Prompts, RowScores
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,21 @@ class Experiment:
         prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, words, names, anchor, provenance)
         return SoftPromptClassifier(self.backend, task, prompt)
 
-    def judge(self, classifier: Classifier) -> Verdict:
-        """How it does on dev; counts one dev query."""
+    def judge(self, classifier: Classifier, who: str) -> Verdict:
+        """How it does on dev; counts one dev query and logs it."""
+        start = time.perf_counter()
         scores = classifier.scores(self.split.dev, self.ledger)
+        self.ledger.seconds += time.perf_counter() - start
+        return self.judge_scores(scores, who)
+
+    def judge_scores(self, scores: RowScores, who: str) -> Verdict:
+        """How scores (B, K) of the dev rows do; counts one dev query and logs it."""
+        (verdict,) = verdicts(self.task, self.dev.labels, scores[None])
         self.ledger.dev_queries += 1
-        return verdicts(self.task, self.dev.labels, scores[None])[0]
+        losses = encode_losses(np.array([verdict.loss]))
+        facts = {"names": [who], "metrics": [verdict.metric], "losses": losses, "ledger": self.ledger.snapshot()}
+        self.log.append({"event": "dev", **facts})
+        return verdict
 
     def result(self, trained: Trained) -> dict[str, Any]:
         """The outcome on the test set, and what it cost.

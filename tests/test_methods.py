@@ -97,7 +97,7 @@ def test_a_run_that_begins_again_forgets_what_it_had_done(tmp_path):
     (folder / "events.jsonl").write_text(lines[0] + '\n{"event": "dev", "half": "done"}\n')
     resume(folder)
     kinds = [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert kinds == ["start", "result"]
+    assert kinds == ["start", "dev", "result"]
 
 
 def test_another_model_is_refused(config, tmp_path, tiny_folder):
