@@ -21,7 +21,7 @@ from bbt.problem import make_split, make_task
 from bbt.prompts import SoftPrompt
 from bbt.records import EventLog, encode_losses, environment
 from bbt.space import stable_uniform
-from bbt.tasks import Example, Split
+from bbt.tasks import Example, Split, Task
 from bbt.tasks.task import labels_of
 from bbt.types import Prompts, RowScores
 
@@ -58,14 +58,22 @@ class Experiment:
     @property
     def manual(self) -> SoftPromptClassifier:
         """The manual prompt: the template's words alone."""
-        return self.soft_prompt(np.zeros((0, self.backend.info.hidden_size), np.float32), None)
+        return self.soft_prompt(self.no_prompt, None)
 
-    def soft_prompt(self, embeddings: Prompts, anchor: Prompts | None, **facts: Any) -> SoftPromptClassifier:
-        """A prompt (T, H) with its provenance, to which `facts` add; `anchor` (T, H) as in `SoftPrompt`."""
-        info = self.backend.info
+    @property
+    def no_prompt(self) -> Prompts:
+        """(0, H): no soft prompt at all."""
+        return np.zeros((0, self.backend.info.hidden_size), np.float32)
+
+    def soft_prompt(
+        self, embeddings: Prompts, anchor: Prompts | None, task: Task | None = None, **facts: Any
+    ) -> SoftPromptClassifier:
+        """A prompt (T, H), or deep (L, T, H), with its provenance, to which `facts` add; `anchor` (T, H) as in
+        `SoftPrompt`, `task` where its wording is not the experiment's."""
+        info, task = self.backend.info, task or self.task
         provenance = {
-            "task": self.task.name,
-            "metric": self.task.metrics[0],
+            "task": task.name,
+            "metric": task.metrics[0],
             "method": self.config.method.name,
             "seed": self.config.seed,
             "backend": self.config.model.backend,
@@ -73,7 +81,6 @@ class Experiment:
             **facts,
             **environment(),
         }
-        task = self.task
         words, names, template = task.label_words, task.label_names, task.template.source
         prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, words, names, anchor, provenance)
         return SoftPromptClassifier(self.backend, task, prompt)

@@ -84,7 +84,7 @@ class FeatureBiLSTM(Method):
     ) -> float:
         """Every training row once, in a new order; returns the mean loss."""
         total = 0.0
-        for rows in torch.randperm(len(train)).split(self.batch_size):
+        for rows in torch.split(torch.randperm(len(train)), self.batch_size):
             loss = cross_entropy(network([train[i] for i in rows]), torch.from_numpy(labels)[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]

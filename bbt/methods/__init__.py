@@ -19,6 +19,7 @@ METHODS = {
     "feature-mlp": ("bbt.methods.feature_mlp:FeatureMLP", "a perceptron on frozen hidden states"),
     "in-context": ("bbt.methods.in_context:InContext", "solved training rows before the text"),
     "manual": ("bbt.methods.manual:Manual", "the template's words alone"),
+    "prompt-selection": ("bbt.methods.prompt_selection:PromptSelection", "the best of several manual prompts"),
 }
 """Name -> where its class is, and what it is."""
 

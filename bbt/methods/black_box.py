@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bbt.classifier import SoftPromptClassifier
 from bbt.deep_space import DeepSpace
@@ -69,7 +69,7 @@ class Search:
     def _classifier(self, best: Candidate) -> SoftPromptClassifier:
         """The best candidate, with how it was found."""
         anchor = None if best.who == "manual" else self._anchor
-        facts = {"who": best.who, "train_queries": best.train_queries, "dev": asdict(best.verdict)}
+        facts: dict[str, Any] = {"who": best.who, "train_queries": best.train_queries, "dev": asdict(best.verdict)}
         return self.experiment.soft_prompt(best.prompt, anchor, **facts)
 
     def _tuner(self) -> Tuner:
@@ -114,12 +114,9 @@ class Search:
 
     def _subspace(self, p0: Prompts, seed: int, std: float) -> PromptSpace:
         """p0 + A z, A drawn by the seed; `std` is the spread of what A z is added to."""
-        config = self.experiment.config
-        c, d = config.prompt, config.prompt.intrinsic_dim
-        if c.scale == "paper":
-            scale = c.alpha / math.sqrt(d)
-        else:
-            scale = normal_scale(std, d, config.optimizer.sigma0, c.alpha)
+        c, sigma0 = self.experiment.config.prompt, self.experiment.config.optimizer.sigma0
+        d = c.intrinsic_dim
+        scale = c.alpha / math.sqrt(d) if c.scale == "paper" else normal_scale(std, d, sigma0, c.alpha)
         return PromptSpace(p0, random_projection(seed, p0.size, d, c.projection, scale))
 
     def _screened(self, prompts: Prompts) -> Prompts:

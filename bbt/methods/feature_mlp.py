@@ -44,7 +44,8 @@ class FeatureMLP(Method):
         """
         e, best = experiment, None
         train, dev = (
-            pooled(all_features(e.backend, e.task, rows, e.ledger), self.pooling) for rows in (e.split.train, e.split.dev)
+            pooled(all_features(e.backend, e.task, rows, e.ledger), self.pooling)
+            for rows in (e.split.train, e.split.dev)
         )
         e.ledger.train_queries, e.ledger.dev_queries = 1, 1
         e.observer.started(len(self.l2), "fit")
@@ -80,7 +81,7 @@ class FeatureMLP(Method):
 
         network = MLPClassifier((self.hidden_size,), solver="lbfgs", alpha=l2, max_iter=500, random_state=seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # after 500 iterations it is good enough for dev to judge
+            warnings.simplefilter("ignore", ConvergenceWarning)  # what 500 iterations give, dev judges
             return make_pipeline(StandardScaler(), network).fit(features.astype(np.float64), labels)
 
 

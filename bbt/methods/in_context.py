@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import Field
@@ -60,7 +61,7 @@ class InContext(Method):
         return self._classifier(backend, task, [Example(**row) for row in saved])
 
     def _classifier(self, backend: Backend, task: Task, order: Sequence[Example]) -> "InContextClassifier":
-        own = {"demonstrations": tuple(order), "separator": self.separator, "backend": backend}
+        own: dict[str, Any] = {"demonstrations": tuple(order), "separator": self.separator, "backend": backend}
         return InContextClassifier(DemonstratedTask(**vars(task), **own))
 
 
