@@ -19,7 +19,8 @@ TINY = {
     "optimizer": {"population_size": 4},
     "budget": {"queries": 12, "dev_every": 8},
 }
-SETTINGS: dict[str, dict] = {}
+SHORT = {"steps": 3, "dev_every": 2, "batch_size": 4}
+SETTINGS: dict[str, dict] = dict.fromkeys(("prompt-tuning", "lora", "bitfit", "model-tuning"), SHORT)
 """Settings that make a method quick; none: its defaults."""
 
 

@@ -15,6 +15,10 @@ from bbt.methods.base import Method
 METHODS = {
     "black-box": ("bbt.methods.black_box:BlackBox", "Black-Box Tuning: a search over z, p = p0 + A z"),
     "manual": ("bbt.methods.manual:Manual", "the template's words alone"),
+    "prompt-tuning": ("bbt.baselines.prompt_tuning:PromptTuning", "gradients: the soft prompt's vectors"),
+    "lora": ("bbt.baselines.lora:Lora", "gradients: low-rank changes of attention weights"),
+    "bitfit": ("bbt.baselines.bitfit:BitFit", "gradients: the biases"),
+    "model-tuning": ("bbt.baselines.model_tuning:ModelTuning", "gradients: every weight"),
 }
 """Name -> where its class is, and what it is."""
 
