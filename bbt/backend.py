@@ -4,15 +4,15 @@ A row reaches the backend as *segments*: fixed template text, the example's own 
 be truncated), prompt slots and the mask. The backend tokenises them once and scores whole populations after.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bbt.errors import BackendError
-from bbt.types import DeepPrompts, Prompts, Scores
+from bbt.types import DeepPrompts, Prompts, RowScores, Scores
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,41 @@ class Backend(Protocol):
         Raises:
             BackendError: the model has no LayerNorm after its embeddings.
         """
+
+
+class Trainable(Protocol):
+    """A copy of a backend's model, for one training: fp32 weights, all frozen until a method thaws some.
+
+    Tensors and modules are PyTorch's (`Any` here, where PyTorch is not imported). The forward pass runs under bf16
+    autocast where the backend's precision is bf16, else in fp32.
+    """
+
+    @property
+    def model(self) -> Any:
+        """The `transformers` model (`torch.nn.Module`): thaw its weights or put modules into it."""
+
+    def put_prefix(self, n_tokens: int, cache: Callable[[int], Any]) -> None:
+        """From now on keys and values of `n_tokens` tokens stand left of every row in every layer; `cache` makes
+        them, as a `transformers` Cache, for a batch of the size given."""
+
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> Encoded:
+        """Tokenise rows as `Backend.encode` does, leaving room for the prefix."""
+
+    def logits(self, encoded: Encoded, rows: Sequence[int], prompt: Any = None) -> Any:
+        """Logits (b, K) of the rows named, differentiable in the prompt (T, H) and in every thawed weight."""
+
+    def scores(self, encoded: Encoded) -> RowScores:
+        """(B, K) logits of all rows, in eval mode and without gradients."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Token ids as readable text."""
+
+
+class GradientBackend(Backend, Protocol):
+    """A backend whose model can be differentiated; remote and forward-only ones cannot."""
+
+    def trainable(self) -> Trainable:
+        """A fresh copy of the model. What is done to it leaves the backend as it is."""
 
 
 @runtime_checkable

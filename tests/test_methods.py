@@ -19,11 +19,13 @@ TINY = {
     "optimizer": {"population_size": 4},
     "budget": {"queries": 12, "dev_every": 8},
 }
+SHORT = {"steps": 3, "dev_every": 2, "batch_size": 4}
 SETTINGS: dict[str, dict] = {
     "in-context": {"n_orders": 2},
     "feature-mlp": {"hidden_size": 8},
     "feature-bilstm": {"hidden_size": 8, "epochs": 3},
     "prompt-selection": {"templates": ["{text} It was {mask} .", "{mask} : {text}"]},
+    **dict.fromkeys(("prompt-tuning", "lora", "bitfit", "model-tuning"), SHORT),
 }
 """Settings that make a method quick; none: its defaults."""
 

@@ -14,6 +14,7 @@ from backends.local.batching import MicroBatch, micro_batches
 from backends.local.deep import KEPT_BYTES, Shared, clipped_std, lowest_difference
 from backends.local.encoding import RowTokenizer, TokenRow, prompt_id
 from backends.local.features import causal_log_likelihoods, hidden_states, masked_log_likelihoods
+from backends.local.gradient import TrainableModel
 from backends.local.layers import Layers
 from backends.local.loading import Kind, fingerprint, load, resolve_device, resolve_precision
 from backends.local.trunk import Trunk, embedding_layernorm, repeated
@@ -75,7 +76,7 @@ class LocalBackend:
         self._layers = Layers(self._model)
         self._words = self._model.get_input_embeddings().weight
         self._row_tokenizer = RowTokenizer(self._tokenizer, self._max_length(), self._kind == "causal")
-        self._name = model
+        self._name, self._revision = model, revision
         self._token_budget = token_budget
         self._anchor: Tensor | None = None
 
@@ -96,12 +97,12 @@ class LocalBackend:
             precision=str(self._dtype).removeprefix("torch."),
         )
 
-    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> LocalRows:
-        """Tokenise rows once; see `Backend.encode`."""
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str], reserved: int = 0) -> LocalRows:
+        """Tokenise rows once, `reserved` positions shorter than the model; see `Backend.encode`."""
         if not rows:
             raise BackendError("there are no rows to encode.")
         label_ids = torch.tensor(self._row_tokenizer.label_ids(label_words, rows[0]), device=self._device)
-        tokens = [self._row_tokenizer.row(row) for row in rows]
+        tokens = [self._row_tokenizer.row(row, reserved) for row in rows]
         n_prompt_tokens = sum(segment.n_tokens for segment in rows[0])
         return LocalRows(
             tokens,
@@ -184,6 +185,11 @@ class LocalBackend:
         if prompt.ndim != 3 or prompt.shape[::2] != (1, self._words.shape[1]):
             raise BackendError(f"the anchor has shape {prompt.shape}, expected (1, T, {self._words.shape[1]}).")
         self._anchor = self._tensor(prompt)
+
+    def trainable(self) -> TrainableModel:
+        """The model once more, with fp32 weights and gradients; see `GradientBackend.trainable`."""
+        model, _, _ = load(self._name, self._kind, self._device, torch.float32, self._revision)
+        return TrainableModel(model, self._row_tokenizer, self.encode, self._dtype, self._token_budget)
 
     def _tensor(self, prompts: Prompts) -> Tensor:
         """A copy on the device: PyTorch warns of arrays that are read-only."""

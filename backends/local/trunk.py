@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from bbt.errors import BackendError
 
@@ -34,6 +35,12 @@ class Trunk:
     def logits(
         self, embeddings: Tensor, lengths: Tensor, read: Tensor, past: Any = None, past_length: int = 0
     ) -> Tensor:
+        """`differentiable_logits` without gradients."""
+        return self.differentiable_logits(embeddings, lengths, read, past, past_length)
+
+    def differentiable_logits(
+        self, embeddings: Tensor, lengths: Tensor, read: Tensor, past: Any = None, past_length: int = 0
+    ) -> Tensor:
         """Logits (S, K) of the label words at `read` (S,) for S sequences of `embeddings` (S, N, H), of which
         the first `lengths` (S,) positions count; `past` holds keys and values of what stands left of them."""
         self._read = read
@@ -52,16 +59,20 @@ class Trunk:
 
     @contextmanager
     def scoring(self, token_ids: Tensor) -> Iterator[None]:
-        """Inside, the head knows these K tokens only."""
-        rows = _FullPrecisionLinear(self._decoder.in_features, len(token_ids), bias=self._decoder.bias is not None)
-        rows.weight = nn.Parameter(self._decoder.weight[token_ids].float(), requires_grad=False)
-        if self._decoder.bias is not None:
-            rows.bias = nn.Parameter(self._decoder.bias[token_ids].float(), requires_grad=False)
-        self._model.set_output_embeddings(rows)
+        """Inside, the head knows these K tokens only, in fp32: K rows cost nothing, while bf16 would round a logit
+        of 100, as causal LMs have them, to 0.5."""
+        weight, bias = self._decoder.weight[token_ids].float(), self._decoder.bias
+        bias = None if bias is None else bias[token_ids].float()
+
+        def score(hidden: Tensor) -> Tensor:
+            with torch.autocast(hidden.device.type, enabled=False):
+                return functional.linear(hidden.float(), weight, bias)
+
+        self._decoder.forward = score  # on the instance, where it hides the class's
         try:
             yield
         finally:
-            self._model.set_output_embeddings(self._decoder)
+            del self._decoder.forward
 
     @contextmanager
     def adding_after_layernorm(self, offsets: Tensor) -> Iterator[None]:
@@ -82,13 +93,6 @@ class Trunk:
             rows = torch.arange(len(hidden), device=hidden.device)
             output["last_hidden_state"] = hidden[rows, self._read][:, None]
         return output
-
-
-class _FullPrecisionLinear(nn.Linear):
-    """K rows cost nothing in fp32, while bf16 would round a logit of 100, as causal LMs have them, to 0.5."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden.float())
 
 
 def repeated(layers: list[tuple[Tensor, Tensor]], candidates: slice, n_rows: int) -> Any:

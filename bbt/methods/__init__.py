@@ -20,6 +20,10 @@ METHODS = {
     "in-context": ("bbt.methods.in_context:InContext", "solved training rows before the text"),
     "manual": ("bbt.methods.manual:Manual", "the template's words alone"),
     "prompt-selection": ("bbt.methods.prompt_selection:PromptSelection", "the best of several manual prompts"),
+    "prompt-tuning": ("bbt.baselines.prompt_tuning:PromptTuning", "gradients: the soft prompt's vectors"),
+    "lora": ("bbt.baselines.lora:Lora", "gradients: low-rank changes of attention weights"),
+    "bitfit": ("bbt.baselines.bitfit:BitFit", "gradients: the biases"),
+    "model-tuning": ("bbt.baselines.model_tuning:ModelTuning", "gradients: every weight"),
 }
 """Name -> where its class is, and what it is."""
 
