@@ -48,3 +48,15 @@ class Comparison:
     def n_planned(self, label: str, task: str) -> int:
         """How many runs the plan has for a row's task."""
         return sum(self.label(cell) == label and cell.task == task for cell in self.cells)
+
+    def pairs(self, method: str, other: str) -> list[tuple[str, str]]:
+        """The rows of two methods that can be put side by side: not at different budgets or shots."""
+        ours, theirs = ([cell for cell in self.cells if cell.method == name] for name in (method, other))
+        return list(
+            dict.fromkeys(
+                (self.label(a), self.label(b))
+                for a in ours
+                for b in theirs
+                if a.k == b.k and (a.budget == b.budget or None in (a.budget, b.budget))
+            )
+        )

@@ -44,6 +44,11 @@ class Finished:
         }
         return {**own, **elsewhere}
 
+    @property
+    def first_score(self) -> float:
+        """The task's first metric on its own test set."""
+        return next(iter(self.scores.values()))
+
 
 def finished(cells: Iterable[Cell], runs: Path) -> list[Finished]:
     """The cells whose runs are done.
