@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from bbt.config import Config
 from bbt.errors import BackendError
 from bbt.objective import Ledger, Scorer, Verdict, verdicts
 from bbt.observer import Observer
-from bbt.problem import make_split, make_task
+from bbt.problem import make_split, make_task, other_test
 from bbt.prompts import SoftPrompt
 from bbt.records import EventLog, encode_losses, environment
 from bbt.space import stable_uniform
@@ -49,7 +50,12 @@ class Experiment:
         self.log, self.observer = log or EventLog(), observer or Observer()
         self.ledger = Ledger()
         self.task = make_task(config.task, backend.info.kind)
-        self.split = _limited(make_split(config.data, self.task, config.seed), config.evaluation.rows)
+        split, rows = make_split(config.data, self.task, config.seed), config.evaluation.rows
+        self.split = replace(split, test=_limited(split.test, rows))
+        self.other_tests = [
+            other_test(name, Path(path) if path else None, self.task, backend.info.kind)
+            for name, path in config.evaluation.also_test.items()
+        ]
         backend.anchor(None)  # an earlier experiment may have left one
         self.train = Scorer(backend, self.task, self.split.train, self.ledger)
         self.dev = Scorer(backend, self.task, self.split.dev, self.ledger)
@@ -125,7 +131,12 @@ class Experiment:
             "label": config.label,
             "seed": config.seed,
             "test_examples": len(self.split.test),
+            "test_note": config.data.note,
             "test": {name: self.tested(tested[name], ledger) for name, ledger in ledgers.items()},
+            "also_test": {
+                task.name: self._tested_elsewhere(trained.classifier, task, examples)
+                for task, examples in self.other_tests
+            },
             "test_truncated": ledgers["tuned"].truncated,
             "selected": {"who": trained.who, **asdict(trained.verdict), "train_queries": trained.train_queries},
             "n_parameters": trained.n_parameters,
@@ -136,9 +147,17 @@ class Experiment:
         }
 
     def tested(self, classifier: Classifier, ledger: Ledger) -> dict[str, float]:
-        """The task's metrics on the test rows."""
+        """The task's metrics on the test rows; none where nothing is to be tested."""
+        if not self.split.test:
+            return {}
         scores = classifier.scores(self.split.test, ledger)
         return self.task.evaluate(labels_of(self.split.test), predictions(scores))
+
+    def _tested_elsewhere(self, classifier: Classifier, task: Task, examples: Sequence[Example]) -> dict[str, float]:
+        """The other task's metrics, and how many of its rows they are of."""
+        rows = _limited(examples, self.config.evaluation.rows)
+        scores = classifier.scores(rows, Ledger())
+        return {**task.evaluate(labels_of(rows), predictions(scores)), "examples": len(rows)}
 
     def _begin(self) -> None:
         """The first event names model and rows, so that a changed one is noticed when the run is resumed."""
@@ -147,12 +166,12 @@ class Experiment:
             self.log.append({"event": "start", **facts, **environment(), "info": asdict(self.backend.info)})
 
 
-def _limited(split: Split, rows: int | None) -> Split:
+def _limited(examples: Sequence[Example], rows: int | None) -> list[Example]:
     """The same draw of test rows for every run, in their order."""
-    if rows is None or rows >= len(split.test):
-        return split
-    chosen = np.sort(stable_uniform(0, len(split.test)).argsort(kind="stable")[:rows])
-    return replace(split, test=[split.test[i] for i in chosen])
+    if rows is None or rows >= len(examples):
+        return list(examples)
+    chosen = np.sort(stable_uniform(0, len(examples)).argsort(kind="stable")[:rows])
+    return [examples[i] for i in chosen]
 
 
 def _fingerprint(split: Split) -> str:

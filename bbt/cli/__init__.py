@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from bbt.cli import look, run, use
+from bbt.cli import compare, look, run, use
 from bbt.errors import BbtError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run.run,
     "resume": run.resume,
+    "compare": compare.compare,
     "eval": use.evaluate,
     "predict": use.predict,
     "ls": look.list_,
