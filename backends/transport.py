@@ -9,8 +9,7 @@ import random
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -20,6 +19,7 @@ import requests
 from requests import PreparedRequest, Response
 from requests.exceptions import ChunkedEncodingError, ConnectionError, ContentDecodingError, SSLError, Timeout
 
+from bbt.backend import Traffic
 from bbt.errors import ConfigError, EndpointError
 
 PASSING = {408, 425, 429, 500, 502, 503, 504}
@@ -48,15 +48,6 @@ class _PassingError(Exception):
         self.wait = wait
 
 
-@dataclass
-class Traffic:
-    """Bytes of answered exchanges, heads included. What a fault swallowed is counted nowhere: how much of it
-    crossed the wire cannot be known."""
-
-    bytes_up: int = 0
-    bytes_down: int = 0
-
-
 class Transport:
     """Requests to the endpoint at `url`, for several threads at once.
 
@@ -83,9 +74,8 @@ class Transport:
             raise ConfigError(f"verify: no file of certificates at {verify!r}.")
         self.url = url.rstrip("/")
         self.traffic = Traffic()
-        self._timeout, self._retries = timeout, retries
+        self._timeout, self._retries, self._verify = timeout, retries, verify
         self._session = requests.Session()
-        self._session.verify = verify
         self._session.auth = _Bearer(_key(api_key_env))
         self._lock = threading.Lock()
 
@@ -98,15 +88,18 @@ class Transport:
         json: Any = None,
         data: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        accept: Collection[int] = (),
+        counted: bool = True,
     ) -> T:
         """What `read` makes of the answer to a request.
 
-        `read` gets answers below 400 only and raises AnswerError where one is damaged.
+        `read` gets answers below 400, and those whose state is one of `accept`; it raises AnswerError where one is
+        damaged. `counted`: the exchange goes into `traffic`, as scoring does and preparations do not.
 
         Raises:
             EndpointError: the endpoint refuses, or did not answer soundly in all attempts.
         """
-        send = partial(self._attempt, method, path, json=json, data=data, headers=headers)
+        send = partial(self._attempt, method, path, accept, json=json, data=data, headers=headers)
         for attempt in range(self._retries + 1):
             try:
                 response = send()
@@ -114,7 +107,8 @@ class Transport:
             except (AnswerError, _PassingError) as error:
                 fault, wait = str(error), getattr(error, "wait", 0.0)
             else:
-                self._count(response)
+                if counted:
+                    self._count(response)
                 return result
             if wait > LONGEST_WAIT:
                 raise EndpointError(f"{self.url}: {fault}. It asks to come back in {wait:.0f} seconds.")
@@ -122,19 +116,14 @@ class Transport:
                 time.sleep(max(wait, _pause(attempt)))
         raise EndpointError(f"{self.url}: {fault}; given up after {self._retries + 1} attempts. Is it running?")
 
-    def json(self, method: str, path: str, *, json: Any = None) -> Any:
-        """The answer's JSON.
-
-        Raises:
-            EndpointError: as `call`.
-        """
-        return self.call(method, path, read_json, json=json)
-
-    def _attempt(self, method: str, path: str, **content: Any) -> Response:
+    def _attempt(self, method: str, path: str, accept: Collection[int], **content: Any) -> Response:
         """One attempt: an answer below 400, or the error that says whether another may help."""
         timeout = (min(CONNECT_TIMEOUT, self._timeout), self._timeout)
         try:
-            response = self._session.request(method, self.url + path, timeout=timeout, allow_redirects=False, **content)
+            # verify: here and not in the session, where REQUESTS_CA_BUNDLE would go before it
+            response = self._session.request(
+                method, self.url + path, timeout=timeout, verify=self._verify, allow_redirects=False, **content
+            )
         except (ConnectionError, Timeout, ChunkedEncodingError, ContentDecodingError) as error:
             inner = _innermost(error)
             if isinstance(error, SSLError) and not isinstance(inner, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
@@ -147,7 +136,8 @@ class Transport:
             raise EndpointError(f"{self.url}: the request cannot be sent ({error}).") from error
         if response.status_code in PASSING:
             raise _PassingError(_told(response), _retry_after(response))
-        self._refuse(response)
+        if response.status_code not in accept:
+            self._refuse(response)
         return response
 
     def _refuse(self, response: Response) -> None:

@@ -6,12 +6,13 @@ be truncated), prompt slots and the mask. The backend tokenises them once and sc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.types import DeepPrompts, Prompts, Scores
+from bbt.space import PromptSpace
+from bbt.types import DeepPrompts, Latents, Prompts, Scores
 
 
 @dataclass(frozen=True)
@@ -129,3 +130,29 @@ class DeepBackend(Backend, Protocol):
         Layer 0: of all word embeddings. The values are clipped to mean +- 3 std five times before, as in BBTv2's
         released code.
         """
+
+
+@dataclass
+class Traffic:
+    """Bytes of answered exchanges with an endpoint, HTTP heads included. What a fault swallowed is counted nowhere:
+    how much of it crossed the wire cannot be known."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@runtime_checkable
+class RemoteBackend(Protocol):
+    """What a backend behind a wire has besides: the ledger then counts its bytes and not the arrays'."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes of all scoring calls so far; what is sent once (rows, a prompt space) is not in it."""
+
+
+@runtime_checkable
+class LatentBackend(Protocol):
+    """What a backend that can hold a prompt space has besides: z travels instead of prompts."""
+
+    def latent_scores(self, latents: Latents, space: PromptSpace, encoded: Encoded) -> Scores:
+        """`label_scores` of `space.prompts(latents)`: (n, d) -> (n, B, K) float32."""

@@ -81,15 +81,36 @@ def _on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What A is drawn from: all that must be told for the same A to be drawn elsewhere."""
+
+    seed: int
+    intrinsic_dim: int
+    projection: Projection
+    scale: float
+
+
+@dataclass(frozen=True)
 class PromptSpace:
-    """All prompts p0 + A z: `p0` (1, T, H) and `matrix` A (D, d)."""
+    """All prompts p0 + A z: `p0` (1, T, H), `matrix` A (D, d), and the recipe of A where it was drawn by one."""
 
     p0: Prompts
     matrix: NDArray[np.float32]
+    recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
         if self.matrix.shape[0] != self.p0.size:
             raise ConfigError(f"A has {self.matrix.shape[0]} rows but p0 has {self.p0.size} numbers (T * H).")
+
+    @classmethod
+    def drawn(cls, p0: Prompts, recipe: Recipe) -> "PromptSpace":
+        """The space around p0 whose A the recipe draws.
+
+        Raises:
+            ConfigError: as `random_projection`.
+        """
+        r = recipe
+        return cls(p0, random_projection(r.seed, p0.size, r.intrinsic_dim, r.projection, r.scale), recipe)
 
     @property
     def intrinsic_dim(self) -> int:

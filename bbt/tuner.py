@@ -101,7 +101,7 @@ class Tuner:
             self.ledger.restore(recorded["ledger"])
             return decode_losses(recorded["losses"])
         start = time.perf_counter()
-        losses = self.objective.losses(self.space.prompts(latents))
+        losses = self.objective.latent_losses(latents, self.space)
         self.ledger.seconds += time.perf_counter() - start
         self._append("generation", candidates=checksum, losses=encode_losses(losses))
         return losses

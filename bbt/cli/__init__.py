@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from bbt.cli import look, run, use
+from bbt.cli import look, run, serve, use
 from bbt.errors import BbtError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "resume": run.resume,
     "eval": use.evaluate,
     "predict": use.predict,
+    "serve": serve.serve,
     "ls": look.list_,
     "show": look.show,
 }

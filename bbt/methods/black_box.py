@@ -16,7 +16,7 @@ from bbt.methods.base import Method
 from bbt.objective import Judge, Objective
 from bbt.optimizers import Settings, make_optimizer
 from bbt.records import decode_losses, encode_losses
-from bbt.space import PromptSpace, normal_scale, random_projection
+from bbt.space import PromptSpace, Recipe, normal_scale
 from bbt.tasks import TASKS
 from bbt.tuner import Candidate, Schedule, Tuner
 from bbt.types import Labels, Losses, Prompts, Scores
@@ -93,7 +93,7 @@ class Search:
             scale = c.alpha / math.sqrt(d)
         else:
             scale = normal_scale(e.backend.info.embedding_std, d, e.config.optimizer.sigma0, c.alpha)
-        return PromptSpace(p0, random_projection(e.config.seed, p0.size, d, c.projection, scale))
+        return PromptSpace.drawn(p0, Recipe(e.config.seed, d, c.projection, scale))
 
     def _screened(self, prompts: Prompts) -> Prompts:
         """The initial prompt of lowest training loss (1, T, H)."""
