@@ -11,7 +11,11 @@ from typing import Any, cast
 from bbt.backend import Backend
 from bbt.errors import ConfigError, unknown
 
-BACKENDS = {"local": "backends.local:LocalBackend"}
+BACKENDS = {
+    "local": "backends.local:LocalBackend",
+    "http": "backends.http:HttpBackend",
+    "pool": "backends.pool:PoolBackend",
+}
 
 
 def load_backend(name: str, **options: Any) -> Backend:

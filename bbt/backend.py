@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bbt.errors import BackendError
-from bbt.types import DeepPrompts, Prompts, RowScores, Scores
+from bbt.space import PromptSpace
+from bbt.types import DeepPrompts, Latents, Prompts, RowScores, Scores
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,32 @@ class LikelihoodBackend(Backend, Protocol):
         conditioned on the whole row: each token is masked in turn (pseudo-log-likelihood, Salazar et al. 2020,
         arXiv 1910.14659), one forward pass a token. The rows must hold no prompt tokens.
         """
+
+
+@dataclass
+class Traffic:
+    """Bytes of answered exchanges with an endpoint, HTTP heads included. What a fault swallowed is counted nowhere:
+    how much of it crossed the wire cannot be known."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@runtime_checkable
+class RemoteBackend(Protocol):
+    """What a backend behind a wire has besides: the ledger then counts its bytes and not the arrays'."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes of all scoring calls so far; what is sent once (rows, a prompt space) is not in it."""
+
+
+@runtime_checkable
+class LatentBackend(Protocol):
+    """What a backend that can hold a prompt space has besides: z travels instead of prompts."""
+
+    def latent_scores(self, latents: Latents, space: PromptSpace, encoded: Encoded) -> Scores:
+        """`label_scores` of `space.prompts(latents)`: (n, d) -> (n, B, K) float32."""
 
 
 def require_deep(backend: Backend) -> DeepBackend:

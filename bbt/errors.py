@@ -6,6 +6,7 @@ BbtError
 ├── LabelWordError   a label word that is not one token of the model's vocabulary
 ├── PromptError      a saved prompt that is damaged or made for another model
 ├── BackendError     a model or endpoint that cannot do what was asked
+│   └── EndpointError    an endpoint that refuses, cannot be reached or does not answer soundly
 └── RunError         a run folder (exists already, cannot be resumed, not a run)
 """
 
@@ -35,6 +36,15 @@ class PromptError(BbtError):
 
 class BackendError(BbtError):
     """A model or endpoint that cannot do what was asked."""
+
+
+class EndpointError(BackendError):
+    """An endpoint that refuses, cannot be reached or does not answer soundly; `status` is its HTTP state, if one
+    was the reason."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RunError(BbtError):

@@ -2,15 +2,16 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from bbt.backend import Backend, Encoded, require_deep
+from bbt.backend import Backend, Encoded, LatentBackend, RemoteBackend, Traffic, require_deep
 from bbt.losses import cross_entropy, finite_losses
+from bbt.space import PromptSpace, Space
 from bbt.tasks import Example, Task
 from bbt.tasks.task import labels_of
-from bbt.types import Labels, Losses, Prompts, Scores
+from bbt.types import Labels, Latents, Losses, Prompts, Scores
 
 
 @dataclass
@@ -18,9 +19,10 @@ class Ledger:
     """What a run has cost.
 
     A query is one candidate on the whole training set; dev queries are counted apart. `examples` are rows
-    scored, `bytes_up` prompts handed to the backend and `bytes_down` label scores returned (float32). `seconds` is
-    the time spent scoring train and dev prompts, `backend_seconds` the backend's part of it; the optimizer's stands
-    apart. `truncated` rows were longer than the model, counted when they are encoded.
+    scored. `bytes_up` and `bytes_down` are what crossed the wire for that, or where there is none the prompts handed
+    to the backend and the label scores returned. `seconds` is the time spent scoring train and dev prompts,
+    `backend_seconds` the backend's part of it; the optimizer's stands apart. `truncated` rows were longer than the
+    model, counted when they are encoded.
     """
 
     train_queries: int = 0
@@ -65,15 +67,29 @@ class Scorer:
             BackendError: deep prompts on a backend that does not take them.
         """
         encoded = self.encoded(prompts.shape[-2])
-        start = time.perf_counter()
         if prompts.ndim == 4:
-            scores = require_deep(self._backend).deep_label_scores(prompts, encoded)
-        else:
-            scores = self._backend.label_scores(prompts, encoded)
+            deep = require_deep(self._backend)
+            return self._counted(prompts.nbytes, lambda: deep.deep_label_scores(prompts, encoded))
+        return self._counted(prompts.nbytes, lambda: self._backend.label_scores(prompts, encoded))
+
+    def latent_scores(self, latents: Latents, space: Space) -> Scores:
+        """Scores of the space's prompts: (n, d) -> (n, B, K), counted. A backend that can hold the space gets z."""
+        backend, encoded = self._backend, self.encoded(space.n_prompt_tokens)
+        if not (isinstance(backend, LatentBackend) and isinstance(space, PromptSpace)):
+            return self.scores(space.prompts(latents))
+        return self._counted(latents.nbytes, lambda: backend.latent_scores(latents, space, encoded))
+
+    def _counted(self, bytes_up: int, score: Callable[[], Scores]) -> Scores:
+        """Scores (n, B, K), with what they cost in the ledger: `bytes_up` where the backend knows of no traffic."""
+        remote = self._backend if isinstance(self._backend, RemoteBackend) else None
+        before = replace(remote.traffic) if remote else Traffic()
+        start = time.perf_counter()
+        scores = score()
         self._ledger.backend_seconds += time.perf_counter() - start
-        self._ledger.examples += len(prompts) * encoded.n_examples
-        self._ledger.bytes_up += prompts.nbytes
-        self._ledger.bytes_down += scores.nbytes
+        self._ledger.examples += scores.shape[0] * scores.shape[1]
+        after = remote.traffic if remote else Traffic(bytes_up, scores.nbytes)
+        self._ledger.bytes_up += after.bytes_up - before.bytes_up
+        self._ledger.bytes_down += after.bytes_down - before.bytes_down
         return scores
 
 
@@ -85,8 +101,14 @@ class Objective:
 
     def losses(self, prompts: Prompts) -> Losses:
         """(n, T, H) -> (n,); a broken candidate is +inf. Counts n train queries."""
-        scores = self._scorer.scores(prompts)
-        self._ledger.train_queries += len(prompts)
+        return self._judged(self._scorer.scores(prompts))
+
+    def latent_losses(self, latents: Latents, space: Space) -> Losses:
+        """Losses of the space's prompts: (n, d) -> (n,), as `losses`."""
+        return self._judged(self._scorer.latent_scores(latents, space))
+
+    def _judged(self, scores: Scores) -> Losses:
+        self._ledger.train_queries += len(scores)
         return finite_losses(self._loss(scores, self._scorer.labels))
 
 

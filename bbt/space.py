@@ -8,7 +8,7 @@ maths libraries vanish: a seed gives the same A on every machine.
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,16 +80,60 @@ def _on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.round(values / _GRID) * _GRID
 
 
+class Space(Protocol):
+    """What a search runs over: a prompt for every z."""
+
+    @property
+    def intrinsic_dim(self) -> int:
+        """d."""
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        """T."""
+
+    @property
+    def p0(self) -> Prompts:
+        """The prompt at z = 0, a population of one."""
+
+    @property
+    def no_prompt(self) -> Prompts:
+        """(1, 0, H): the manual prompt, the template's words alone."""
+
+    def prompts(self, latents: Latents) -> Prompts:
+        """(n, d) -> n prompts."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What A is drawn from: all that must be told for the same A to be drawn elsewhere."""
+
+    seed: int
+    intrinsic_dim: int
+    projection: Projection
+    scale: float
+
+
 @dataclass(frozen=True)
 class PromptSpace:
-    """All prompts p0 + A z: `p0` (1, T, H) and `matrix` A (D, d)."""
+    """All prompts p0 + A z: `p0` (1, T, H), `matrix` A (D, d), and the recipe of A where it was drawn by one."""
 
     p0: Prompts
     matrix: NDArray[np.float32]
+    recipe: Recipe | None = None
 
     def __post_init__(self) -> None:
         if self.matrix.shape[0] != self.p0.size:
             raise ConfigError(f"A has {self.matrix.shape[0]} rows but p0 has {self.p0.size} numbers (T * H).")
+
+    @classmethod
+    def drawn(cls, p0: Prompts, recipe: Recipe) -> "PromptSpace":
+        """The space around p0 whose A the recipe draws.
+
+        Raises:
+            ConfigError: as `random_projection`.
+        """
+        r = recipe
+        return cls(p0, random_projection(r.seed, p0.size, r.intrinsic_dim, r.projection, r.scale), recipe)
 
     @property
     def intrinsic_dim(self) -> int:

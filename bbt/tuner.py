@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.deep_space import DeepSpace
 from bbt.objective import Judge, Ledger, Objective, Verdict
 from bbt.observer import Progress
 from bbt.optimizers import Optimizer
 from bbt.records import EventLog, decode_losses, encode_losses
-from bbt.space import PromptSpace
+from bbt.space import Space
 from bbt.types import Latents, Losses, Prompts
 
 
@@ -52,7 +51,7 @@ class Tuner:
     """
 
     optimizer: Optimizer
-    space: PromptSpace | DeepSpace
+    space: Space
     objective: Objective
     judge: Judge
     ledger: Ledger
@@ -102,7 +101,7 @@ class Tuner:
             self.ledger.restore(recorded["ledger"])
             return decode_losses(recorded["losses"])
         start = time.perf_counter()
-        losses = self.objective.losses(self.space.prompts(latents))
+        losses = self.objective.latent_losses(latents, self.space)
         self.ledger.seconds += time.perf_counter() - start
         self._append("generation", candidates=checksum, losses=encode_losses(losses))
         return losses

@@ -1,9 +1,15 @@
 """What every backend keeps to, asked through the `Backend` protocol alone: a new one is tested by being listed."""
 
+from contextlib import ExitStack
+from functools import cache
+
 import numpy as np
 import pytest
+from serving import serving
 from tiny_models import ARCHITECTURES
 
+from backends.http import HttpBackend
+from backends.pool import PoolBackend
 from bbt.backend import Backend
 from bbt.errors import BackendError, LabelWordError
 from bbt.tasks.template import Template
@@ -14,9 +20,30 @@ WORDS = ("bad", "great", "positive")
 N_TOKENS = 5
 
 
-@pytest.fixture(params=ARCHITECTURES)
-def backend(request, tiny_backend) -> Backend:
-    return tiny_backend(request.param)
+@pytest.fixture(scope="module")
+def server(tiny_folder):
+    """name -> address of a server of that tiny model, and the name it serves."""
+    from backends.local import LocalBackend
+
+    with ExitStack() as stack:
+
+        def start(name):
+            model = str(tiny_folder(name))
+            local = LocalBackend(model, precision="fp32", device="cpu")
+            return stack.enter_context(serving(local, embedded_tokens=1_000_000)), model
+
+        yield cache(start)
+
+
+@pytest.fixture(params=[(kind, name) for kind in ("local", "http", "pool") for name in ARCHITECTURES], ids="-".join)
+def backend(request, tiny_backend, server) -> Backend:
+    kind, name = request.param
+    if kind == "local":
+        return tiny_backend(name)
+    url, model = server(name)
+    if kind == "http":
+        return HttpBackend(model, url=url)
+    return PoolBackend(model, endpoints=[{"url": url}, {"url": url}])
 
 
 @pytest.fixture

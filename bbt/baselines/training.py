@@ -130,12 +130,7 @@ class Loop:
     def _check(self, step: int) -> None:
         """Judge on dev; keep the state if it is the best so far."""
         e = self.experiment
-        start = time.perf_counter()
-        verdict = e.judge(self.subject.classifier())
-        e.ledger.seconds += time.perf_counter() - start
-        loss = verdict.loss if math.isfinite(verdict.loss) else None
-        facts = {"names": [f"step {step}"], "metrics": [verdict.metric], "losses": [loss]}
-        e.log.append({"event": "dev", **facts, "ledger": e.ledger.snapshot()})
+        verdict = e.judge(self.subject.classifier(), f"step {step}")
         if self._best is None or verdict.better_than(self._best[1], e.config.selection.by):
             state = [parameter.detach().clone() for parameter in self.subject.parameters]
             self._best = (step, verdict, e.ledger.train_queries, state)

@@ -1,4 +1,4 @@
-"""Trainings that change the model itself: some of its weights, or what is put into it. The template is the manual one."""
+"""Trainings that change the model itself: some of its weights, or what is put into it; the template stays."""
 
 import time
 from abc import abstractmethod

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from bbt.cli import compare, look, run, use
+from bbt.cli import compare, look, run, serve, use
 from bbt.errors import BbtError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare.compare,
     "eval": use.evaluate,
     "predict": use.predict,
+    "serve": serve.serve,
     "ls": look.list_,
     "show": look.show,
 }

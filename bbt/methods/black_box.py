@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any, ClassVar
 
 from bbt.classifier import SoftPromptClassifier
-from bbt.deep_space import DeepSpace
 from bbt.experiment import Experiment, Trained
 from bbt.initial import initial_prompts
 from bbt.losses import cross_entropy, hinge, negative_metric
@@ -17,7 +16,7 @@ from bbt.methods.base import Method
 from bbt.objective import Judge, Objective
 from bbt.optimizers import Optimizer, Settings, make_optimizer
 from bbt.records import decode_losses, encode_losses
-from bbt.space import PromptSpace, normal_scale, random_projection
+from bbt.space import PromptSpace, Recipe, Space, normal_scale
 from bbt.tasks import TASKS
 from bbt.tuner import Candidate, Schedule, Tuner
 from bbt.types import Labels, Losses, Prompts, Scores
@@ -107,7 +106,7 @@ class Search:
             e.backend.anchor(p0)
         return p0
 
-    def _space(self) -> PromptSpace | DeepSpace:
+    def _space(self) -> Space:
         """Word embeddings p0 + A z."""
         e = self.experiment
         return self._subspace(self._p0, e.config.seed, e.backend.info.embedding_std)
@@ -117,7 +116,7 @@ class Search:
         c, sigma0 = self.experiment.config.prompt, self.experiment.config.optimizer.sigma0
         d = c.intrinsic_dim
         scale = c.alpha / math.sqrt(d) if c.scale == "paper" else normal_scale(std, d, sigma0, c.alpha)
-        return PromptSpace(p0, random_projection(seed, p0.size, d, c.projection, scale))
+        return PromptSpace.drawn(p0, Recipe(seed, d, c.projection, scale))
 
     def _screened(self, prompts: Prompts) -> Prompts:
         """The initial prompt of lowest training loss (1, T, H)."""

@@ -1,0 +1,180 @@
+"""`HttpBackend`: a model behind `bbt serve` that looks like any other."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from backends.http.client import Client, NotRegisteredError, ProjectionError, RowsId
+from bbt.backend import ModelInfo, Row, Traffic
+from bbt.errors import BackendError
+from bbt.space import PromptSpace
+from bbt.types import Latents, Prompts, Scores
+
+
+@dataclass
+class Part:
+    """Rows that were registered together: what was sent, and what the server made of it."""
+
+    body: dict[str, object]
+    known: RowsId
+
+
+@dataclass(frozen=True)
+class HttpRows:
+    """One split, in as many parts as the server's limit on rows asks for."""
+
+    parts: list[Part]
+    n_prompt_tokens: int
+    n_labels: int
+
+    @property
+    def n_examples(self) -> int:
+        """B."""
+        return sum(part.known.n_examples for part in self.parts)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all rows, prompt tokens included."""
+        return sum(part.known.n_tokens for part in self.parts)
+
+    @property
+    def n_truncated(self) -> int:
+        """Rows whose text was cut."""
+        return sum(part.known.n_truncated for part in self.parts)
+
+
+class HttpBackend:
+    """The model that `bbt serve` serves at `url`.
+
+    Rows and the prompt space are sent once; a query is then z up and label scores down. What the server has lost by
+    a restart is sent again. `model` is the name it must serve. `join` lets it compute our requests together with
+    those of others, faster for small ones; the last bits of the scores then depend on who else asks. `timeout` must
+    be longer than one population takes; for `api_key_env`, `retries` and `verify` see `Transport`.
+
+    Raises:
+        EndpointError: no `bbt serve` there that lets us in.
+        BackendError: it serves another model.
+    """
+
+    def __init__(
+        self,
+        model: str = "minilm-mlm",
+        *,
+        url: str = "http://127.0.0.1:8000",
+        api_key_env: str | None = None,
+        timeout: float = 300.0,
+        retries: int = 8,
+        verify: bool | str = True,
+        join: bool = False,
+    ) -> None:
+        self._client = Client(url, api_key_env, timeout, retries, verify, join)
+        self.info: ModelInfo = self._client.info
+        """Facts about the model; device and precision are the server's."""
+        if self.info.name != model:
+            raise BackendError(f"{url} serves {self.info.name!r}, not {model!r}: set model.name to what it serves.")
+        self._anchor: Prompts | None = None
+        self._anchor_id: str | None = None
+        self._space: PromptSpace | None = None
+        self._space_id: str | None = None
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes of all scoring calls."""
+        return self._client.traffic
+
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> HttpRows:
+        """Register rows, which the server tokenises; see `Backend.encode`."""
+        if not rows:
+            raise BackendError("there are no rows to encode.")
+        parts, step = [], self._client.limits["rows"]
+        for part in (rows[i : i + step] for i in range(0, len(rows), step)):
+            body = {"rows": [[asdict(segment) for segment in row] for row in part], "label_words": list(label_words)}
+            parts.append(Part(body, self._client.register_rows(body)))
+        return HttpRows(parts, sum(segment.n_tokens for segment in rows[0]), len(label_words))
+
+    def label_scores(self, prompts: Prompts, encoded: HttpRows) -> Scores:
+        """(n, T, H) -> (n, B, K); the prompts themselves travel.
+
+        Raises:
+            BackendError: prompts of another shape.
+            EndpointError: the server refuses, or cannot be reached in all attempts.
+        """
+        expected = (encoded.n_prompt_tokens, self.info.hidden_size)
+        if prompts.ndim != 3 or prompts.shape[1:] != expected:
+            raise BackendError(f"prompts have shape {prompts.shape}, expected (n, {expected[0]}, {expected[1]}).")
+        if self._anchor is not None and 0 < expected[0] != self._anchor.shape[1]:
+            raise BackendError(f"prompts have {expected[0]} tokens, the anchor {self._anchor.shape[1]}.")
+        if expected[0]:
+            return self._scores(prompts, encoded, None)
+        return self._scores(prompts[:1], encoded, None).repeat(len(prompts), axis=0)
+
+    def latent_scores(self, latents: Latents, space: PromptSpace, encoded: HttpRows) -> Scores:
+        """(n, d) -> (n, B, K); z travels, in float32 as `PromptSpace.prompts` rounds it. Where the server cannot draw
+        the same A, prompts travel."""
+        if space.recipe is not None and self._can_hold(space):
+            return self._scores(latents, encoded, space)
+        return self.label_scores(space.prompts(latents), encoded)
+
+    def embed_text(self, text: str) -> Prompts:
+        """Word embeddings of a text: (1, T, H)."""
+        return self._client.embeddings({"text": text}, self.info.hidden_size)
+
+    def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
+        """Word embeddings of token ids: (1, T, H). A server tells those of so many tokens only."""
+        return self._client.embeddings({"ids": [int(i) for i in token_ids]}, self.info.hidden_size)
+
+    def ordinary_ids(self) -> list[int]:
+        """Ids of all tokens that are not special."""
+        return [i for start, stop in self._client.token_ranges() for i in range(start, stop)]
+
+    def anchor(self, prompt: Prompts | None) -> None:
+        """Add differences from this prompt (1, T, H) after the embedding LayerNorm; see `Backend.anchor`."""
+        if prompt is not None and (prompt.ndim != 3 or prompt.shape[::2] != (1, self.info.hidden_size)):
+            raise BackendError(f"the anchor has shape {prompt.shape}, expected (1, T, {self.info.hidden_size}).")
+        self._anchor_id = None if prompt is None else self._client.register_prompt(prompt, anchor=True)
+        self._anchor = prompt
+
+    def _can_hold(self, space: PromptSpace) -> bool:
+        """Whether the server has the space; it is registered when it is first seen."""
+        if self._space is not space:
+            self._space, self._space_id = space, None
+            self._register_space()
+        return self._space_id is not None
+
+    def _register_space(self) -> None:
+        assert self._space is not None
+        try:
+            self._space_id = self._client.register_space(self._space)
+        except ProjectionError as error:
+            print(f"warning: {self._client.url}: {error} Prompts are sent instead of z.", file=sys.stderr)
+
+    def _scores(self, arrays: Latents | Prompts, encoded: HttpRows, space: PromptSpace | None) -> Scores:
+        """Scores of latents in a space or of prompts, in requests that the server takes."""
+        step = self._client.candidates_at_once(arrays)
+        n, n_labels = len(arrays), encoded.n_labels
+        scores = np.empty((n, encoded.n_examples, n_labels), np.float32)
+        row = 0
+        for part in encoded.parts:
+            rows = slice(row, row := row + part.known.n_examples)
+            for start in range(0, n, step):
+                some = arrays[start : start + step]
+                scores[start : start + step, rows] = self._part(some, part, space is not None, n_labels)
+        return scores
+
+    def _part(self, arrays: Latents | Prompts, part: Part, latent: bool, n_labels: int) -> Scores:
+        """One request; what the server has forgotten is registered again, once."""
+        try:
+            return self._ask(arrays, part, latent, n_labels)
+        except NotRegisteredError:
+            part.known = self._client.register_rows(part.body)
+            if self._anchor is not None:
+                self.anchor(self._anchor)
+            if latent:
+                self._register_space()
+            return self._ask(arrays, part, latent, n_labels)
+
+    def _ask(self, arrays: Latents | Prompts, part: Part, latent: bool, n_labels: int) -> Scores:
+        space = self._space_id if latent else None
+        return self._client.scores(arrays, part.known, n_labels, space, self._anchor_id)

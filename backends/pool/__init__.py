@@ -1,0 +1,5 @@
+"""Several endpoints of one model as one backend."""
+
+from backends.pool.backend import PoolBackend
+
+__all__ = ["PoolBackend"]

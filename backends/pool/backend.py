@@ -1,0 +1,166 @@
+"""`PoolBackend`: candidates shared out over endpoints of the same model."""
+
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends import load_backend
+from backends.pool.member import Member, PoolRows
+from backends.pool.round import Round
+from bbt.backend import ModelInfo, Row, Traffic
+from bbt.errors import BackendError, ConfigError
+from bbt.losses import log_softmax
+from bbt.space import PromptSpace
+from bbt.types import Latents, Prompts, Scores
+
+T = TypeVar("T")
+
+FIRST_PATIENCE = 30.0
+"""Seconds within which an endpoint must answer at the start, when nothing is lost by giving up."""
+
+
+class PoolBackend:
+    """Endpoints of one model, all of the same kind of `backend`, each with its own options.
+
+    Whoever is free takes the next `at_once` candidates; an endpoint that fails is left aside, for longer each time,
+    and comes back; what one is slow with another does too. Scores come in the order of the candidates and do not
+    depend on who computed them, as far as the endpoints agree: a warning says where two differ by more than
+    `tolerance` in a log-probability of the first rows. `retries` are each endpoint's own; after `patience` seconds
+    without any answer the pool gives up.
+
+    Raises:
+        EndpointError: no endpoint answers.
+    """
+
+    def __init__(
+        self,
+        model: str = "minilm-mlm",
+        *,
+        endpoints: Sequence[Mapping[str, Any]],
+        backend: str = "http",
+        at_once: int = 1,
+        retries: int = 1,
+        tolerance: float = 1e-3,
+        patience: float = 600.0,
+    ) -> None:
+        if not endpoints or at_once < 1:
+            raise ConfigError("a pool needs endpoints: [{url: ...}, {url: ...}], and at_once of 1 or more.")
+        self._at_once, self._tolerance, self._patience = at_once, tolerance, patience
+        self._anchor: Prompts | None = None
+        self._probe: PoolRows | None = None
+        self._expected: tuple[str, NDArray[np.floating[Any]]] | None = None
+        self._comparing = threading.Lock()
+        self._members = [
+            Member(
+                str(options.get("url", number)),
+                partial(load_backend, backend, model=model, **{"retries": retries, **options}),
+            )
+            for number, options in enumerate(endpoints)
+        ]
+        self.info: ModelInfo = self._ask_any(lambda member: member.backend.info, min(patience, FIRST_PATIENCE))
+        """Facts about the model, from the first endpoint that answered."""
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes of all scoring calls of all endpoints."""
+        parts = [member.traffic for member in self._members]
+        return Traffic(sum(part.bytes_up for part in parts), sum(part.bytes_down for part in parts))
+
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> PoolRows:
+        """Encode at one endpoint, which tells the counts; the others follow when they first meet the rows."""
+        if not rows:
+            raise BackendError("there are no rows to encode.")
+        encoded = PoolRows(rows, label_words)
+        known = self._ask_any(lambda member: member.encoded(encoded))
+        encoded.n_examples, encoded.n_tokens, encoded.n_truncated = known.n_examples, known.n_tokens, known.n_truncated
+        self._probe = self._probe or PoolRows(rows[:1], label_words)
+        return encoded
+
+    def label_scores(self, prompts: Prompts, encoded: PoolRows) -> Scores:
+        """(n, T, H) -> (n, B, K), in parts of `at_once` candidates.
+
+        Raises:
+            BackendError: prompts of another shape.
+            EndpointError: no endpoint has answered for `patience` seconds.
+        """
+        return self._scores(
+            prompts, encoded, lambda member, part: member.backend.label_scores(prompts[part], member.encoded(encoded))
+        )
+
+    def latent_scores(self, latents: Latents, space: PromptSpace, encoded: PoolRows) -> Scores:
+        """(n, d) -> (n, B, K): z travels to endpoints that can hold the space."""
+        return self._scores(latents, encoded, lambda member, part: member.latent_scores(latents[part], space, encoded))
+
+    def embed_text(self, text: str) -> Prompts:
+        """Word embeddings of a text: (1, T, H)."""
+        return self._ask_any(lambda member: member.backend.embed_text(text))
+
+    def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
+        """Word embeddings of token ids: (1, T, H)."""
+        return self._ask_any(lambda member: member.backend.embed_ids(token_ids))
+
+    def ordinary_ids(self) -> list[int]:
+        """Ids of all tokens that are not special."""
+        return self._ask_any(lambda member: member.backend.ordinary_ids())
+
+    def anchor(self, prompt: Prompts | None) -> None:
+        """See `Backend.anchor`; every endpoint is told before it scores."""
+        self._ask_any(lambda member: member.anchor(prompt))
+        self._anchor = prompt
+
+    def _ask_any(self, question: Callable[[Member], T], patience: float | None = None) -> T:
+        """The answer of whoever is free first."""
+        return self._share_out(1, 1, lambda member, part: question(member), patience)[0]
+
+    def _scores(self, arrays: Latents | Prompts, encoded: PoolRows, score: Callable[[Member, slice], Scores]) -> Scores:
+        def work(member: Member, part: slice) -> Scores:
+            self._admit(member)
+            member.anchor(anchor)
+            return score(member, part)
+
+        anchor = self._anchor
+        if not len(arrays):
+            return np.empty((0, encoded.n_examples, len(encoded.label_words)), np.float32)
+        return np.concatenate(self._share_out(len(arrays), self._at_once, work))
+
+    def _share_out(
+        self, n: int, at_once: int, work: Callable[[Member, slice], T], patience: float | None = None
+    ) -> list[T]:
+        round = Round[T](n, at_once)
+        for member in self._members:
+            member.offer(round, work)
+        return round.results(patience or self._patience)
+
+    def _admit(self, member: Member) -> None:
+        """Once for each endpoint: the same model, and the same scores of one row under an empty prompt of zeros.
+
+        Raises:
+            BackendError: another model.
+        """
+        if member.admitted or self._probe is None:
+            return
+        its = member.backend.info
+        if its.fingerprint != self.info.fingerprint:
+            raise BackendError(
+                f"the endpoints of a pool must serve one model: {member.name} has {its.name} (weights "
+                f"{its.fingerprint}), another {self.info.name} (weights {self.info.fingerprint})."
+            )
+        member.anchor(None)
+        n_tokens = sum(segment.n_tokens for segment in self._probe.rows[0])
+        zeros = np.zeros((1, n_tokens, its.hidden_size), np.float32)
+        scores = log_softmax(member.backend.label_scores(zeros, member.encoded(self._probe)))
+        with self._comparing:
+            name, expected = self._expected = self._expected or (member.name, scores)
+        difference = float(np.abs(scores - expected).max())
+        if not difference <= self._tolerance:
+            print(
+                f"warning: {member.name} and {name} differ by {difference:.2g} in a log-probability of the same row: "
+                "another precision, or another version?",
+                file=sys.stderr,
+            )
+        member.admitted = True

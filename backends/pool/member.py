@@ -1,0 +1,98 @@
+"""One endpoint of a pool: connected when it answers, left aside when it does not."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from backends.pool.round import Round
+from bbt.backend import Backend, Encoded, LatentBackend, RemoteBackend, Row, Traffic
+from bbt.errors import EndpointError
+from bbt.space import PromptSpace
+from bbt.types import Latents, Prompts, Scores
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds that an endpoint is left aside after a fault; doubled at every further one."""
+
+T = TypeVar("T")
+
+
+@dataclass(eq=False)
+class PoolRows:
+    """One split; each endpoint encodes it when it first meets it."""
+
+    rows: Sequence[Row]
+    label_words: Sequence[str]
+    n_examples: int = 0
+    n_tokens: int = 0
+    n_truncated: int = 0
+
+
+class Member:
+    """An endpoint with a thread of its own, so that a slow one holds nobody up; its backend, made by `connect`, is
+    used on that thread only. `admitted` is set once the pool has compared it with the others."""
+
+    def __init__(self, name: str, connect: Callable[[], Backend]) -> None:
+        self.name, self.admitted = name, False
+        self._connect = connect
+        self._encoded: WeakKeyDictionary[PoolRows, Encoded] = WeakKeyDictionary()
+        self._anchor: Prompts | None = None
+        self._faults = 0
+        self._rounds: queue.SimpleQueue[tuple[Round[Any], Callable[[Member, slice], Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name=f"endpoint {name}", daemon=True).start()
+
+    @cached_property
+    def backend(self) -> Backend:
+        """Connected when first needed.
+
+        Raises:
+            EndpointError: it does not answer.
+        """
+        return self._connect()
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes of its scoring calls."""
+        backend = self.__dict__.get("backend")  # not to connect for it
+        return backend.traffic if isinstance(backend, RemoteBackend) else Traffic()
+
+    def offer(self, round: Round[T], work: Callable[["Member", slice], T]) -> None:
+        """Take part in a round: `work` does one part."""
+        self._rounds.put((round, work))
+
+    def encoded(self, rows: PoolRows) -> Encoded:
+        """The rows as this endpoint has them."""
+        if rows not in self._encoded:
+            self._encoded[rows] = self.backend.encode(rows.rows, rows.label_words)
+        return self._encoded[rows]
+
+    def anchor(self, prompt: Prompts | None) -> None:
+        """Set, unless it is set already."""
+        if self._anchor is not prompt:
+            self.backend.anchor(prompt)
+            self._anchor = prompt
+
+    def latent_scores(self, latents: Latents, space: PromptSpace, rows: PoolRows) -> Scores:
+        """Scores of the space's prompts."""
+        backend, encoded = self.backend, self.encoded(rows)
+        if isinstance(backend, LatentBackend):
+            return backend.latent_scores(latents, space, encoded)
+        return backend.label_scores(space.prompts(latents), encoded)
+
+    def _serve(self) -> None:
+        while True:
+            round, work = self._rounds.get()
+            while (part := round.take()) is not None:
+                try:
+                    round.put(part, work(self, part))
+                    self._faults = 0
+                except EndpointError as error:
+                    round.give_back(part, error)
+                    time.sleep(min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0**self._faults))
+                    self._faults += 1
+                except Exception as error:
+                    round.fail(error)

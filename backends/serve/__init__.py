@@ -1,0 +1,1 @@
+"""`bbt serve`: a model's forward pass over HTTP, and nothing else of it."""

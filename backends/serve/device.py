@@ -1,0 +1,183 @@
+"""The one thread that owns the model: what is asked of it waits in line, and scoring requests that fit are joined."""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bbt.backend import Backend, Encoded
+from bbt.types import Prompts, Scores
+
+T = TypeVar("T")
+
+
+class BusyError(Exception):
+    """The line is full; `wait` is in how many seconds there should be room."""
+
+    def __init__(self, wait: float) -> None:
+        super().__init__("the server is busy")
+        self.wait = wait
+
+
+@dataclass
+class Scoring:
+    """`prompts()` (n, T, H), made on the model's thread, to be scored on `encoded` rows with this `anchor` (1, T, H).
+
+    `join`: may become one population with other requests, which keeps a GPU busy when they are small; the last bits
+    of the scores then depend on them.
+    """
+
+    n: int
+    prompts: Callable[[], Prompts]
+    encoded: Encoded
+    anchor: Prompts | None = None
+    join: bool = False
+    answer: "Future[Scores]" = field(default_factory=Future)
+
+    def fits(self, other: "Scoring") -> bool:
+        """Whether both can be one population."""
+        return self.join and other.join and self.encoded is other.encoded and self.anchor is other.anchor
+
+
+@dataclass
+class Call:
+    """Anything else for the model's thread."""
+
+    function: Callable[[], Any]
+    answer: "Future[Any]" = field(default_factory=Future)
+
+
+class Device:
+    """Runs a backend on a thread of its own, one thing after another.
+
+    `longest_line` requests may wait; a joined population has at most `joined` candidates. `on_scored` is told the
+    number of requests and of sequences of each population, and its seconds.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        longest_line: int,
+        joined: int,
+        on_scored: Callable[[int, int, float], None] = lambda requests, sequences, seconds: None,
+    ) -> None:
+        self.backend = backend
+        self._longest_line, self._joined, self._on_scored = longest_line, joined, on_scored
+        self._line: deque[Scoring | Call] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._seconds_a_job = 0.1
+        self._thread = threading.Thread(target=self._work, name="model", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Requests in line."""
+        return len(self._line)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are still taken."""
+        return self._thread.is_alive() and not self._closing
+
+    def score(self, scoring: Scoring) -> "asyncio.Future[Scores]":
+        """Scores (n, B, K) in time; cancelling it takes the request out of the line.
+
+        Raises:
+            BusyError: the line is full.
+        """
+        self._stand_in_line(scoring)
+        return asyncio.wrap_future(scoring.answer)
+
+    def call(self, function: Callable[[], T]) -> "asyncio.Future[T]":
+        """What a function gives on the model's thread.
+
+        Raises:
+            BusyError: the line is full.
+        """
+        call = Call(function)
+        self._stand_in_line(call)
+        return asyncio.wrap_future(call.answer)
+
+    def close(self) -> None:
+        """Finish what waits, then stop."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _stand_in_line(self, job: Scoring | Call) -> None:
+        with self._changed:
+            if self._closing or len(self._line) >= self._longest_line:
+                raise BusyError(max(1.0, self._seconds_a_job * len(self._line) / 2))
+            self._line.append(job)
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            start = time.perf_counter()
+            if isinstance(job, Scoring):
+                self._score([job, *self._fitting(job)])
+            else:
+                _answer(job)
+            self._seconds_a_job += 0.1 * (time.perf_counter() - start - self._seconds_a_job)
+
+    def _next(self) -> Scoring | Call | None:
+        """The first in line that has not been cancelled; None when closed and done."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._line or self._closing)
+                if not self._line:
+                    return None
+                job = self._line.popleft()
+                if job.answer.set_running_or_notify_cancel():
+                    return job
+
+    def _fitting(self, first: Scoring) -> list[Scoring]:
+        """Those further back in the line that can be one population with the first."""
+        chosen, n = [], first.n
+        with self._changed:
+            for job in list(self._line) if first.join else ():
+                if isinstance(job, Scoring) and first.fits(job) and n + job.n <= self._joined:
+                    self._line.remove(job)
+                    if job.answer.set_running_or_notify_cancel():
+                        n += job.n
+                        chosen.append(job)
+        return chosen
+
+    def _score(self, jobs: list[Scoring]) -> None:
+        """One population of all jobs whose prompts are sound; each gets its part."""
+        sound: list[tuple[Scoring, Prompts]] = []
+        for job in jobs:
+            try:
+                sound.append((job, job.prompts()))
+            except Exception as error:
+                job.answer.set_exception(error)
+        if not sound:
+            return
+        first = sound[0][0]
+        start = time.perf_counter()
+        try:
+            self.backend.anchor(first.anchor)
+            scores = self.backend.label_scores(np.concatenate([prompts for _, prompts in sound]), first.encoded)
+        except Exception as error:
+            for job, _ in sound:
+                job.answer.set_exception(error)
+            return
+        self._on_scored(len(sound), scores.shape[0] * scores.shape[1], time.perf_counter() - start)
+        ends = np.cumsum([len(prompts) for _, prompts in sound])[:-1]
+        for (job, _), part in zip(sound, np.split(scores, ends), strict=True):
+            job.answer.set_result(part)
+
+
+def _answer(call: Call) -> None:
+    try:
+        call.answer.set_result(call.function())
+    except Exception as error:
+        call.answer.set_exception(error)

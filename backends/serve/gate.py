@@ -1,0 +1,113 @@
+"""Before a request's body is read: who asks, and is it small enough? After it: one line of log, the metrics."""
+
+import time
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backends.serve.keys import Keys, QuotaError
+from backends.serve.metrics import Metrics
+
+OPEN = ("/healthz", "/docs", "/openapi.json")
+"""What needs no key."""
+
+log = structlog.get_logger("bbt.serve")
+
+
+class RefusalError(Exception):
+    """A request that goes no further; `wait`: seconds after which it may come again."""
+
+    def __init__(self, status: int, detail: str, wait: float | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.wait = status, wait
+
+    def response(self) -> JSONResponse:
+        """As every fault is answered."""
+        return refusal(self.status, "Refused", str(self), self.wait)
+
+
+def refusal(status: int, error: str, detail: str, wait: float | None = None) -> JSONResponse:
+    """The answer to a request that is refused; Retry-After is rounded up."""
+    headers = {} if wait is None else {"Retry-After": str(int(wait) + 1)}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"error": error, "detail": detail}, status, headers)
+
+
+class Gate:
+    """ASGI middleware around the whole application; sets `request.state.account`."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, body_bytes: int) -> None:
+        self._app, self._keys, self._metrics, self._body_bytes = app, keys, metrics, body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on and take note."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.perf_counter(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            try:
+                length = self._admit(scope)
+            except RefusalError as error:
+                await error.response()(scope, receive, noted)
+            else:
+                self._metrics.bytes_up.inc(length)
+                await self._app(scope, receive, noted)
+        finally:
+            self._note(scope, status, time.perf_counter() - start)
+
+    def _admit(self, scope: Scope) -> int:
+        """Length of the body.
+
+        Raises:
+            RefusalError: no key, no length, too long, or the key's hour is used up.
+        """
+        headers = Headers(scope=scope)
+        length = _length(headers, scope["method"])
+        if length > self._body_bytes:
+            raise RefusalError(413, f"a body of {length} bytes: at most {self._body_bytes}.")
+        if scope["path"] in OPEN:
+            return length
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        account = self._keys.account(key.strip() if scheme.lower() == "bearer" else "")
+        if account is None:
+            raise RefusalError(401, "no key, or none of this server's: send Authorization: Bearer KEY.")
+        try:
+            account.charge(requests=1, bytes=length)
+        except QuotaError as error:
+            raise RefusalError(429, str(error), error.wait) from error
+        scope.setdefault("state", {})["account"] = account
+        return length
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "none")
+        self._metrics.requests.labels(route, status).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        account = scope.get("state", {}).get("account")
+        log.info(
+            "request",
+            method=scope["method"],
+            route=route,
+            status=status,
+            account=account.name if account else None,
+            seconds=round(seconds, 6),
+        )
+
+
+def _length(headers: Headers, method: str) -> int:
+    text = headers.get("content-length", "")
+    if text.isdigit():
+        return int(text)
+    if "transfer-encoding" in headers:
+        raise RefusalError(411, f"a {method} body needs Content-Length.")
+    return 0

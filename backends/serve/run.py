@@ -1,0 +1,66 @@
+"""The server process: where it listens, its log, its end."""
+
+import ipaddress
+import logging
+import sys
+from typing import Any
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from backends.serve.app import create_app
+from backends.serve.keys import Keys
+from backends.serve.limits import Limits
+from bbt.backend import Backend
+from bbt.errors import ConfigError
+
+
+def serve(backend: Backend, host: str, port: int, keys: Keys, limits: Limits) -> None:
+    """Answer requests until SIGINT or SIGTERM; what has begun is finished first.
+
+    Raises:
+        ConfigError: it would be reachable from other machines without a key.
+    """
+    check_reach(host, keys)
+    log_to_stderr()
+    uvicorn.Server(server_config(create_app(backend, keys, limits), host, port)).run()
+
+
+def server_config(app: FastAPI, host: str, port: int, **more: Any) -> uvicorn.Config:
+    """How the application is run; `more` are uvicorn's own settings. The gate writes the log, and heads of answers are
+    short, as befits answers of a few hundred bytes."""
+    settings: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
+    return uvicorn.Config(app, host=host, port=port, **settings, **more)
+
+
+def check_reach(host: str, keys: Keys) -> None:
+    """Raises: ConfigError: other machines can reach this host's address, and there is no key."""
+    try:
+        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if not local and not len(keys):
+        raise ConfigError(
+            f"other machines can reach {host}: give --keys FILE with a key for each client, or listen on 127.0.0.1."
+        )
+
+
+def log_to_stderr() -> None:
+    """One JSON object a line, uvicorn's lines too."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    renderers: list[structlog.typing.Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=renderers))
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)

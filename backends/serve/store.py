@@ -1,0 +1,64 @@
+"""What an account has registered. Nobody else's requests can name it: every account has shelves of its own."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from backends.serve.limits import Limits
+from bbt.backend import Encoded
+from bbt.space import PromptSpace
+from bbt.types import Prompts
+
+T = TypeVar("T")
+
+
+class NotRegisteredError(Exception):
+    """An id that this account has not registered, or that has made room for others since."""
+
+
+class Shelf(Generic[T]):
+    """Registered things by id; where there is no more room the least recently used goes."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._things: OrderedDict[str, T] = OrderedDict()
+
+    def put(self, id: str, thing: T) -> None:
+        """Register, or register again."""
+        self._things[id] = thing
+        self._things.move_to_end(id)
+        while len(self._things) > self._room:
+            self._things.popitem(last=False)
+
+    def get(self, id: str) -> T:
+        """What was registered under the id.
+
+        Raises:
+            NotRegisteredError: nothing.
+        """
+        if id not in self._things:
+            raise NotRegisteredError(f"nothing is registered under {id!r}: register it (again).")
+        self._things.move_to_end(id)
+        return self._things[id]
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._things
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A registered row set."""
+
+    encoded: Encoded
+    n_prompt_tokens: int
+    n_labels: int
+
+
+class Holdings:
+    """The shelves of one account, and the tokens whose word embeddings it was told."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.rows: Shelf[Rows] = Shelf(limits.kept)
+        self.prompts: Shelf[Prompts] = Shelf(limits.kept)
+        self.spaces: Shelf[PromptSpace] = Shelf(limits.kept_spaces)
+        self.tokens: set[int] = set()

@@ -1,0 +1,192 @@
+"""The same model through `backends/local` and through `bbt serve`: the same numbers, and few of them on the wire."""
+
+import numpy as np
+import pytest
+from serving import serving
+from tiny_models import CAUSAL, HIDDEN
+
+import bbt
+from backends.http import HttpBackend
+from bbt.backend import Traffic
+from bbt.errors import BackendError, EndpointError, LabelWordError
+from bbt.space import PromptSpace, Recipe
+from bbt.tasks.template import Template
+
+TEMPLATE = Template("{prompt} . {text} . It was {mask}")
+TEXTS = ["a film", "the plot is bad and the acting is worse , it was slow", "great", "I liked it"]
+WORDS = ("bad", "great")
+ROWS = [TEMPLATE.render(text, "", 5) for text in TEXTS]
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_folder):
+    """A local backend, and another behind a server: `bert`."""
+    from backends.local import LocalBackend
+
+    model = str(tiny_folder("bert"))
+    with serving(LocalBackend(model, precision="fp32", device="cpu")) as url:
+        yield LocalBackend(model, precision="fp32", device="cpu"), HttpBackend(model, url=url)
+
+
+@pytest.fixture(autouse=True)
+def _no_anchor(request):
+    if "pair" in request.fixturenames:
+        for backend in request.getfixturevalue("pair"):
+            backend.anchor(None)
+
+
+def space(projection="normal", d=12, scale=0.05):
+    p0 = np.random.default_rng(1).normal(0, 0.2, (1, 5, HIDDEN)).astype(np.float32)
+    return PromptSpace.drawn(p0, Recipe(7, d, projection, scale))
+
+
+def latents(n=6, d=12):
+    return np.random.default_rng(2).standard_normal((n, d))
+
+
+def settings(model, seed=0, **options):
+    return {
+        "task": {"name": "sst2"},
+        "seed": seed,
+        "model": {"name": str(model), **options},
+        "prompt": {"n_prompt_tokens": 3, "intrinsic_dim": 20, "n_screened": 4},
+        "optimizer": {"population_size": 6},
+        "budget": {"queries": 30, "dev_every": 12},
+        "selection": {"n_best": 2, "baselines": False},
+        "evaluation": {"rows": 40},
+    }
+
+
+@pytest.mark.parametrize("name", ["bert", *CAUSAL])
+def test_a_run_has_the_same_trajectory_as_through_the_local_backend(tiny_folder, tiny_backend, name):
+    model = tiny_folder(name)
+    local = bbt.tune(settings(model, options={"precision": "fp32", "device": "cpu"}))
+    with serving(tiny_backend(name)) as url:
+        remote = bbt.tune(settings(model, backend="http", options={"url": url}))
+    assert remote.result["test"] == local.result["test"]
+    assert remote.result["selected"] == local.result["selected"]
+    assert remote.classifier.prompt.embeddings.tobytes() == local.classifier.prompt.embeddings.tobytes()
+    ours, theirs = local.result["cost"], remote.result["cost"]
+    for what in ("train_queries", "dev_queries", "examples", "truncated"):
+        assert theirs[what] == ours[what]
+
+
+@pytest.mark.parametrize("projection", ["uniform", "normal", "orthonormal"])
+def test_latents_and_prompts_have_the_scores_of_the_local_backend(pair, projection):
+    local, remote = pair
+    its, z = space(projection), latents()
+    expected = local.label_scores(its.prompts(z), local.encode(ROWS, WORDS))
+    encoded = remote.encode(ROWS, WORDS)
+    np.testing.assert_array_equal(remote.latent_scores(z, its, encoded), expected)
+    np.testing.assert_array_equal(remote.label_scores(its.prompts(z), encoded), expected)
+
+
+def test_a_query_is_z_up_and_label_scores_down(pair):
+    _, remote = pair
+    its, encoded = space(d=100), remote.encode(ROWS, WORDS)
+    remote.latent_scores(latents(1, 100), its, encoded)  # the space is sent with the first
+    before = Traffic(remote.traffic.bytes_up, remote.traffic.bytes_down)
+    remote.latent_scores(latents(20, 100), its, encoded)
+    up, down = remote.traffic.bytes_up - before.bytes_up, remote.traffic.bytes_down - before.bytes_down
+    assert 0 < up - 20 * 100 * 4 < 400
+    assert 0 < down - 20 * len(TEXTS) * len(WORDS) * 4 < 120
+
+
+def test_what_is_sent_once_is_no_part_of_the_traffic(pair):
+    _, remote = pair
+    before = remote.traffic.bytes_up
+    remote.encode(ROWS, WORDS)
+    remote.embed_text("a film")
+    remote.anchor(space().p0)
+    assert remote.traffic.bytes_up == before
+
+
+def test_an_anchor_is_where_the_local_backend_has_it(pair):
+    local, remote = pair
+    its, z = space(), latents()
+    plain = remote.latent_scores(z, its, remote.encode(ROWS, WORDS))
+    for backend in pair:
+        backend.anchor(its.p0)
+    expected = local.label_scores(its.prompts(z), local.encode(ROWS, WORDS))
+    np.testing.assert_array_equal(remote.latent_scores(z, its, remote.encode(ROWS, WORDS)), expected)
+    assert np.abs(plain - expected).max() > 1e-3
+    remote.anchor(None)
+    np.testing.assert_array_equal(remote.latent_scores(z, its, remote.encode(ROWS, WORDS)), plain)
+
+
+def test_a_model_that_can_have_no_anchor_says_so_at_once(tiny_folder, tiny_backend):
+    with serving(tiny_backend("gpt2")) as url:
+        remote = HttpBackend(str(tiny_folder("gpt2")), url=url)
+        with pytest.raises(BackendError, match="LayerNorm"):
+            remote.anchor(space().p0)
+
+
+def test_rows_and_candidates_beyond_the_limits_go_in_several_requests(tiny_folder, tiny_backend, pair):
+    local, _ = pair
+    its, z = space(), latents()
+    with serving(tiny_backend("bert"), rows=3, candidates=4) as url:
+        remote = HttpBackend(str(tiny_folder("bert")), url=url)
+        encoded = remote.encode(ROWS, WORDS)
+        scores = remote.latent_scores(z, its, encoded)
+    whole = local.encode(ROWS, WORDS)
+    assert (encoded.n_examples, encoded.n_tokens) == (whole.n_examples, whole.n_tokens)
+    np.testing.assert_allclose(scores, local.label_scores(its.prompts(z), whole), atol=1e-5)
+
+
+def test_a_server_that_draws_another_projection_is_sent_prompts(pair, capsys):
+    local, remote = pair
+    its, z = space(), latents()
+    forged = PromptSpace(its.p0, its.matrix * np.float32(1.5), its.recipe)  # as another maths library would have it
+    encoded = remote.encode(ROWS, WORDS)
+    for _ in range(2):
+        scores = remote.latent_scores(z, forged, encoded)
+        np.testing.assert_array_equal(scores, local.label_scores(forged.prompts(z), local.encode(ROWS, WORDS)))
+    assert capsys.readouterr().err.count("Prompts are sent instead of z") == 1
+
+
+def test_a_space_without_a_recipe_is_sent_as_prompts(pair):
+    local, remote = pair
+    its, z = PromptSpace(space().p0, space().matrix), latents()
+    expected = local.label_scores(its.prompts(z), local.encode(ROWS, WORDS))
+    np.testing.assert_array_equal(remote.latent_scores(z, its, remote.encode(ROWS, WORDS)), expected)
+
+
+def test_errors_are_those_of_the_local_backend(pair):
+    for backend in pair:
+        with pytest.raises(LabelWordError, match=r"^label word 'badgreatly' is not one token of this model but"):
+            backend.encode(ROWS, ("bad", "badgreatly"))
+        with pytest.raises(BackendError, match=r"^the anchor has shape"):
+            backend.anchor(np.zeros((1, 5, HIDDEN + 1), np.float32))
+        backend.anchor(np.zeros((1, 4, HIDDEN), np.float32))
+        encoded = backend.encode(ROWS, WORDS)
+        with pytest.raises(BackendError, match=r"^prompts have 5 tokens, the anchor 4\."):
+            backend.label_scores(space().p0, encoded)
+
+
+def test_prompts_that_are_not_finite_never_reach_the_model(pair):
+    _, remote = pair
+    encoded = remote.encode(ROWS, WORDS)
+    with pytest.raises(BackendError, match="not all finite"):
+        remote.label_scores(np.full((2, 5, HIDDEN), np.nan, np.float32), encoded)
+    with pytest.raises(BackendError, match="not all finite"):
+        remote.latent_scores(latents() * 1e38, space(scale=100.0), encoded)
+
+
+def test_another_model_is_refused_with_both_names(pair, tiny_folder):
+    with pytest.raises(BackendError, match=r"serves '.*bert', not 'roberta-large': set model.name"):
+        HttpBackend("roberta-large", url=pair[1]._client.url)
+
+
+def test_something_else_that_speaks_http_is_refused(tmp_path):
+    import threading
+    from http.server import HTTPServer, SimpleHTTPRequestHandler
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Quiet) as other:
+        threading.Thread(target=other.serve_forever, args=(0.05,), daemon=True).start()
+        with pytest.raises(EndpointError, match="no `bbt serve`: it answered 404"):
+            HttpBackend(url=f"http://127.0.0.1:{other.server_port}")
+        other.shutdown()
