@@ -1,0 +1,1 @@
+"""How fast a model scores prompts: against plain transformers, and against what the chip can do."""
