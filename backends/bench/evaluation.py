@@ -1,6 +1,8 @@
 """One evaluation, by our backend and by the plain loop, with the seconds of each part."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,28 +33,31 @@ class Evaluation:
         """The optimizer's time apart."""
         return self.n_queries / (sum(self.seconds.values()) - self.seconds["optimizer"])
 
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Count what happens inside to a part."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+
 
 def ours(work: Generations, seed: int) -> Evaluation:
     """Whole populations: ask, project, score, take the loss, tell."""
     done = Evaluation()
     for layer in work.layers:
-        clock = [time.perf_counter()]
-        tick = lambda: clock.append(time.perf_counter())  # noqa: B023, E731
-        latents = work.optimizer.ask()
-        tick()
-        prompts = work.prompts(latents, layer, seed)
-        tick()
-        scores = work.scores(prompts)
-        tick()
-        losses = work.losses(scores)
-        tick()
-        work.optimizer.tell(latents, losses)
-        tick()
+        with done.timing("optimizer"):
+            latents = work.optimizer.ask()
+        with done.timing("projection"):
+            prompts = work.prompts(latents, layer, seed)
+        with done.timing("scoring"):
+            scores = work.scores(prompts)
+        with done.timing("loss"):
+            losses = work.losses(scores)
+        with done.timing("optimizer"):
+            work.optimizer.tell(latents, losses)
         done.latents.append(latents)
         done.scores.append(scores)
         done.losses.append(losses)
-        for part, spent in zip((*PARTS, "optimizer"), np.diff(clock), strict=True):
-            done.seconds[part] += float(spent)
     return done
 
 
@@ -60,12 +65,10 @@ def plainly(work: Generations, loop: PlainLoop, population: list[Latents], seed:
     """The same candidates one at a time: project one, score it, take its loss."""
     done = Evaluation(latents=population)
     for layer, latents in zip(work.layers, population, strict=True):
-        start, scores, losses = time.perf_counter(), [], []
-        for i in range(len(latents)):
-            prompts = work.prompts(latents[i : i + 1], layer, seed)
-            scores.append(loop.scores(prompts[0]))
-            losses.append(work.losses(scores[-1][None])[0])
-        done.seconds["scoring"] += time.perf_counter() - start
+        with done.timing("scoring"):
+            prompts = (work.prompts(z[None], layer, seed)[0] for z in latents)
+            scores = [loop.scores(prompt) for prompt in prompts]
+            losses = [work.losses(s[None])[0] for s in scores]
         done.scores.append(np.array(scores))
         done.losses.append(np.array(losses))
     return done

@@ -20,7 +20,7 @@ from bbt.losses import log_softmax
 Against = Literal["plain", "plain-fp32"]
 
 
-def bench(
+def measure(
     workload: Workload, against: Against | None = None, plain_queries: int | None = None, repeats: int = 5
 ) -> dict[str, Any]:
     """Measure a workload; spreads are [median, minimum, maximum] over the repeats.
@@ -87,7 +87,9 @@ def _facts(work: Generations) -> dict[str, Any]:
         "torch": torch.__version__,
         "rows": len(lengths),
         "row_tokens": [min(lengths), float(np.mean(lengths)), max(lengths)],
-        **{k: v for k, v in asdict(w).items() if k not in ("model", "device", "precision", "n_rows", "data", "lengths")},
+        **{
+            k: v for k, v in asdict(w).items() if k not in ("model", "device", "precision", "n_rows", "data", "lengths")
+        },
         "token_budget": work.backend._token_budget,
     }
 

@@ -21,7 +21,7 @@ def operations(work: Callable[[], Any]) -> int:
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # PyTorch counts the GPU's only
     with FlopCounterMode(display=False, custom_mapping={attention: _attention_operations}) as counter:
         work()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _attention_operations(
@@ -41,7 +41,7 @@ class MatrixRate:
     def __init__(self, model: Any, n_tokens: int) -> None:
         weights = [p for p in layers_of(model).parameters() if p.ndim == 2]
         self._like, side = weights[0], SQUARE[weights[0].device.type]
-        shapes = {(n_tokens, *sorted(w.shape)) for w in weights} | {(side, side, side)}
+        shapes = {(n_tokens, min(w.shape), max(w.shape)) for w in weights} | {(side, side, side)}
         self.by_shape = {shape: self._rate(*self._operands(shape)) for shape in sorted(shapes)}
         self.shape = max(self.by_shape, key=lambda shape: self.by_shape[shape])
         self._best = self._operands(self.shape)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from bbt.cli import look, run, use
+from bbt.cli import bench, look, run, use
 from bbt.errors import BbtError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "predict": use.predict,
     "ls": look.list_,
     "show": look.show,
+    "bench": bench.bench,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
