@@ -9,7 +9,7 @@ import torch
 
 from backends.bench.evaluation import PARTS, Evaluation, ours, plainly
 from backends.bench.memory import peak_memory_mb
-from backends.bench.parts import scoring_parts
+from backends.bench.parts import scoring_shares
 from backends.bench.plain import PlainLoop
 from backends.bench.rates import MatrixRate, operations
 from backends.bench.workload import Generations, Workload
@@ -32,7 +32,7 @@ def measure(
     device = torch.device(work.backend.info.device)
     memory, executed = _warmed_up(work, device)
     rate = MatrixRate(work.backend._model, n_tokens=4096)
-    parts = scoring_parts(lambda: ours(work, seed=1), device)
+    shares = scoring_shares(lambda: ours(work, seed=1), device)
     loop = _plain_loop(work, against) if against else None
     mine, plain, rates = [], [], []
     for seed in range(2, 2 + repeats):
@@ -43,8 +43,8 @@ def measure(
             plain.append(plainly(work, loop, chosen, seed))
     return {
         **_facts(work),
-        **_speed(work, mine, rates, executed, parts["trunk"]),
-        "parts_ms": _parts(mine, parts),
+        **_speed(work, mine, rates, executed, shares["trunk"]),
+        "parts_ms": _parts(mine, shares),
         "memory_before_mb": memory[0],
         "peak_memory_mb": memory[1],
         "matrix_rate": {"shape": rate.shape, "operations_per_second": _spread(rates)},
@@ -95,7 +95,7 @@ def _facts(work: Generations) -> dict[str, Any]:
 
 
 def _speed(
-    work: Generations, mine: Sequence[Evaluation], rates: Sequence[float], executed: int, trunk_seconds: float
+    work: Generations, mine: Sequence[Evaluation], rates: Sequence[float], executed: int, trunk_share: float
 ) -> dict[str, Any]:
     """Rates of whole evaluations; `executed` are the matrix products' operations in one."""
     per_second = [e.queries_per_second for e in mine]
@@ -107,17 +107,19 @@ def _speed(
         "operations_per_query": executed / queries,
         "operations_per_second": _spread(done),
         "share_of_matrix_rate": _spread([a / b for a, b in zip(done, rates, strict=True)]),
-        "trunk_share_of_matrix_rate": executed / trunk_seconds / float(np.median(rates)),
+        "trunk_share_of_matrix_rate": _spread(
+            [executed / (trunk_share * e.seconds["scoring"]) / rate for e, rate in zip(mine, rates, strict=True)]
+        ),
     }
 
 
-def _parts(mine: Sequence[Evaluation], parts: dict[str, float]) -> dict[str, float]:
-    """Median milliseconds a generation; of scoring what the profiler saw, and the rest of it."""
-    turns = len(mine[0].losses)
+def _parts(mine: Sequence[Evaluation], shares: dict[str, float]) -> dict[str, float]:
+    """Median milliseconds a generation; scoring is shared out as the profiler saw it."""
     seconds = {part: float(np.median([e.seconds[part] for e in mine])) for part in PARTS}
     scoring = seconds.pop("scoring")
-    other = max(0.0, scoring - sum(parts.values()))
-    return {part: 1e3 * s / turns for part, s in {**seconds, **parts, "other": other}.items()}
+    scored = {**shares, "rest of scoring": 1.0 - sum(shares.values())}
+    seconds |= {part: share * scoring for part, share in scored.items()}
+    return {part: 1e3 * s / len(mine[0].losses) for part, s in seconds.items()}
 
 
 def _compared(mine: Sequence[Evaluation], plain: Sequence[Evaluation]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def table(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("operations/s", spread(result["operations_per_second"], 1e9, " G")),
         (f"best product, {' x '.join(map(str, rate['shape']))}", spread(rate["operations_per_second"], 1e9, " G/s")),
         ("share of it", spread(result["share_of_matrix_rate"], 0.01, " %")),
-        ("share of it in the trunk", f"{100 * result['trunk_share_of_matrix_rate']:.3g} %"),
+        ("share of it in the trunk", spread(result["trunk_share_of_matrix_rate"], 0.01, " %")),
         *((f"{part}, ms a generation", f"{ms:.4g}") for part, ms in result["parts_ms"].items()),
         ("memory before, at the peak", f"{result['memory_before_mb']:.0f}, {result['peak_memory_mb']:.0f} MB"),
     ]
