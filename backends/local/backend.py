@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.profiler import record_function
 
 from backends.local.batching import MicroBatch, micro_batches
 from backends.local.deep import KEPT_BYTES, Shared, clipped_std, lowest_difference
@@ -241,11 +242,12 @@ class LocalBackend:
     def _embedded(self, ids: Tensor, vectors: Tensor, start: int = 0, hidden: Tensor | None = None) -> Iterator[Tensor]:
         """Input embeddings (n * b, N, H) of the ids (b, N) under each prompt (n, L, T, H). Inside, the model adds
         the deeper prompts, and the difference from the anchor; its layers from `start` on go on from `hidden`."""
-        rows, places = (ids < 0).nonzero(as_tuple=True)
-        which = prompt_id(ids[rows, places])
-        inputs = self._words[ids.clamp(min=0)].expand(len(vectors), -1, -1, -1).clone()
-        anchor = self._anchor if len(which) else None
-        inputs[:, rows, places] = (vectors[:, 0] if anchor is None else anchor)[:, which].to(self._dtype)
+        with record_function("bbt.embedding"):
+            rows, places = (ids < 0).nonzero(as_tuple=True)
+            which = prompt_id(ids[rows, places])
+            inputs = self._words[ids.clamp(min=0)].expand(len(vectors), -1, -1, -1).clone()
+            anchor = self._anchor if len(which) else None
+            inputs[:, rows, places] = (vectors[:, 0] if anchor is None else anchor)[:, which].to(self._dtype)
 
         def enter(layer: int, states: Tensor) -> Tensor:
             if hidden is not None and layer == start:

@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.profiler import record_function
 
 from bbt.errors import BackendError
 
@@ -30,6 +31,7 @@ class Trunk:
             raise BackendError(f"{type(model).__name__} has no linear decoder over its vocabulary to score with.")
         self._read: Tensor | None = None
         model.base_model.register_forward_hook(self._keep_read_position)
+        model.base_model.forward = record_function("bbt.trunk")(model.base_model.forward)
 
     @torch.inference_mode()
     def logits(
@@ -46,7 +48,8 @@ class Trunk:
         self._read = read
         try:
             mask = _padding_mask(lengths, embeddings.shape[1], past_length)
-            output = self._model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=past)
+            with record_function("bbt.model"):
+                output = self._model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=past)
         finally:
             self._read = None
         return cast(Tensor, output.logits[:, 0])
@@ -54,7 +57,8 @@ class Trunk:
     @torch.inference_mode()
     def keys_and_values(self, embeddings: Tensor, start: int = 0) -> list[tuple[Tensor, Tensor]]:
         """Each layer's keys and values for prefixes (n, N, H); layers below `start`, which are skipped, repeat its."""
-        cache = self._model.base_model(inputs_embeds=embeddings, use_cache=True).past_key_values
+        with record_function("bbt.model"):
+            cache = self._model.base_model(inputs_embeds=embeddings, use_cache=True).past_key_values
         return [(layer.keys, layer.values) for layer in [cache.layers[start]] * start + cache.layers[start:]]
 
     @contextmanager

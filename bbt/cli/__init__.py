@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from bbt.cli import compare, look, run, serve, use
+from bbt.cli import bench, compare, look, run, serve, use
 from bbt.errors import BbtError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve.serve,
     "ls": look.list_,
     "show": look.show,
+    "bench": bench.bench,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)
