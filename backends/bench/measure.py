@@ -90,7 +90,7 @@ def _facts(work: Generations) -> dict[str, Any]:
         **{
             k: v for k, v in asdict(w).items() if k not in ("model", "device", "precision", "n_rows", "data", "lengths")
         },
-        "token_budget": work.backend._token_budget,
+        "token_budget": work.backend.token_budget,
     }
 
 

@@ -1,5 +1,6 @@
 """Operations: how many an evaluation takes, and how many a second the chip can do at best."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +19,11 @@ SECONDS = 0.2
 
 def operations(work: Callable[[], Any]) -> int:
     """Multiplications and additions of all matrix products and attention in `work`, as PyTorch executes them."""
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # PyTorch counts the GPU's only
-    with FlopCounterMode(display=False, custom_mapping={attention: _attention_operations}) as counter:
+    formulas = {  # PyTorch counts the GPU's attention only, and none of oneDNN's own operators
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
+        torch.ops.mkldnn._linear_pointwise: _linear_operations,
+    }
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         work()
     return int(counter.get_total_flops())
 
@@ -30,6 +34,11 @@ def _attention_operations(
     """Two products a head: (N, d) x (d, M) and (N, M) x (M, d)."""
     batch, heads, n, size = query
     return 4 * batch * heads * n * key[2] * size
+
+
+def _linear_operations(x: tuple[int, ...], weight: tuple[int, ...], *args: Any, **kwargs: Any) -> int:
+    """x (..., I) times w (O, I)."""
+    return 2 * math.prod(x) * weight[0]
 
 
 class MatrixRate:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -67,8 +66,12 @@ class Generations:
     """A workload on its backend."""
 
     def __init__(self, workload: Workload) -> None:
-        budget: dict[str, Any] = {} if workload.token_budget is None else {"token_budget": workload.token_budget}
-        backend = LocalBackend(workload.model, device=workload.device, precision=workload.precision, **budget)
+        backend = LocalBackend(
+            workload.model,
+            device=workload.device,
+            precision=workload.precision,
+            token_budget=workload.token_budget,
+        )
         self.workload, self.backend = workload, backend
         task = builtin_task(workload.task, backend.info.kind)
         examples = workload.examples(task)

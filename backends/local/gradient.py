@@ -15,7 +15,7 @@ from bbt.backend import Row
 from bbt.types import RowScores
 
 if TYPE_CHECKING:
-    from backends.local.backend import LocalRows
+    from backends.local.rows import LocalRows
 
 
 class TrainableModel:

@@ -5,7 +5,7 @@ to the label words' rows. Both work on any architecture that names its trunk (`b
 (`get_output_embeddings`), so no model needs code of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -34,11 +34,9 @@ class Trunk:
         model.base_model.forward = record_function("bbt.trunk")(model.base_model.forward)
 
     @torch.inference_mode()
-    def logits(
-        self, embeddings: Tensor, lengths: Tensor, read: Tensor, past: Any = None, past_length: int = 0
-    ) -> Tensor:
+    def logits(self, embeddings: Tensor, lengths: Tensor, read: Tensor) -> Tensor:
         """`differentiable_logits` without gradients."""
-        return self.differentiable_logits(embeddings, lengths, read, past, past_length)
+        return self.differentiable_logits(embeddings, lengths, read)
 
     def differentiable_logits(
         self, embeddings: Tensor, lengths: Tensor, read: Tensor, past: Any = None, past_length: int = 0
@@ -53,13 +51,6 @@ class Trunk:
         finally:
             self._read = None
         return cast(Tensor, output.logits[:, 0])
-
-    @torch.inference_mode()
-    def keys_and_values(self, embeddings: Tensor, start: int = 0) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's keys and values for prefixes (n, N, H); layers below `start`, which are skipped, repeat its."""
-        with record_function("bbt.model"):
-            cache = self._model.base_model(inputs_embeds=embeddings, use_cache=True).past_key_values
-        return [(layer.keys, layer.values) for layer in [cache.layers[start]] * start + cache.layers[start:]]
 
     @contextmanager
     def scoring(self, token_ids: Tensor) -> Iterator[None]:
@@ -79,13 +70,13 @@ class Trunk:
             del self._decoder.forward
 
     @contextmanager
-    def adding_after_layernorm(self, offsets: Tensor) -> Iterator[None]:
-        """Inside, `offsets` (S, N, H) are added to the embeddings after their LayerNorm."""
+    def after_layernorm(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Inside, the embeddings are changed after their LayerNorm."""
 
-        def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return output + offsets
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return change(output)
 
-        handle = embedding_layernorm(self._model).register_forward_hook(add)
+        handle = embedding_layernorm(self._model).register_forward_hook(hook)
         try:
             yield
         finally:
@@ -97,16 +88,6 @@ class Trunk:
             rows = torch.arange(len(hidden), device=hidden.device)
             output["last_hidden_state"] = hidden[rows, self._read][:, None]
         return output
-
-
-def repeated(layers: list[tuple[Tensor, Tensor]], candidates: slice, n_rows: int) -> Any:
-    """A cache in which every chosen candidate's keys and values stand once for each of its rows."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for i, (keys, values) in enumerate(layers):
-        cache.update(keys[candidates].repeat_interleave(n_rows, 0), values[candidates].repeat_interleave(n_rows, 0), i)
-    return cache
 
 
 def _padding_mask(lengths: Tensor, width: int, past_length: int) -> Tensor | None:
@@ -130,3 +111,12 @@ def embedding_layernorm(model: Any) -> nn.Module:
             f"{type(model).__name__} has no LayerNorm after its embeddings; use prompt.placement: embedding."
         )
     return layernorm
+
+
+def word_embeddings(model: Any) -> Tensor:
+    """(vocabulary, H) what enters the model for each token: Gemma's embeddings are scaled first."""
+    module = model.get_input_embeddings()
+    if type(module) is nn.Embedding:
+        return module.weight
+    with torch.no_grad():
+        return cast(Tensor, module(torch.arange(len(module.weight), device=module.weight.device)))
