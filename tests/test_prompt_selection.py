@@ -28,7 +28,7 @@ def settings(model, by, templates=TEMPLATES):
             "data": {"k": 2, "source": "files", "train": "rows.csv", "test": "rows.csv"},
             "method": {"name": "prompt-selection", "by": by, "templates": templates},
             "model": {"name": str(model), "options": {"precision": "fp32", "device": "cpu"}},
-                        "selection": {"by": "loss"},
+            "selection": {"by": "loss"},
         }
     )
 
@@ -43,7 +43,7 @@ def loss(model, row):
 
 
 @torch.no_grad()
-def test_the_likeliest_template_is_chosen(tiny_folder, reference, tmp_path / "runs"):
+def test_the_likeliest_template_is_chosen(tiny_folder, reference, tmp_path):
     """A causal LM's perplexity is exp of its own loss, averaged over the training rows."""
     templates = ["{text} . It was {mask}", "Question : is it a good film ? {text} {mask}"]
     outcome = run(settings(tiny_folder("gpt2"), "perplexity", templates), tmp_path / "runs")
@@ -59,7 +59,7 @@ def test_the_likeliest_template_is_chosen(tiny_folder, reference, tmp_path / "ru
     assert (cost["train_queries"], cost["dev_queries"]) == (2, 1)
 
 
-def test_a_masked_models_passes_are_all_counted(tiny_folder, tmp_path / "runs"):
+def test_a_masked_models_passes_are_all_counted(tiny_folder, tmp_path):
     outcome = run(settings(tiny_folder("bert"), "perplexity"), tmp_path / "runs")
     cost = outcome.result["cost"]
     assert cost["train_queries"] > 3 * 5  # a forward pass a token
@@ -67,7 +67,7 @@ def test_a_masked_models_passes_are_all_counted(tiny_folder, tmp_path / "runs"):
     assert len(log_of(outcome).of("perplexity")) == 3
 
 
-def test_dev_chooses_where_it_is_asked_to(tiny_folder, tmp_path / "runs"):
+def test_dev_chooses_where_it_is_asked_to(tiny_folder, tmp_path):
     outcome = run(settings(tiny_folder("bert"), "dev"), tmp_path / "runs")
     losses = [event["losses"][0] for event in log_of(outcome).of("dev")]
     assert outcome.result["selected"]["who"] == TEMPLATES[int(np.argmin(losses))]
@@ -76,7 +76,7 @@ def test_dev_chooses_where_it_is_asked_to(tiny_folder, tmp_path / "runs"):
     assert outcome.result["cost"]["train_queries"] == 0
 
 
-def test_a_template_that_cannot_be_used_is_an_error(tiny_folder, tmp_path / "runs"):
+def test_a_template_that_cannot_be_used_is_an_error(tiny_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"unknown slot 'txet'\. Did you mean 'text'"):
         run(settings(tiny_folder("bert"), "dev", ["{txet} {mask}", *TEMPLATES]), tmp_path / "runs")
     assert not list((tmp_path / "runs").iterdir())

@@ -109,7 +109,7 @@ class DemonstratedTask(Task):
         return n
 
     def _after(self, n: int, row: Row, kind: Literal["literal", "text"] = "literal") -> Row:
-        """The row after the first n demonstrations; as `text` they are cut where they do not fit, and that is counted."""
+        """The row after the first n demonstrations; as `text` they are cut where they do not fit, which is counted."""
         lines = "".join(self._solved(example) + "\n" for example in self.demonstrations[:n])
         return (Segment(kind, lines), *row) if n else row
 
