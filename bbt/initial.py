@@ -46,8 +46,13 @@ def _saved(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
         raise ConfigError(
             f"prompt.init {str(path)!r} is neither vocabulary, text or label_words nor the path of a saved prompt."
         )
-    prompt = SoftPrompt.load(path).batch
-    expected = (n_prompt_tokens, backend.info.hidden_size)
-    if prompt.shape[1:] != expected:
-        raise PromptError(f"{path} has shape {prompt.shape[1:]}, the run needs (T, H) = {expected}.")
-    return prompt
+    prompt, expected = SoftPrompt.load(path), (n_prompt_tokens, backend.info.hidden_size)
+    prompt.check_model(backend.info.name, backend.info.fingerprint)
+    if prompt.anchor is not None:
+        raise PromptError(f"{path} was tuned with prompt.placement: layernorm; its vectors are no word embeddings.")
+    if prompt.embeddings.shape != expected:
+        raise PromptError(
+            f"{path} has shape {prompt.embeddings.shape}, the run needs (T, H) = {expected}. Set "
+            "prompt.n_prompt_tokens; a run that kept the manual prompt (T = 0) needs selection.baselines: false."
+        )
+    return prompt.batch

@@ -21,6 +21,7 @@ TINY = {
 }
 SHORT = {"steps": 3, "dev_every": 2, "batch_size": 4}
 SETTINGS: dict[str, dict] = {
+    "ensemble": {"n_members": 2},
     "in-context": {"n_orders": 2},
     "feature-mlp": {"hidden_size": 8},
     "feature-bilstm": {"hidden_size": 8, "epochs": 3},

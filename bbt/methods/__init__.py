@@ -15,6 +15,7 @@ from bbt.methods.base import Method
 METHODS = {
     "black-box": ("bbt.methods.black_box:BlackBox", "Black-Box Tuning: a search over z, p = p0 + A z"),
     "bbtv2": ("bbt.methods.bbtv2:BBTv2", "BBTv2: a prompt for every layer, searched layer by layer"),
+    "ensemble": ("bbt.methods.ensemble:Ensemble", "several trained classifiers, log-probabilities averaged"),
     "feature-bilstm": ("bbt.baselines.feature_bilstm:FeatureBiLSTM", "an LSTM on frozen hidden states"),
     "feature-mlp": ("bbt.methods.feature_mlp:FeatureMLP", "a perceptron on frozen hidden states"),
     "in-context": ("bbt.methods.in_context:InContext", "solved training rows before the text"),
