@@ -130,7 +130,8 @@ class Trainable(Protocol):
         """Tokenise rows as `Backend.encode` does, leaving room for the prefix."""
 
     def logits(self, encoded: Encoded, rows: Sequence[int], prompt: Any = None) -> Any:
-        """Logits (b, K) of the rows named, differentiable in the prompt (T, H) and in every thawed weight."""
+        """Logits (b, K) of the rows named, differentiable in the prompt (T, H), or a prompt a row (b, T, H), and in
+        every thawed weight."""
 
     def scores(self, encoded: Encoded) -> RowScores:
         """(B, K) logits of all rows, in eval mode and without gradients."""

@@ -31,7 +31,7 @@ def initial_prompts(config: PromptConfig, backend: Backend, task: Task, seed: in
         return _repeated(backend.embed_text(config.text), config.n_prompt_tokens)
     if config.init == "label_words":
         return _repeated(backend.embed_text(" ".join(task.label_words)), config.n_prompt_tokens)
-    return _saved(Path(config.init), backend, config.n_prompt_tokens)
+    return saved_prompt(Path(config.init), backend, config.n_prompt_tokens)
 
 
 def _repeated(tokens: Prompts, n: int) -> Prompts:
@@ -41,13 +41,23 @@ def _repeated(tokens: Prompts, n: int) -> Prompts:
     return tokens[:, np.arange(n) % tokens.shape[1]]
 
 
-def _saved(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
+def saved_prompt(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
+    """(1, T, H) a prompt tuned on this model before, on whatever task.
+
+    Raises:
+        ConfigError: no such path; PromptError: another model's, another shape, or no word embeddings.
+    """
     if not path.exists():
         raise ConfigError(
-            f"prompt.init {str(path)!r} is neither vocabulary, text or label_words nor the path of a saved prompt."
+            f"{str(path)!r} is neither vocabulary, text or label_words (prompt.init) nor the path of a saved prompt."
         )
-    prompt = SoftPrompt.load(path).batch
-    expected = (n_prompt_tokens, backend.info.hidden_size)
-    if prompt.shape[1:] != expected:
-        raise PromptError(f"{path} has shape {prompt.shape[1:]}, the run needs (T, H) = {expected}.")
-    return prompt
+    prompt, expected = SoftPrompt.load(path), (n_prompt_tokens, backend.info.hidden_size)
+    prompt.check_model(backend.info.name, backend.info.fingerprint)
+    if prompt.anchor is not None:
+        raise PromptError(f"{path} was tuned with prompt.placement: layernorm; its vectors are no word embeddings.")
+    if prompt.embeddings.shape != expected:
+        raise PromptError(
+            f"{path} has shape {prompt.embeddings.shape}, the run needs (T, H) = {expected}. Set "
+            "prompt.n_prompt_tokens; a run that kept the manual prompt (T = 0) needs selection.baselines: false."
+        )
+    return prompt.batch

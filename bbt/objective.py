@@ -39,6 +39,11 @@ class Ledger:
         """Take the counts of an earlier snapshot."""
         self.__dict__.update(snapshot)
 
+    def add(self, other: "Ledger") -> None:
+        """Take over what a part of this run has cost."""
+        for name, count in other.snapshot().items():
+            setattr(self, name, getattr(self, name) + count)
+
     def snapshot(self) -> dict[str, float]:
         """The counts as plain numbers."""
         return asdict(self)

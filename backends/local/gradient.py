@@ -52,7 +52,8 @@ class TrainableModel:
         embeddings = self.model.get_input_embeddings()(ids.clamp(min=0))
         if prompt is not None:
             soft = ids < 0
-            embeddings[soft] = prompt[prompt_id(ids[soft])]
+            own = prompt.expand(len(rows), -1, -1)  # one for all rows, or one each
+            embeddings[soft] = own[soft.nonzero()[:, 0], prompt_id(ids[soft])]
         autocast = torch.autocast(ids.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16)
         with autocast, self._trunk.scoring(encoded.label_ids):
             cache = self._cache(len(rows))

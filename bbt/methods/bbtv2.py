@@ -58,8 +58,8 @@ class DeepSearch(Search):
 
     def _optimizer(self) -> Optimizer:
         c, n_layers = self.experiment.config, self.experiment.backend.info.n_layers
-        settings = [self._settings(_layer_seed(c.seed, i) % 2**32) for i in range(n_layers)]
-        return Layerwise([make_optimizer(c.optimizer.name, own) for own in settings])
+        d, seeds = c.prompt.intrinsic_dim, [_layer_seed(c.seed, i) % 2**32 for i in range(n_layers)]
+        return Layerwise([make_optimizer(c.optimizer.name, self._settings(d, seed)) for seed in seeds])
 
     def _budgets(self) -> tuple[int, ...]:
         """Whole rounds through the layers, G = budget // (population * L) as in the released code; what screening

@@ -42,6 +42,8 @@ class Search:
         e = self.experiment
         self.objective = Objective(e.train, training_loss(e), e.ledger)
         self._p0 = self._initial()
+        if self._anchor is not None:
+            e.backend.anchor(self._p0)
         self.space = self._space()
         self._warn_of_cut_rows()
         self.tuner = self._tuner()
@@ -86,12 +88,12 @@ class Search:
 
     def _optimizer(self) -> Optimizer:
         c = self.experiment.config
-        return make_optimizer(c.optimizer.name, self._settings(c.seed))
+        return make_optimizer(c.optimizer.name, self._settings(self.space.intrinsic_dim, c.seed))
 
-    def _settings(self, seed: int) -> Settings:
+    def _settings(self, intrinsic_dim: int, seed: int) -> Settings:
         c = self.experiment.config
         own = c.optimizer.model_dump(exclude={"name"})
-        return Settings(c.prompt.intrinsic_dim, seed=seed, budget=c.budget.queries, **own)
+        return Settings(intrinsic_dim, seed=seed, budget=c.budget.queries, **own)
 
     def _budgets(self) -> tuple[int, ...]:
         """The budget in queries and what it was extended to."""
@@ -101,10 +103,7 @@ class Search:
     def _initial(self) -> Prompts:
         """p0 (1, T, H), screened where asked for."""
         e, c = self.experiment, self.experiment.config.prompt
-        p0 = self._screened(initial_prompts(c, e.backend, e.task, e.config.seed))
-        if c.placement == "layernorm":
-            e.backend.anchor(p0)
-        return p0
+        return self._screened(initial_prompts(c, e.backend, e.task, e.config.seed))
 
     def _space(self) -> Space:
         """Word embeddings p0 + A z."""

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from bbt.backend import Backend, Row, Segment
+from bbt.backend import Backend, Encoded, Row, Segment
 from bbt.classifier import Classifier
 from bbt.experiment import Experiment, Trained
 from bbt.methods.base import Method
@@ -33,12 +33,11 @@ class InContext(Method):
     """Tries `n_orders` random orders of the training rows, of which dev picks one: orders matter (Lu et al. 2022,
     arXiv 2104.08786). BBT's baseline is a single order of up to 32 rows (BBT section 4.2).
 
-    At most `n_demonstrations` rows are shown (none: all that fit), `separator` after each.
+    At most `n_demonstrations` rows are shown (none: all that fit), a line each.
     """
 
     n_orders: int = Field(8, ge=1)
     n_demonstrations: int | None = Field(None, ge=1)
-    separator: str = "\n"
 
     def train(self, experiment: Experiment) -> Trained:
         """One dev query an order, no train query."""
@@ -46,7 +45,7 @@ class InContext(Method):
         e.observer.started(self.n_orders, "order")
         for i in range(self.n_orders):
             order = alternating(e.split.train, e.config.seed * self.n_orders + i)[: self.n_demonstrations]
-            classifier = self._classifier(e.backend, e.task, order)
+            classifier = demonstrated(e.backend, e.task, order)
             verdict = e.judge(classifier, f"order {i + 1}")
             if best is None or verdict.better_than(best[1].verdict, e.config.selection.by):
                 best = classifier, Trained(classifier, f"order {i + 1}", verdict, 0, 0, {"manual": e.manual})
@@ -58,11 +57,7 @@ class InContext(Method):
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
         """The demonstrations in their order."""
         saved = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return self._classifier(backend, task, [Example(**row) for row in saved])
-
-    def _classifier(self, backend: Backend, task: Task, order: Sequence[Example]) -> "InContextClassifier":
-        own: dict[str, Any] = {"demonstrations": tuple(order), "separator": self.separator, "backend": backend}
-        return InContextClassifier(DemonstratedTask(**vars(task), **own))
+        return demonstrated(backend, task, [Example(**row) for row in saved])
 
 
 @dataclass(frozen=True)
@@ -92,29 +87,31 @@ class DemonstratedTask(Task):
     """
 
     demonstrations: tuple[Example, ...] = field(kw_only=True)
-    separator: str = field(kw_only=True)
     backend: Backend = field(kw_only=True)
 
     def rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
         """Examples as segments, their demonstrations as literal text."""
         rows = super().rows(examples, n_prompt_tokens)
-        return [self._after(n, row) for n, row in zip(self._numbers_shown(rows), rows, strict=True)]
+        return [self._after(self._number_shown(row), row) for row in rows]
 
     def n_left_out(self, examples: Sequence[Example]) -> int:
         """Demonstrations that these rows have no room for, all rows together."""
-        return len(self.demonstrations) * len(examples) - sum(self._numbers_shown(super().rows(examples, 0)))
+        shown = sum(self._number_shown(row) for row in super().rows(examples, 0))
+        return len(self.demonstrations) * len(examples) - shown
 
-    def _numbers_shown(self, rows: Sequence[Row]) -> list[int]:
-        """How many demonstrations each row has room for."""
-        room = self.backend.info.max_length
-        return [sum(size + self._size(row) <= room for size in self._sizes) for row in rows]
+    def _number_shown(self, row: Row) -> int:
+        """How many demonstrations the row has room for: by the sum of their sizes, then tried, since where two texts
+        meet a token more or less may come of it."""
+        room = self.backend.info.max_length - self._encoded(row).n_tokens
+        n = sum(size <= room for size in self._sizes)
+        while n and self._encoded(self._after(n, row, "text")).n_truncated:
+            n -= 1
+        return n
 
-    def _after(self, n: int, row: Row) -> Row:
-        return (Segment("literal", self._text(n)), *row) if n else row
-
-    def _text(self, n: int) -> str:
-        """The first n demonstrations."""
-        return "".join(self._solved(example) + self.separator for example in self.demonstrations[:n])
+    def _after(self, n: int, row: Row, kind: Literal["literal", "text"] = "literal") -> Row:
+        """The row after the first n demonstrations; as `text` they are cut where they do not fit, which is counted."""
+        lines = "".join(self._solved(example) + "\n" for example in self.demonstrations[:n])
+        return (Segment(kind, lines), *row) if n else row
 
     def _solved(self, example: Example) -> str:
         (row,) = super().rows([example], 0)
@@ -123,18 +120,24 @@ class DemonstratedTask(Task):
 
     @cached_property
     def _sizes(self) -> list[int]:
-        """Tokens of the first 1, 2, ... demonstrations, up to where they alone fill the model."""
+        """Tokens that the first 1, 2, ... demonstrations add to the shortest row, up to where they no longer fit."""
+        row = min(super().rows(self.demonstrations, 0), key=lambda row: sum(len(segment.text) for segment in row))
         sizes: list[int] = []
         for n in range(1, len(self.demonstrations) + 1):
-            size = self._size((Segment("text", self._text(n)), Segment("mask")))
-            if size >= self.backend.info.max_length:
+            encoded = self._encoded(self._after(n, row, "text"))
+            if encoded.n_truncated:
                 break
-            sizes.append(size)
+            sizes.append(encoded.n_tokens - self._encoded(row).n_tokens)
         return sizes
 
-    def _size(self, row: Row) -> int:
-        """Tokens of a row, special tokens and mask included: what stands twice in a sum leaves room for the joint."""
-        return self.backend.encode([row], self.label_words).n_tokens
+    def _encoded(self, row: Row) -> Encoded:
+        return self.backend.encode([row], self.label_words)
+
+
+def demonstrated(backend: Backend, task: Task, order: Sequence[Example]) -> InContextClassifier:
+    """The task with demonstrations in this order."""
+    own: dict[str, Any] = {"demonstrations": tuple(order), "backend": backend}
+    return InContextClassifier(DemonstratedTask(**vars(task), **own))
 
 
 def alternating(examples: Sequence[Example], seed: int) -> list[Example]:
