@@ -140,6 +140,7 @@ class Trainable(Protocol):
         """Token ids as readable text."""
 
 
+@runtime_checkable
 class GradientBackend(Backend, Protocol):
     """A backend whose model can be differentiated; remote and forward-only ones cannot."""
 

@@ -90,8 +90,9 @@ class MethodConfig(Strict):
 class PromptConfig(Strict):
     """p = p0 + A z.
 
-    `init`: random `vocabulary` tokens, the given `text`, the `label_words`, or the path of a saved prompt; of
-    `n_screened` random draws the one of lowest training loss is taken (each draw is a query). `placement`: the
+    `init`: random `vocabulary` tokens, `random` normal vectors with the word embeddings' standard deviation, the
+    given `text`, the `label_words`, or the path of a saved prompt; of `n_screened` random draws the one of lowest
+    training loss is taken (each draw is a query). `placement`: the
     prompt stands for word embeddings, or A z is added after the embedding `layernorm` (released code).
     `scale`: A's entries by the paper (1 / sqrt(d)) or by the released code's rule from the embeddings' std.
     """

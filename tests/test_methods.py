@@ -26,7 +26,9 @@ SETTINGS: dict[str, dict] = {
     "feature-mlp": {"hidden_size": 8},
     "feature-bilstm": {"hidden_size": 8, "epochs": 3},
     "prompt-selection": {"templates": ["{text} It was {mask} .", "{mask} : {text}"]},
-    **dict.fromkeys(("prompt-tuning", "lora", "bitfit", "model-tuning", "attempt"), SHORT),
+    **dict.fromkeys(("prompt-tuning", "p-tuning", "adapter", "lora", "bitfit", "model-tuning", "attempt"), SHORT),
+    "prefix-tuning": {**SHORT, "projection": True, "projection_size": 8},
+    "auto-prompt": {**SHORT, "n_candidates": 3},
 }
 """Settings that make a method quick; none: its defaults."""
 

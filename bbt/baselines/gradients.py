@@ -1,7 +1,5 @@
 """The capability that every method in this folder asks for."""
 
-from typing import cast
-
 from bbt.backend import Backend, GradientBackend
 from bbt.errors import BackendError
 
@@ -12,9 +10,9 @@ def require_gradients(backend: Backend, method: str) -> GradientBackend:
     Raises:
         BackendError: it is forward-only.
     """
-    if not hasattr(backend, "trainable"):
-        raise BackendError(
-            f"{method} needs gradients, which {type(backend).__name__} cannot give: it is forward-only. Take "
-            "model.backend: local, or a method that needs none, such as black-box or manual (bbt ls methods)."
-        )
-    return cast(GradientBackend, backend)
+    if isinstance(backend, GradientBackend):
+        return backend
+    raise BackendError(
+        f"{method} needs gradients, which {type(backend).__name__} cannot give: it is forward-only. Use model.backend: "
+        "local, or a method that needs none: black-box, in-context, manual, prompt-selection."
+    )

@@ -1,5 +1,6 @@
 """Trainings whose method is PEFT's: its config makes the adapter, and its own files hold the result."""
 
+import shutil
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -38,7 +39,10 @@ class PeftTraining(Training):
         with peft_imported():
             from peft import get_peft_model
 
-            peft_model = get_peft_model(model.model, self.peft_config(model.model))
+            try:
+                peft_model = get_peft_model(model.model, self.peft_config(model.model))
+            except ValueError as error:
+                raise BackendError(f"PEFT cannot do this with {type(model.model).__name__}: {error}") from error
         self.attach(model, peft_model)
         return model_subject(experiment, model, thawed(peft_model), lambda folder: save_adapter(peft_model, folder))
 
@@ -56,12 +60,18 @@ class PeftTraining(Training):
 
             peft_model = PeftModel.from_pretrained(model.model, str(folder / ADAPTER))
         self.attach(model, peft_model)
-        return ModelClassifier(model, task, lambda other: save_adapter(peft_model, other))
+        # Copied, because a prefix whose network was left behind cannot be saved by PEFT again.
+        return ModelClassifier(model, task, lambda other: copy_adapter(folder, other))
 
 
 def save_adapter(peft_model: Any, folder: Path) -> None:
     """As PEFT does, without embeddings: none is trained."""
     peft_model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """From one run folder to another."""
+    shutil.copytree(source / ADAPTER, target / ADAPTER, dirs_exist_ok=True)
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from bbt.backend import Trainable
 from bbt.baselines.gradients import require_gradients
+from bbt.baselines.selection import Best, Selection
 from bbt.classifier import Classifier
 from bbt.experiment import Experiment, Trained
 from bbt.methods.base import Method
-from bbt.objective import Verdict
 from bbt.observer import Progress
 
 
@@ -77,73 +77,65 @@ class Training(Method):
         )
 
 
-@dataclass
 class Loop:
     """One training of one subject."""
 
-    settings: Training
-    subject: Subject
-    experiment: Experiment
-    _best: tuple[int, Verdict, int, list[Tensor]] | None = field(default=None, init=False)
-    _n_rows: int = field(default=0, init=False)
+    def __init__(self, settings: Training, subject: Subject, experiment: Experiment) -> None:
+        self._settings, self._subject, self._experiment = settings, subject, experiment
+        self._optimizer = settings.make_optimizer(subject.parameters)
+        self._labels = torch.from_numpy(experiment.train.labels)
+        self._batches = batches(len(self._labels), settings.batch_size)
+        self._n_rows = 0
 
     def run(self) -> Trained:
         """All steps, unless the loss stops being a number; then back to the best state."""
-        e, s = self.experiment, self.settings
-        self._optimizer = s.make_optimizer(self.subject.parameters)
-        self._batches = batches(len(e.train.labels), s.batch_size)
-        self._labels = torch.from_numpy(e.train.labels)
-        e.observer.started(s.steps, "step")
-        self._check(0)
+        s, observer = self._settings, self._experiment.observer
+        selection = Selection[list[Tensor]](self._experiment)
+        observer.started(s.steps, "step")
+        selection.check(0, self._subject.classifier(), self._state())
         for step in range(1, s.steps + 1):
             loss = self._step()
             if not math.isfinite(loss):
                 break
             if step % s.dev_every == 0 or step == s.steps:
-                self._check(step)
-            e.observer.progressed(Progress(step, loss, self._best[1].metric if self._best else None))
-        return self._trained()
+                selection.check(step, self._subject.classifier(), self._state())
+            observer.progressed(Progress(step, loss, selection.best.verdict.metric))
+        return self._trained(selection.best)
 
     def _step(self) -> float:
         """One step of the optimizer; returns the training loss before it."""
-        ledger, share = self.experiment.ledger, self.settings.gradient_accumulation
-        start = time.perf_counter()
-        total = 0.0
-        for _ in range(share):
-            rows = next(self._batches)
-            logits = self.subject.logits(rows)
-            loss = functional.cross_entropy(logits, self._labels[rows].to(logits.device)) / share
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-            self._n_rows += len(rows)
-            ledger.examples += len(rows)
+        ledger, start = self._experiment.ledger, time.perf_counter()
+        loss = sum(self._backward(next(self._batches)) for _ in range(self._settings.gradient_accumulation))
         differentiated = time.perf_counter()
-        torch.nn.utils.clip_grad_norm_(self.subject.parameters, self.settings.max_gradient_norm)
+        torch.nn.utils.clip_grad_norm_(self._subject.parameters, self._settings.max_gradient_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         ledger.backend_seconds += differentiated - start
         ledger.seconds += differentiated - start
         ledger.optimizer_seconds += time.perf_counter() - differentiated
-        ledger.train_queries = self._n_rows // len(self._labels)
-        return total
+        return loss
 
-    def _check(self, step: int) -> None:
-        """Judge on dev; keep the state if it is the best so far."""
-        e = self.experiment
-        verdict = e.judge(self.subject.classifier(), f"step {step}")
-        if self._best is None or verdict.better_than(self._best[1], e.config.selection.by):
-            state = [parameter.detach().clone() for parameter in self.subject.parameters]
-            self._best = (step, verdict, e.ledger.train_queries, state)
+    def _backward(self, rows: list[int]) -> float:
+        """Add one batch's share to the gradient; returns its share of the loss."""
+        logits = self._subject.logits(rows)
+        loss = functional.cross_entropy(logits, self._labels[rows].to(logits.device))
+        loss = loss / self._settings.gradient_accumulation
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._n_rows += len(rows)
+        self._experiment.ledger.examples += len(rows)
+        self._experiment.ledger.train_queries = self._n_rows // len(self._labels)
+        return loss.item()
+
+    def _state(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self._subject.parameters]
 
     @torch.no_grad()
-    def _trained(self) -> Trained:
-        assert self._best is not None
-        step, verdict, queries, state = self._best
-        for parameter, value in zip(self.subject.parameters, state, strict=True):
+    def _trained(self, best: Best[list[Tensor]]) -> Trained:
+        for parameter, value in zip(self._subject.parameters, best.state, strict=True):
             parameter.copy_(value)
-        n_parameters = sum(parameter.numel() for parameter in self.subject.parameters)
-        references = {"manual": self.experiment.manual, **self.subject.references}
-        return Trained(self.subject.classifier(), f"step {step}", verdict, queries, n_parameters, references)
+        n_parameters = sum(parameter.numel() for parameter in self._subject.parameters)
+        references = {"manual": self._experiment.manual, **self._subject.references}
+        return Trained(self._subject.classifier(), best.who, best.verdict, best.train_queries, n_parameters, references)
 
 
 def batches(n_rows: int, batch_size: int) -> Iterator[list[int]]:

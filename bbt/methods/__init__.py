@@ -24,6 +24,13 @@ METHODS = {
     "prompt-selection": ("bbt.methods.prompt_selection:PromptSelection", "the best of several manual prompts"),
     "attempt": ("bbt.baselines.attempt:Attempt", "gradients: an attentional mixture of prompts tuned before"),
     "prompt-tuning": ("bbt.baselines.prompt_tuning:PromptTuning", "gradients: the soft prompt's vectors"),
+    "p-tuning": ("bbt.baselines.p_tuning:PTuning", "gradients: a network (LSTM) that makes the soft prompt"),
+    "prefix-tuning": (
+        "bbt.baselines.prefix_tuning:PrefixTuning",
+        "gradients: P-Tuning v2, keys and values left of every row in every layer",
+    ),
+    "auto-prompt": ("bbt.baselines.auto_prompt:AutoPrompt", "gradients: a search over real tokens"),
+    "adapter": ("bbt.baselines.adapter:Adapter", "gradients: bottleneck networks in every layer"),
     "lora": ("bbt.baselines.lora:Lora", "gradients: low-rank changes of attention weights"),
     "bitfit": ("bbt.baselines.bitfit:BitFit", "gradients: the biases"),
     "model-tuning": ("bbt.baselines.model_tuning:ModelTuning", "gradients: every weight"),
