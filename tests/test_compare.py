@@ -130,32 +130,27 @@ def test_what_is_missing_is_run_and_only_that(plan, tmp_path, capsys):
     again = capsys.readouterr()
     assert again.out == first.out
     assert again.err == ""
+    compare(path, runs, pair=("cma", "manual"))
+    assert capsys.readouterr().out.startswith("films accuracy: cma at 8 ")
     assert len(before) == 4
     assert before == {log: log.stat().st_mtime_ns for log in runs.glob("*/*/events.jsonl")}
 
 
 def test_what_fails_is_reported_and_the_others_finish(plan, tmp_path, capsys):
-    methods = {**TREE["methods"], "broken": {"data": {"k": 17}}}
+    broken, crash = {"data": {"k": 17}}, {"model": {"options": {"target": "far"}}}
+    methods = {"broken": broken, "crash": crash, "manual": {"method": {"name": "manual"}}}
     with pytest.raises(SystemExit) as left:
         compare(plan(tasks=FILMS, methods=methods, seeds=[0]), tmp_path / "runs", workers=2)
     said = capsys.readouterr()
     assert left.value.code == 1
-    assert "3 of 5 runs finished" in said.out
-    assert "failed: films/broken-seed0 at 8 queries: bundled sst2 holds seeds" in said.err
-    assert "at 16" not in said.err.partition("failed:")[2]
-    page = (tmp_path / "runs/plan.html").read_text()
-    assert "k up to 16" in page
-
-
-def test_a_crash_keeps_its_traceback_and_takes_no_other_run_with_it(plan, tmp_path, capsys):
-    methods = {**TREE["methods"], "crash": {"model": {"options": {"target": "far"}}}}
-    with pytest.raises(SystemExit):
-        compare(plan(tasks=FILMS, methods=methods, seeds=[0], budgets=[8]), tmp_path / "runs")
-    said = capsys.readouterr()
-    assert "2 of 3 runs finished" in said.out
+    assert "1 of 5 runs finished" in said.out
+    failed = [line for line in said.err.splitlines() if line.startswith("failed:")]
+    assert len(failed) == 2  # not tried again with the larger budget
+    assert failed[0].startswith("failed: films/broken-seed0 at 8 queries: bundled sst2 holds seeds")
     log = tmp_path / "runs/films/crash-seed0.log"
-    assert str(log) in said.err
+    assert str(log) in failed[1]
     assert "Traceback" in log.read_text()
+    assert "k up to 16" in (tmp_path / "runs/plan.html").read_text()
 
 
 def test_a_run_of_other_settings_is_not_taken_for_this_plan_s(plan, tmp_path, capsys):
@@ -180,14 +175,14 @@ def killed_when(path, runs, ready):
 
 
 def test_a_killed_comparison_goes_on_as_if_it_had_never_stopped(plan, tmp_path):
-    path = plan(tasks=FILMS, seeds=[0], budgets=[4000], methods={"cma": {"optimizer": {"name": "cma"}}})
+    path = plan(tasks=FILMS, seeds=[0], budgets=[2000], methods={"cma": {"optimizer": {"name": "cma"}}})
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     log = broken / "films/cma-seed0/events.jsonl"
     killed_when(path, broken, lambda: log.is_file() and log.read_bytes().count(b"\n") > 20)
     time.sleep(0.5)  # the worker ends with its parent
     lines = log.read_bytes().count(b"\n")
     time.sleep(0.3)
-    assert log.read_bytes().count(b"\n") == lines < 1000
+    assert log.read_bytes().count(b"\n") == lines < 500
     compare(path, broken)
     compare(path, whole)
     cell = cells(load_plan(path))[0]
@@ -238,16 +233,6 @@ def test_cross_validation_reads_no_test_row_and_names_its_choice(plan, tmp_path,
     assert len(results) == 4
     assert all(result["test"]["tuned"] == {} and result["test_examples"] == 0 for result in results)
     assert (tmp_path / "runs/plan-2-fold.md").is_file()
-
-
-def test_two_methods_are_compared_in_words(plan, tmp_path, capsys):
-    path = plan(tasks=FILMS, budgets=[8])
-    compare(path, tmp_path / "runs")
-    capsys.readouterr()
-    compare(path, tmp_path / "runs", pair=("cma", "manual"))
-    assert capsys.readouterr().out.startswith("films accuracy: cma")
-    with pytest.raises(ConfigError, match="unknown method of the plan 'cna'"):
-        compare(path, tmp_path / "runs", pair=("cna", "manual"))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples/plans").glob("*.yaml")), ids=lambda path: path.stem)
