@@ -66,6 +66,17 @@ def test_every_built_in_wording_fits_its_data(name, kind):
     assert kind == "masked" or task.template.source.endswith("{mask}")
 
 
+@pytest.mark.parametrize(("model", "kind"), [("minilm-mlm", "masked"), ("gpt2-mini", "causal")])
+def test_trec_s_label_words_are_one_token_each_for_the_bundled_models(model, kind):
+    from transformers import AutoTokenizer
+
+    from backends.models import bundled_models
+
+    tokenizer = AutoTokenizer.from_pretrained(bundled_models()[model])
+    words = builtin_task("trec", kind).label_words
+    assert [len(tokenizer.encode(f" {word}", add_special_tokens=False)) for word in words] == [1] * 6
+
+
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown task 'sst-2'\. Did you mean 'sst2'\?"):
         task_spec("sst-2")

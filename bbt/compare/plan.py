@@ -169,9 +169,11 @@ def _config(plan: Plan, task: str, method: str, axes: Mapping[str, Any]) -> Conf
     for over in (from_file, of_task.tree, of_method.tree, axes):
         tree = merged(tree, over)
     try:
-        return make_config(tree)
+        config = make_config(tree)
+        load_method(config.method)
     except ConfigError as error:
         raise ConfigError(f"{method} on {task}: {error}") from error
+    return config
 
 
 def _check_names(what: str, names: list[str], valid: Mapping[str, object]) -> None:

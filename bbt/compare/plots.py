@@ -23,18 +23,21 @@ COSTS: dict[str, Callable[[Point], float]] = {
 
 
 def cost_plot(comparison: Comparison, task: str, cost: str) -> str:
-    """Lines: the best dev metric so far, mean over seeds, against a cost. Points: the test metric where the run ended,
-    with its standard deviation over seeds."""
+    """Lines: the best dev metric so far, mean over seeds, against a cost. Points: the test metric at each budget's
+    end, with its standard deviation over seeds."""
     figure, axes = _axes()
-    for color, (label, runs) in _colored(comparison, task):
+    named: set[str] = set()
+    for label, runs in _rows(comparison, task).items():
+        method, color = runs[0].cell.method, _color(comparison, runs[0].cell.method)
         curves = [[(COSTS[cost](point), point.metric) for point in one.curve] for one in runs]
-        if all(curves):
+        if all(curves) and label == _longest(comparison, task, runs[0]):
             x, y = mean_steps(curves)
             axes.step(x, 100 * y, where="post", color=color, alpha=0.7, linewidth=1)
-        test = [one.first_score for one in runs]
+        test = [100 * one.first_score for one in runs]
         spent = mean(curve[-1][0] if curve else 0.0 for curve in curves)
-        error = 100 * stdev(test) if len(test) > 1 else None
-        axes.errorbar(spent, 100 * mean(test), error, fmt="o", markersize=5, capsize=2, color=color, label=label)
+        name = None if method in named else method
+        axes.errorbar(spent, mean(test), _error(test), fmt="o", markersize=5, capsize=2, color=color, label=name)
+        named.add(method)
     title = f"{task}: lines, dev (best so far, mean over seeds); points, test"
     axes.set(xlabel=cost, ylabel=f"{_metric(comparison, task)} (%)", title=title)
     if cost == "seconds":
@@ -44,13 +47,13 @@ def cost_plot(comparison: Comparison, task: str, cost: str) -> str:
 
 def spread_plot(comparison: Comparison, task: str) -> str:
     """One dot a seed, a bar at the mean, a line a method."""
-    rows = _colored(comparison, task)
+    rows = _rows(comparison, task)
     figure, axes = _axes(height=0.8 + 0.28 * len(rows))
-    for place, (color, (_, runs)) in enumerate(rows):
+    for place, runs in enumerate(rows.values()):
         test = [100 * one.first_score for one in runs]
-        axes.plot(test, [place] * len(test), "o", color=color, alpha=0.6)
+        axes.plot(test, [place] * len(test), "o", color=_color(comparison, runs[0].cell.method), alpha=0.6)
         axes.plot([mean(test)], [place], "|", color="black", markersize=14)
-    axes.set_yticks(range(len(rows)), [label for _, (label, _) in rows])
+    axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     axes.set(xlabel=f"test {_metric(comparison, task)} (%)", title=f"{task}: a dot a seed, a bar at the mean")
     return _svg(figure, legend=False)
@@ -64,11 +67,10 @@ def shots_plot(comparison: Comparison, task: str) -> str:
         runs = [one for one in of_task if (one.cell.method, one.cell.budget) == (method, budget)]
         by_k = {k: [100 * one.first_score for one in runs if one.cell.k == k] for k in comparison.plan.k}
         known = {k: values for k, values in by_k.items() if values}
-        errors = [stdev(values) if len(values) > 1 else 0.0 for values in known.values()]
-        at = f" at {budget}" if budget else ""
-        axes.errorbar(
-            list(known), [mean(values) for values in known.values()], errors, marker="o", capsize=2, label=method + at
-        )
+        errors = [_error(values) for values in known.values()]
+        at, means = f" at {budget}" if budget else "", [mean(values) for values in known.values()]
+        color = _color(comparison, method)
+        axes.errorbar(list(known), means, errors, marker="o", capsize=2, color=color, label=method + at)
     axes.set_xscale("log", base=2)
     axes.set_xticks(comparison.plan.k, [str(k) for k in comparison.plan.k])
     axes.set(xlabel="k, shots a class", ylabel=f"test {_metric(comparison, task)} (%)", title=f"{task}: learning curve")
@@ -86,15 +88,32 @@ def mean_steps(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[Curve, 
     return grid, np.mean(values, axis=0)
 
 
-def _colored(comparison: Comparison, task: str) -> list[tuple[Any, tuple[str, list[Finished]]]]:
-    """A task's rows with a color each, the same on every picture."""
+def _rows(comparison: Comparison, task: str) -> dict[str, list[Finished]]:
+    """The comparison's rows on one task, where there is something to draw."""
+    rows = {label: [one for one in runs if one.cell.task == task] for label, runs in comparison.rows.items()}
+    return {label: runs for label, runs in rows.items() if any(one.scores for one in runs)}
+
+
+def _longest(comparison: Comparison, task: str, one: Finished) -> str:
+    """The row of the same method and k with the largest budget: its curve holds the others'."""
+    same = [
+        other.cell
+        for other in comparison.finished
+        if (other.cell.task, other.cell.method, other.cell.k) == (task, one.cell.method, one.cell.k)
+    ]
+    return comparison.label(max(same, key=lambda cell: cell.budget or 0))
+
+
+def _color(comparison: Comparison, method: str) -> Any:
+    """A method has the same color on every picture."""
     import matplotlib as mpl
 
-    palette = mpl.colormaps["tab20"]
-    rows = {
-        label: [one for one in runs if one.cell.task == task and one.scores] for label, runs in comparison.rows.items()
-    }
-    return [(palette(i % 20), row) for i, row in enumerate(rows.items()) if row[1]]
+    return mpl.colormaps["tab20"](list(comparison.plan.methods).index(method) % 20)
+
+
+def _error(values: Sequence[float]) -> float:
+    """The sample standard deviation; none of a single value."""
+    return stdev(values) if len(values) > 1 else 0.0
 
 
 def _metric(comparison: Comparison, task: str) -> str:
