@@ -208,8 +208,8 @@ def _told(response: Response) -> str:
     text = response.text
     try:
         body = response.json()
-        error = body.get("error", body)
-        text = str(error.get("message") or error.get("detail") or text) if isinstance(error, dict) else str(error)
+        inner = body.get("error")
+        text = str((inner if isinstance(inner, dict) else body).get("message") or body.get("detail") or inner or text)
     except (ValueError, AttributeError):
         pass
     return f"{response.status_code} {response.reason}: {' '.join(text.split())[:400] or 'no reason given'}"

@@ -1,0 +1,450 @@
+"""`bbt serve` as its clients and its operator meet it: who is let in, what is refused, what nobody may see."""
+
+import concurrent.futures
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import requests
+from serving import ServerProcess, serving
+from tiny_models import HIDDEN
+from toy import ToyBackend
+
+from backends.http import HttpBackend
+from backends.serve.keys import HOUR, Account, Keys, Quota, QuotaError
+from backends.serve.run import check_reach
+from backends.wire import MEDIA_TYPE, WireError, pack, unpack
+from bbt.errors import ConfigError, EndpointError
+from bbt.tasks.template import Template
+
+ALICE, BOB = "the key of alice, in full", "the key of bob, in full"
+KEYS = Keys([("alice", Quota(key=ALICE)), ("bob", Quota(key=BOB))])
+ROWS = [Template("{prompt} {text} {mask}").render(text, "", 2) for text in ("1.5", "-0.5", "3")]
+BODY = {
+    "rows": [[{"kind": s.kind, "text": s.text, "n_tokens": s.n_tokens} for s in row] for row in ROWS],
+    "label_words": ["no", "yes"],
+}
+ARRAY = {"Content-Type": MEDIA_TYPE}
+
+
+class Caller:
+    """Plain requests with a key."""
+
+    def __init__(self, url, key=None):
+        self.url, self._session = url, requests.Session()
+        self._session.trust_env = False
+        if key:
+            self._session.headers["Authorization"] = f"Bearer {key}"
+
+    def get(self, path, **options):
+        return self._session.get(self.url + path, **options)
+
+    def post(self, path, **options):
+        return self._session.post(self.url + path, **options)
+
+    def rows(self):
+        return self.post("/v1/rows", json=BODY).json()["id"]
+
+    def scores(self, rows, prompts, more=""):
+        return self.post(f"/v1/scores?rows={rows}{more}", data=pack(prompts), headers=ARRAY)
+
+
+@pytest.fixture(scope="module")
+def url():
+    with serving(ToyBackend()) as address:
+        yield address
+
+
+@pytest.fixture
+def caller(url):
+    return Caller(url)
+
+
+@pytest.fixture(scope="module")
+def guarded():
+    """A server with keys."""
+    with serving(ToyBackend(), KEYS, embedded_tokens=6) as address:
+        yield address
+
+
+def prompts(n=3, seed=0):
+    return np.random.default_rng(seed).standard_normal((n, 2, 4)).astype(np.float32)
+
+
+def space(caller, d=3, seed=5, **changes):
+    from bbt.space import PromptSpace, Recipe
+
+    drawn = PromptSpace.drawn(prompts(1), Recipe(seed, d, "normal", 0.5))
+    p0 = caller.post("/v1/prompts?n_prompt_tokens=2", data=pack(drawn.p0), headers=ARRAY).json()["id"]
+    facts = {"p0": p0, "seed": seed, "intrinsic_dim": d, "projection": "normal", "scale": 0.5}
+    return drawn, caller.post("/v1/spaces", json={**facts, "checksum": drawn.checksum(), **changes})
+
+
+# What it answers
+
+
+def test_prompts_and_latents_are_scored(caller):
+    backend, rows = ToyBackend(), caller.rows()
+    expected = backend.label_scores(prompts(), backend.encode(ROWS, ("no", "yes")))
+    np.testing.assert_array_equal(unpack(caller.scores(rows, prompts()).content, 3, 2), expected)
+    drawn, answer = space(caller)
+    z = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    scores = unpack(caller.scores(rows, z, f"&space={answer.json()['id']}").content, 3, 2)
+    np.testing.assert_array_equal(
+        scores, backend.label_scores(drawn.prompts(z.astype(float)), backend.encode(ROWS, ("no", "yes")))
+    )
+
+
+def test_registering_again_gives_the_same_id(caller):
+    assert caller.rows() == caller.rows()
+    assert space(caller)[1].json() == space(caller)[1].json()
+
+
+def test_another_projection_than_ours_is_a_conflict(caller):
+    _, answer = space(caller, seed=5, checksum="0" * 64)
+    assert (answer.status_code, answer.json()["error"]) == (409, "ConflictError")
+
+
+def test_health_metrics_and_the_openapi_page(url, caller):
+    caller.scores(caller.rows(), prompts())
+    assert caller.get("/healthz").json() == {"alive": True}
+    page = caller.get("/metrics").text
+    assert 'bbt_requests_total{route="/v1/scores",status="200"}' in page
+    assert "bbt_sequences_total" in page
+    paths = caller.get("/openapi.json").json()["paths"]
+    assert {"/v1/model", "/v1/rows", "/v1/spaces", "/v1/prompts", "/v1/scores", "/v1/embeddings"} <= set(paths)
+    assert caller.get("/docs").ok
+
+
+def test_nothing_answers_with_weights_or_gradients(caller):
+    """Every route there is, named: a new one has to be thought about here."""
+    paths = caller.get("/openapi.json").json()["paths"]
+    asked = {"/v1/model", "/v1/tokens", "/v1/embeddings", "/v1/rows", "/v1/prompts", "/v1/spaces", "/v1/scores"}
+    assert set(paths) == asked | {"/healthz", "/metrics"}
+
+
+# Who is let in
+
+
+@pytest.mark.parametrize("path", ["/v1/model", "/v1/tokens", "/metrics", "/nothing"])
+def test_without_a_key_there_is_nothing_but_health(guarded, path):
+    for caller in (Caller(guarded), Caller(guarded, "the key of mallory"), Caller(guarded, ALICE[:-1])):
+        answer = caller.get(path)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert Caller(guarded).get("/healthz").ok
+    assert Caller(guarded, ALICE).get(path).status_code == (404 if path == "/nothing" else 200)
+
+
+def test_one_keys_rows_prompts_and_spaces_are_unknown_to_another(guarded):
+    alice, bob = Caller(guarded, ALICE), Caller(guarded, BOB)
+    rows, its = alice.rows(), space(alice)[1].json()["id"]
+    p0 = alice.post("/v1/prompts?n_prompt_tokens=2", data=pack(prompts(1)), headers=ARRAY).json()["id"]
+    assert bob.scores(rows, prompts()).status_code == 404
+    bobs = bob.rows()
+    assert bob.scores(bobs, np.zeros((1, 3)), f"&space={its}").status_code == 404
+    assert bob.scores(bobs, prompts(), f"&anchor={p0}").status_code == 404
+    assert alice.scores(rows, np.zeros((1, 3)), f"&space={its}").ok
+
+
+def test_word_embeddings_are_told_of_a_few_tokens_only(guarded):
+    alice = Caller(guarded, ALICE)
+    ask = lambda ids: alice.post("/v1/embeddings", json={"ids": ids})  # noqa: E731
+    assert ask([1, 2, 3, 4]).ok
+    assert ask([1, 2, 3, 4, 5, 6]).ok
+    refused = ask([7])
+    assert (refused.status_code, refused.json()["error"]) == (403, "ForbiddenError")
+    assert ask([6, 1]).ok
+    assert Caller(guarded, BOB).post("/v1/embeddings", json={"ids": [7]}).ok
+
+
+def test_a_name_of_another_machine_is_refused_where_there_is_no_key(url):
+    assert requests.get(url + "/v1/model", headers={"Host": "evil.example"}).status_code == 400
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "my-machine"])
+def test_it_is_not_reachable_from_elsewhere_without_a_key(host):
+    with pytest.raises(ConfigError, match="other machines can reach"):
+        check_reach(host, Keys())
+    check_reach(host, KEYS)
+
+
+def test_the_command_refuses_before_it_loads_a_model(tmp_path):
+    command = [sys.executable, "-m", "bbt.cli", "serve", str(tmp_path / "no model"), "--host", "0.0.0.0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "give --keys FILE" in done.stderr
+
+
+# What it is worth to them
+
+
+@pytest.mark.parametrize(("what", "amount"), [("requests", 3), ("rows", 20), ("bytes", 1500)])
+def test_a_used_up_quota_is_429_with_the_time_to_come_back(what, amount):
+    keys = Keys([("alice", Quota(key=ALICE, **{what: amount})), ("bob", Quota(key=BOB))])
+    with serving(ToyBackend(), keys) as address:
+        alice, bob = Caller(address, ALICE), Caller(address, BOB)
+        rows = alice.rows()
+        assert alice.scores(rows, prompts()).ok
+        answers = [alice.scores(rows, prompts()) for _ in range(8)]
+        refused = [answer for answer in answers if not answer.ok]
+        assert refused
+        assert {answer.status_code for answer in refused} == {429}
+        assert 3500 < int(refused[0].headers["Retry-After"]) <= 3601
+        assert what in refused[0].json()["detail"]
+        assert bob.scores(bob.rows(), prompts(20)).ok
+
+
+def test_a_quota_is_whole_again_after_an_hour():
+    now = [0.0]
+    account = Account("alice", Quota(key=ALICE, rows=10), clock=lambda: now[0])
+    account.charge(rows=10)
+    with pytest.raises(QuotaError):
+        account.charge(rows=1)
+    now[0] = HOUR - 1
+    with pytest.raises(QuotaError) as fault:
+        account.charge(rows=1)
+    assert fault.value.wait == pytest.approx(1.0)
+    now[0] = HOUR
+    account.charge(rows=10)
+
+
+def test_a_client_does_not_wait_an_hour(monkeypatch):
+    keys = Keys([("alice", Quota(key=ALICE, rows=5))])
+    monkeypatch.setenv("ALICE", ALICE)
+    with serving(ToyBackend(), keys) as address:
+        backend = HttpBackend("toy", url=address, api_key_env="ALICE")
+        encoded = backend.encode(ROWS, ("no", "yes"))
+        with pytest.raises(EndpointError, match=r"0 of this key's 5 rows an hour .* come back in 3\d\d\d seconds"):
+            backend.label_scores(prompts(), encoded)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("alice: {key: short}", "alice.key"),
+        ("alice: {key: long enough a key, row: 5}", "alice.rows"),
+        ("- alice", "expected YAML"),
+        ("alice: [", "expected YAML"),
+        ("{}", "at least one key"),
+        ("a: {key: the same key of both}\nb: {key: the same key of both}", "each another one"),
+    ],
+)
+def test_a_keys_file_that_is_none_is_refused(tmp_path, text, reason):
+    path = tmp_path / "keys.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        Keys.read(path)
+
+
+def test_a_keys_file_gives_everybody_his_account(tmp_path):
+    path = tmp_path / "keys.yaml"
+    path.write_text(f"alice: {{key: '{ALICE}', rows: 5}}\nbob: {{key: '{BOB}'}}\n")
+    keys = Keys.read(path)
+    assert [keys.account(key).name for key in (ALICE, BOB)] == ["alice", "bob"]
+    assert keys.account("") is None
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("send", "status"),
+    [
+        (lambda c: c.scores("0" * 16, prompts()), 404),
+        (lambda c: c.scores("../../etc", prompts()), 422),
+        (lambda c: c.post(f"/v1/scores?rows={c.rows()}", data=b""), 400),
+        (lambda c: c.post(f"/v1/scores?rows={c.rows()}", data=pack(prompts())[:-1]), 400),
+        (lambda c: c.post(f"/v1/scores?rows={c.rows()}", data=b"\0" * 100), 400),
+        (lambda c: c.scores(c.rows(), np.zeros((0, 2, 4))), 422),
+        (lambda c: c.scores(c.rows(), np.zeros((1025, 2, 4))), 422),
+        (lambda c: c.scores(c.rows(), np.full((1, 2, 4), np.inf, np.float32)), 422),
+        (lambda c: c.scores(c.rows(), prompts(), "&anchor=" + "0" * 16), 404),
+        (lambda c: c.post("/v1/rows", json={**BODY, "rows": []}), 422),
+        (lambda c: c.post("/v1/rows", json={**BODY, "label_words": []}), 422),
+        (lambda c: c.post("/v1/rows", json={**BODY, "rows": BODY["rows"] * 400}), 422),
+        (lambda c: c.post("/v1/rows", json={**BODY, "rows": [BODY["rows"][0][:-1]]}), 422),
+        (lambda c: c.post("/v1/rows", json={**BODY, "rows": [[*BODY["rows"][0], {"kind": "mask"}]]}), 422),
+        (
+            lambda c: c.post(
+                "/v1/rows", json={**BODY, "rows": [[{"kind": "prompt", "n_tokens": -2}, {"kind": "mask"}]]}
+            ),
+            422,
+        ),
+        (
+            lambda c: c.post(
+                "/v1/rows", json={**BODY, "rows": [[{"kind": "prompt", "n_tokens": 10**9}, {"kind": "mask"}]]}
+            ),
+            422,
+        ),
+        (lambda c: c.post("/v1/rows", json={**BODY, "rows": [BODY["rows"][0], [{"kind": "mask"}]]}), 422),
+        (
+            lambda c: c.post(
+                "/v1/rows", json={**BODY, "rows": [[{"kind": "text", "text": "x" * 60_000}, {"kind": "mask"}]]}
+            ),
+            422,
+        ),
+        (
+            lambda c: c.post(
+                "/v1/rows", data=b'{"rows": [[{"kind": "text", "text": "\\ud800"}]], "label_words": ["a"]}'
+            ),
+            422,
+        ),
+        (lambda c: c.post("/v1/rows", data=b"[" * 100_000, headers={"Content-Type": "application/json"}), 400),
+        (lambda c: c.post("/v1/spaces", data=b'{"scale": NaN}', headers={"Content-Type": "application/json"}), 422),
+        (lambda c: c.post("/v1/prompts?n_prompt_tokens=2", data=pack(prompts(2))), 422),
+        (lambda c: c.post("/v1/prompts?n_prompt_tokens=100000", data=pack(prompts(1))), 422),
+        (lambda c: space(c, scale=1e308, checksum="0" * 64)[1], 422),
+        (lambda c: space(c, intrinsic_dim=9_999_999, checksum="0" * 64)[1], 422),
+        (lambda c: space(c, projection="orthonormal", d=100, checksum="0" * 64)[1], 422),
+        (lambda c: c.post("/v1/embeddings", json={"ids": [50]}), 422),
+        (lambda c: c.post("/v1/embeddings", json={"ids": [1], "text": "both"}), 422),
+        (lambda c: c.post("/v1/embeddings", json={}), 422),
+        (lambda c: c.post("/v1/rows", data=iter([b"{}"])), 411),
+        (lambda c: c.post("/v1/rows", data=b"x" * (65 * 2**20)), 413),
+        (lambda c: c.get("/v2/model"), 404),
+        (lambda c: c.get("/v1/rows"), 405),
+    ],
+)
+def test_a_bad_request_is_answered_with_what_is_wrong(caller, send, status):
+    try:
+        answer = send(caller)
+    except requests.ConnectionError:
+        assert status == 413  # refused before it was read: the rest of the body had nowhere to go
+        return
+    assert (answer.status_code, bool(answer.json()["detail"])) == (status, True)
+    assert caller.scores(caller.rows(), prompts()).ok
+
+
+def test_arrays_are_checked_on_both_ways():
+    body = pack(prompts())
+    np.testing.assert_array_equal(unpack(body, 2, 4), prompts())
+    for damaged in (body[:-1], body + b"\0", b"", body[:50] + b"\1" + body[51:]):
+        with pytest.raises(WireError):
+            unpack(damaged, 2, 4)
+
+
+# How it keeps its calm
+
+
+class SlowBackend(ToyBackend):
+    """Waits for a sign before every scoring; keeps the sizes of the populations it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.go, self.begun, self.populations = threading.Event(), threading.Event(), []
+
+    def label_scores(self, prompts, encoded):
+        self.begun.set()
+        assert self.go.wait(30)
+        self.populations.append(len(prompts))
+        return super().label_scores(prompts, encoded)
+
+
+def in_line(url, backend, n, more="", waiting=None):
+    """n requests sent at once, the first one being computed; their futures."""
+    caller = Caller(url)
+    rows = caller.rows()
+    pool = concurrent.futures.ThreadPoolExecutor(n)
+    first = pool.submit(caller.scores, rows, prompts(1), more)
+    assert backend.begun.wait(10)
+    rest = [pool.submit(Caller(url).scores, rows, prompts(2, seed), more) for seed in range(1, n)]
+    deadline = time.monotonic() + 10
+    while f"bbt_waiting_requests {float(waiting or n - 1)}" not in caller.get("/metrics").text:
+        assert time.monotonic() < deadline
+    return [first, *rest]
+
+
+def test_a_full_line_is_429_with_retry_after_and_the_rest_is_answered():
+    backend = SlowBackend()
+    with serving(backend, queue=2) as address:
+        futures = in_line(address, backend, 6, waiting=2)
+        while sum(future.done() for future in futures) < 3:
+            time.sleep(0.01)
+        backend.go.set()
+        answers = [future.result() for future in futures]
+    states = sorted(answer.status_code for answer in answers)
+    assert states == [200] * 3 + [429] * 3
+    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in answers if answer.status_code == 429)
+
+
+@pytest.mark.parametrize(("more", "populations"), [("", [1, 2, 2, 2]), ("&join=true", [1, 6])])
+def test_requests_on_the_same_rows_are_joined_if_they_agree_to_it(more, populations):
+    backend = SlowBackend()
+    with serving(backend) as address:
+        futures = in_line(address, backend, 4, more)
+        backend.go.set()
+        answers = [unpack(future.result().content, 3, 2) for future in futures]
+    assert backend.populations == populations
+    plain = ToyBackend()
+    encoded = plain.encode(ROWS, ("no", "yes"))
+    for seed, scores in enumerate(answers[1:], 1):
+        np.testing.assert_array_equal(scores, plain.label_scores(prompts(2, seed), encoded))
+
+
+def test_one_that_is_not_finite_does_not_spoil_those_it_is_joined_with():
+    backend = SlowBackend()
+    with serving(backend) as address:
+        caller = Caller(address)
+        rows = caller.rows()
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            first = pool.submit(caller.scores, rows, prompts(1), "&join=true")
+            assert backend.begun.wait(10)
+            bad = pool.submit(Caller(address).scores, rows, np.full((1, 2, 4), np.nan), "&join=true")
+            good = pool.submit(Caller(address).scores, rows, prompts(1), "&join=true")
+            time.sleep(0.3)
+            backend.go.set()
+            assert [future.result().status_code for future in (first, bad, good)] == [200, 422, 200]
+
+
+def test_who_goes_away_is_not_computed_for():
+    backend = SlowBackend()
+    with serving(backend) as address:
+        caller = Caller(address)
+        rows = caller.rows()
+        first = in_line(address, backend, 1, waiting=0.0)[0]
+        with pytest.raises(requests.ReadTimeout):
+            caller.post(f"/v1/scores?rows={rows}", data=pack(prompts(7)), headers=ARRAY, timeout=0.3)
+        time.sleep(0.2)
+        backend.go.set()
+        first.result()
+        assert caller.scores(rows, prompts(5)).ok
+    assert backend.populations == [1, 5]
+
+
+def test_a_fault_of_the_model_is_500_and_the_next_request_is_answered():
+    class Broken(ToyBackend):
+        def label_scores(self, prompts, encoded):
+            if len(prompts) == 2:
+                raise RuntimeError("oops")
+            return super().label_scores(prompts, encoded)
+
+    with serving(Broken()) as address:
+        caller = Caller(address)
+        assert caller.scores(caller.rows(), prompts(2)).status_code == 500
+        assert caller.scores(caller.rows(), prompts(3)).ok
+
+
+def test_it_finishes_what_it_has_begun(tiny_folder, tmp_path):
+    """SIGTERM while a population is computed: its scores still come, then the process ends with 0."""
+    model = str(tiny_folder("bert"))
+    server = ServerProcess(model, "--option", "precision=fp32").start()
+    try:
+        backend = HttpBackend(model, url=server.url, retries=0)
+        template = Template("{prompt} . {text} . It was {mask}")
+        encoded = backend.encode([template.render("a film", "", 5)] * 200, ("bad", "great"))
+        population = np.random.default_rng(0).normal(0, 0.2, (40, 5, HIDDEN)).astype(np.float32)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            future = pool.submit(backend.label_scores, population, encoded)
+            time.sleep(0.3)
+            assert not future.done()
+            server.process.send_signal(signal.SIGTERM)
+            assert np.isfinite(future.result(60)).all()
+        assert server.process.wait(30) == -signal.SIGTERM  # uvicorn's way of ending in order
+        assert not server.healthy()
+    finally:
+        server.kill()
