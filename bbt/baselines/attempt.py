@@ -117,7 +117,7 @@ class AttemptClassifier:
         start, words = time.perf_counter(), self.pooled_words(examples)
         found = [
             self.model.logits(encoded, rows.tolist(), self.mixture(words[rows])).float().cpu().numpy()
-            for rows in torch.arange(len(examples)).split(ROWS_AT_ONCE)
+            for rows in torch.split(torch.arange(len(examples)), ROWS_AT_ONCE)
         ]
         ledger.backend_seconds += time.perf_counter() - start
         ledger.examples += len(examples)
