@@ -193,6 +193,24 @@ def test_a_killed_comparison_goes_on_as_if_it_had_never_stopped(plan, tmp_path):
     assert log.read_bytes().count(b"generation") == (whole / log.relative_to(broken)).read_bytes().count(b"generation")
 
 
+def test_a_worker_ends_when_its_parent_is_gone(plan, tmp_path):
+    cell = cells(load_plan(plan(tasks=FILMS, seeds=[0], budgets=[10**6])))[-1]
+    log = cell.folder(tmp_path) / "events.jsonl"
+    command = [sys.executable, "-m", "bbt.compare.worker"]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    job = {"config": cell.config.model_dump(mode="json"), "folder": str(cell.folder(tmp_path)), "budget": None}
+    worker.stdin.write(json.dumps(job) + "\n")
+    worker.stdin.flush()
+    while not (log.is_file() and b"generation" in log.read_bytes()):
+        assert worker.poll() is None
+        time.sleep(0.01)
+    worker.stdin.close()
+    try:
+        assert worker.wait(timeout=30) == 1
+    finally:
+        worker.kill()
+
+
 def test_a_folder_that_was_left_before_its_config_was_written_is_begun_again(plan, tmp_path):
     left = tmp_path / "runs/films/manual-seed0"
     left.mkdir(parents=True)
