@@ -220,11 +220,12 @@ def test_a_folder_that_was_left_before_its_config_was_written_is_begun_again(pla
 
 
 def test_the_outcome_is_tested_on_another_task_as_bbt_eval_would(plan, tmp_path, capsys):
-    rows = [{"text": f"row {'x' * i}", "label": i % 2} for i in range(30)]
+    rows = [{"text": f"row {'x' * i}", "label": int(i > 10)} for i in range(30)]
     other = tmp_path / "yelp.jsonl"
     other.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = {"films": {"task": {"name": "sst2"}, "evaluation": {"rows": None, "also_test": {"yelp": str(other)}}}}
-    path = plan(tasks=tasks, seeds=[0], budgets=[8])
+    between = {"model": {**TOY, "options": {"manual": 2.0}}}  # long rows are called positive, short ones negative
+    path = plan(tasks=tasks, seeds=[0], budgets=[8], base={**TREE["base"], **between})
     compare(path, tmp_path / "runs")
     assert "| method | films accuracy | films → yelp accuracy | mean |" in capsys.readouterr().out
     for cell in cells(load_plan(path)):
