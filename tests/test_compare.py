@@ -63,8 +63,8 @@ def names(path, folds=None):
 def test_small_budgets_and_early_seeds_come_first_and_only_searches_have_budgets(plan):
     assert names(plan(tasks=FILMS)) == [
         "films/manual-seed0",
-        "films/manual-seed1",
         "films/cma-seed0 at 8 queries",
+        "films/manual-seed1",
         "films/cma-seed1 at 8 queries",
         "films/cma-seed0 at 16 queries",
         "films/cma-seed1 at 16 queries",
