@@ -47,7 +47,7 @@ def plan(tmp_path):
 
     def write(**changes):
         path = tmp_path / "plan.yaml"
-        path.write_text(yaml.safe_dump({**TREE, **changes}))
+        path.write_text(yaml.safe_dump({**TREE, **changes}, sort_keys=False))
         return path
 
     return write
