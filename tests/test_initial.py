@@ -55,9 +55,10 @@ def test_a_text_without_tokens_is_refused():
         initial(init="text", text="  ")
 
 
-def saved(folder, n_tokens=5, hidden=HIDDEN):
+def saved(folder, n_tokens=5, hidden=HIDDEN, fingerprint="toy-1.0", anchor=None):
     vectors = np.random.default_rng(0).normal(size=(n_tokens, hidden)).astype(np.float32)
-    SoftPrompt(vectors, "m", "f", "{prompt} {text} {mask}", ("no", "yes")).save(folder / "prompt.safetensors")
+    made_for = ("toy", fingerprint, "{prompt} {text} {mask}", ("no", "yes"))
+    SoftPrompt(vectors, *made_for, anchor=anchor).save(folder / "prompt.safetensors")
     return vectors
 
 
@@ -71,6 +72,15 @@ def test_a_saved_prompt_is_taken_as_it_is(tmp_path):
 def test_a_saved_prompt_of_another_shape_is_refused(tmp_path, n_tokens, hidden):
     saved(tmp_path, n_tokens, hidden)
     with pytest.raises(PromptError, match=r"has shape .*, the run needs \(T, H\) = \(5, 4\)"):
+        initial(init=str(tmp_path))
+
+
+def test_a_prompt_of_another_model_or_placement_is_refused(tmp_path):
+    saved(tmp_path, fingerprint="toy-2.0")
+    with pytest.raises(PromptError, match="was tuned for toy"):
+        initial(init=str(tmp_path))
+    saved(tmp_path, anchor=np.zeros((5, HIDDEN), np.float32))
+    with pytest.raises(PromptError, match=r"tuned with prompt\.placement: layernorm"):
         initial(init=str(tmp_path))
 
 
