@@ -84,6 +84,17 @@ def test_half_precision_backends_train_too(name, method, setting):
 
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_what_is_loaded_scores_as_what_was_trained(method, setting, tmp_path, last_wins):
+    rate = {} if method == "auto-prompt" else {"learning_rate": 0.1}
+    outcome = run(setting("bert", method, steps=2, **rate), tmp_path)
+    examples = [Example(text, 0) for text in TEXTS]
+    trained, loaded = (c.scores(examples, Ledger()) for c in (outcome.classifier, Predictor(outcome.folder).classifier))
+    np.testing.assert_allclose(loaded, trained, atol=1e-5)
+    manual = Experiment(outcome.config, Predictor(outcome.folder).backend).manual.scores(examples, Ledger())
+    assert np.abs(trained - manual).max() > 0.01, "it is the manual prompt"
+
+
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
 def test_a_forward_only_backend_is_refused(method):
     with pytest.raises(BackendError, match=f"^{method} needs gradients, which ToyBackend cannot give: .*black-box"):
         tune(make_config({"method": {"name": method}}), ToyBackend())
