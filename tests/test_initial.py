@@ -66,7 +66,9 @@ def test_a_text_without_tokens_is_refused():
 
 def saved(folder, n_tokens=5, hidden=HIDDEN):
     vectors = np.random.default_rng(0).normal(size=(n_tokens, hidden)).astype(np.float32)
-    SoftPrompt(vectors, "m", "f", "{prompt} {text} {mask}", ("no", "yes")).save(folder / "prompt.safetensors")
+    fingerprint = ToyBackend().info.fingerprint
+    prompt = SoftPrompt(vectors, "toy", fingerprint, "{prompt} {text} {mask}", ("no", "yes"))
+    prompt.save(folder / "prompt.safetensors")
     return vectors
 
 
@@ -84,7 +86,5 @@ def test_a_saved_prompt_of_another_shape_is_refused(tmp_path, n_tokens, hidden):
 
 
 def test_an_init_that_is_neither_a_way_nor_a_path_is_refused():
-    with pytest.raises(
-        ConfigError, match="'vocabulry' is neither vocabulary, random, text or label_words nor the path"
-    ):
+    with pytest.raises(ConfigError, match=r"'vocabulry' is neither vocabulary, random, .* nor the path"):
         initial(init="vocabulry")
