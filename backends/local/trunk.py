@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.profiler import record_function
 
 from bbt.errors import BackendError
 
@@ -31,7 +30,6 @@ class Trunk:
             raise BackendError(f"{type(model).__name__} has no linear decoder over its vocabulary to score with.")
         self._read: Tensor | None = None
         model.base_model.register_forward_hook(self._keep_read_position)
-        model.base_model.forward = record_function("bbt.trunk")(model.base_model.forward)
 
     @torch.inference_mode()
     def logits(self, embeddings: Tensor, lengths: Tensor, read: Tensor) -> Tensor:
@@ -46,8 +44,7 @@ class Trunk:
         self._read = read
         try:
             mask = _padding_mask(lengths, embeddings.shape[1], past_length)
-            with record_function("bbt.model"):
-                output = self._model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=past)
+            output = self._model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=past)
         finally:
             self._read = None
         return cast(Tensor, output.logits[:, 0])
