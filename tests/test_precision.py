@@ -1,5 +1,8 @@
 """Half precision where it ranks candidates as full precision does, and nowhere else."""
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,11 +70,30 @@ def test_a_model_that_cannot_be_compared_stays_in_full_precision(
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
-def test_the_head_of_a_half_precision_model_is_in_fp32(name, tiny_backend):
+def test_the_head_of_a_half_precision_model_computes_in_fp32_while_it_scores(name, tiny_backend):
     model = tiny_backend(name, precision="bf16")._model
-    trunk, decoder = (list(part.parameters()) for part in (model.base_model, model.get_output_embeddings()))
-    assert {w.dtype for w in trunk} == {torch.bfloat16}
-    kept = {id(w) for w in trunk + decoder}
+    kept = {id(w) for part in (model.base_model, model.get_output_embeddings()) for w in part.parameters()}
     heads = [w for w in model.parameters() if id(w) not in kept]
-    assert heads
-    assert {w.dtype for w in heads} == {torch.float32}
+    states = torch.randn(3, 1, 32, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        half = model(inputs_embeds=states).logits
+        with precision.FullPrecisionHead(model).active():
+            assert {w.dtype for w in heads} == {torch.float32}
+            assert {w.dtype for w in model.base_model.parameters()} == {torch.bfloat16}
+        assert {w.dtype for w in heads} == {torch.bfloat16}
+        assert torch.equal(model(inputs_embeds=states).logits, half)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+def test_the_head_rounds_nothing_while_it_scores(name, tiny_backend):
+    backend = tiny_backend(name, precision="bf16")
+    states, words = torch.randn(3, 1, 32).bfloat16(), torch.arange(20)
+    put = lambda module, args, output: replace(output, last_hidden_state=states.to(module.dtype))  # noqa: E731
+    exact = copy.deepcopy(backend._model).float()
+    for model in (backend._model, exact):
+        model.base_model.register_forward_hook(put)
+    with torch.inference_mode():
+        expected = exact(inputs_embeds=states.float()).logits[..., words]
+        with backend._evaluator._trunk.scoring(words):
+            found = backend._model(inputs_embeds=states).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -16,7 +16,7 @@ from backends.local.features import causal_log_likelihoods, hidden_states, maske
 from backends.local.gradient import TrainableModel
 from backends.local.loading import Kind, fingerprint, load, resolve_device, resolve_precision
 from backends.local.packed import first_position
-from backends.local.precision import disagreement, head_in_full_precision
+from backends.local.precision import disagreement
 from backends.local.rows import LocalRows
 from backends.local.trunk import embedding_layernorm, word_embeddings
 from bbt.backend import Backend, Features, ModelInfo, Row
@@ -33,8 +33,8 @@ class LocalBackend:
     `precision: auto` takes bf16 where the chip has matrix units for it, and goes back to fp32 with a warning where bf16
     does not rank candidates as fp32 does (`precision.disagreement`). That is seen before the first population is
     scored; it takes memory for the model in fp32, and the time of 40 queries of 32 short rows: name a precision to
-    save it. `token_budget` bounds the tokens of one micro-batch, and with them the memory of an evaluation: by default as
-    many as stay in a CPU's caches, or keep a GPU busy (`TOKEN_BUDGETS`); halved for good when memory runs out.
+    save it. `token_budget` bounds the tokens of one micro-batch, and with them the memory of an evaluation: by default
+    as many as stay in a CPU's caches, or keep a GPU busy (`TOKEN_BUDGETS`); halved for good when memory runs out.
     """
 
     def __init__(
@@ -51,7 +51,6 @@ class LocalBackend:
         dtype = resolve_precision(precision, self._device)
         self._dtype = dtype
         self._model, self._tokenizer, self._kind = load(model, kind, self._device, dtype, revision)
-        head_in_full_precision(self._model)
         self._evaluator = Evaluator(self._model, token_budget or TOKEN_BUDGETS.get(self._device.type, 16384))
         self._words = word_embeddings(self._model)
         self._row_tokenizer = RowTokenizer(self._tokenizer, self._max_length(), self._kind == "causal")

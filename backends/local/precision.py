@@ -1,8 +1,11 @@
 """Half precision: where it is not worth its rounding, and whether it ranks candidates as full precision does."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bbt.backend import Backend
@@ -51,18 +54,30 @@ def losses_in_both(half: Backend, full: Backend, seed: int) -> tuple[Losses, Los
     return cross_entropy(half_scores, labels), cross_entropy(full_scores, labels)
 
 
-def head_in_full_precision(model: Any) -> None:
-    """Run what stands between trunk and decoder in fp32: it sees one position a row, so that this costs nothing, and
-    half precision's rounding there is half of all (`minilm-mlm`)."""
-    decoder = model.get_output_embeddings()
-    kept = {id(weight) for module in (model.base_model, decoder) for weight in module.parameters()}
-    for head in model.children():
-        if head in (model.base_model, decoder):
-            continue
-        for weight in head.parameters():
-            if id(weight) not in kept:
-                weight.data = weight.data.float()
-        head.register_forward_pre_hook(_to_fp32)
+class FullPrecisionHead:
+    """What stands between trunk and decoder, in fp32 where it is asked for one position a row: there it costs nothing,
+    and half precision's rounding in it is half of all (`minilm-mlm`)."""
+
+    def __init__(self, model: Any) -> None:
+        decoder = model.get_output_embeddings()
+        kept = {id(weight) for module in (model.base_model, decoder) for weight in module.parameters()}
+        self._heads = [head for head in model.children() if head not in (model.base_model, decoder)]
+        own = [weight for head in self._heads for weight in head.parameters() if id(weight) not in kept]
+        self._weights = [(w, w.data, w.data.float()) for w in own if w.dtype is not torch.float32]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Inside, it computes in fp32."""
+        handles = [head.register_forward_pre_hook(_to_fp32) for head in self._heads if self._weights]
+        try:
+            for weight, _, full in self._weights:
+                weight.data = full
+            yield
+        finally:
+            for weight, half, _ in self._weights:
+                weight.data = half
+            for handle in handles:
+                handle.remove()
 
 
 def _to_fp32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
