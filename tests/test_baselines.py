@@ -1,5 +1,7 @@
 """Methods with gradients: against PEFT, and that they learn what they say they learn."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +139,13 @@ def test_architectures_that_peft_cannot_do_are_refused(setting):
     with pytest.raises(BackendError, match="PEFT cannot do this with DistilBertForMaskedLM: Please specify `target_"):
         tune(setting("distilbert", "lora"))
     tune(setting("distilbert", "lora", steps=1, target_modules=["q_lin", "v_lin"]))
+
+
+@pytest.mark.parametrize("method", ["lora", "p-tuning"])
+def test_without_peft_the_extra_is_named(method, setting, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(BackendError, match=r"needs PEFT, pip install 'bbt-prompt\[baselines\]'"):
+        tune(setting("bert", method))
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2"])
