@@ -1,24 +1,23 @@
 """The top-level API: the one place, beside the command line, that puts `bbt` and `backends` together."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from backends import load_backend
 from bbt.backend import Backend
-from bbt.classifier import Classifier, SoftPromptClassifier, predictions
+from bbt.classifier import Classifier, predictions
 from bbt.config import Config, ModelConfig, load_config, make_config
-from bbt.errors import BbtError, PromptError, RunError
+from bbt.errors import BbtError, RunError
 from bbt.experiment import Experiment
 from bbt.losses import log_softmax
 from bbt.methods import load_method
+from bbt.methods.saved import is_soft_prompt, load_classifier
 from bbt.objective import Ledger
 from bbt.observer import Observer
-from bbt.problem import make_task
 from bbt.prompts import SoftPrompt
 from bbt.records import RunFolder, read_result, write_atomically, write_result
 from bbt.tasks import Example, Task
@@ -107,20 +106,16 @@ class Predictor:
 
     def __init__(self, path: Path | str, options: Mapping[str, Any] | None = None) -> None:
         path = Path(path)
-        if path.is_file() or (path / "prompt.safetensors").is_file() or not (path / "config.yaml").is_file():
+        if is_soft_prompt(path):
             prompt = SoftPrompt.load(path)
             origin = prompt.provenance
             merged = {**origin.get("options", {}), **(options or {})}
             self.backend = load_backend(origin.get("backend", "local"), model=prompt.model, **merged)
-            loaded = SoftPromptClassifier.loaded(prompt, self.backend)
-            self.task, self.classifier = loaded.task, cast(Classifier, loaded)
         else:
-            config = load_config(path / "config.yaml")
-            model = config.model.model_copy(update={"options": {**config.model.options, **(options or {})}})
-            self.backend = open_backend(model)
-            self.task = make_task(config.task, self.backend.info.kind)
-            _check_model(path, self.backend)
-            self.classifier = load_method(config.method).load(path, self.backend, self.task)
+            model = load_config(path / "config.yaml").model
+            merged = {**model.options, **(options or {})}
+            self.backend = open_backend(model.model_copy(update={"options": merged}))
+        self.task, self.classifier = load_classifier(path, self.backend)
 
     def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """For each text the label and the probabilities over the label words."""
@@ -168,19 +163,3 @@ def _extend(folder: RunFolder, config: Config, queries: int | None) -> None:
         raise RunError(f"{folder.path} has a budget of {budget} queries already; {queries} is no extension.")
     if queries is not None and queries > budget:
         folder.log.append({"event": "extend", "queries": queries})
-
-
-def _check_model(path: Path, backend: Backend) -> None:
-    """Refuse other weights than the run's.
-
-    Raises:
-        PromptError: names both; RunError: the run has not finished.
-    """
-    if not (path / "result.json").is_file():
-        raise RunError(f"{path} has not finished: bbt resume {path}.")
-    result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-    if result["fingerprint"] != backend.info.fingerprint:
-        raise PromptError(
-            f"{path} was trained on {result['model']} (weights {result['fingerprint']}), not on {backend.info.name} "
-            f"(weights {backend.info.fingerprint}). Load it with its own model."
-        )

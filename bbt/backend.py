@@ -4,15 +4,16 @@ A row reaches the backend as *segments*: fixed template text, the example's own 
 be truncated), prompt slots and the mask. The backend tokenises them once and scores whole populations after.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bbt.errors import BackendError
 from bbt.space import PromptSpace
-from bbt.types import DeepPrompts, Latents, Prompts, Scores
+from bbt.types import DeepPrompts, Latents, Prompts, RowScores, Scores
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,44 @@ class Backend(Protocol):
         """
 
 
+class Trainable(Protocol):
+    """A copy of a backend's model, for one training: fp32 weights, all frozen until a method thaws some.
+
+    Tensors and modules are PyTorch's (`Any` here, where PyTorch is not imported). The forward pass runs under bf16
+    autocast where the backend's precision is bf16, else in fp32.
+    """
+
+    @property
+    def model(self) -> Any:
+        """The `transformers` model (`torch.nn.Module`): thaw its weights or put modules into it."""
+
+    def put_prefix(self, n_tokens: int, cache: Callable[[int], Any]) -> None:
+        """From now on keys and values of `n_tokens` tokens stand left of every row in every layer; `cache` makes
+        them, as a `transformers` Cache, for a batch of the size given."""
+
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> Encoded:
+        """Tokenise rows as `Backend.encode` does, leaving room for the prefix."""
+
+    def logits(self, encoded: Encoded, rows: Sequence[int], prompt: Any = None) -> Any:
+        """Logits (b, K) of the rows named, differentiable in the prompt (T, H), or a prompt a row (b, T, H), and in
+        every thawed weight."""
+
+    def scores(self, encoded: Encoded) -> RowScores:
+        """(B, K) logits of all rows, in eval mode and without gradients."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Token ids as readable text."""
+
+
+@runtime_checkable
+class GradientBackend(Backend, Protocol):
+    """A backend whose model can be differentiated; remote and forward-only ones cannot."""
+
+    def trainable(self) -> Trainable:
+        """A fresh copy of the model. What is done to it leaves the backend as it is."""
+
+
+@runtime_checkable
 class DeepBackend(Backend, Protocol):
     """A backend that also takes a prompt for every layer (BBTv2, arXiv 2205.11200, section 4.1)."""
 
@@ -129,6 +168,36 @@ class DeepBackend(Backend, Protocol):
 
         Layer 0: of all word embeddings. The values are clipped to mean +- 3 std five times before, as in BBTv2's
         released code.
+        """
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the frozen model makes of a row of N tokens: the last hidden states (N, H), and the position `read` at
+    which it scores the label words."""
+
+    hidden_states: NDArray[np.float32]
+    read: int
+
+
+@runtime_checkable
+class FeatureBackend(Backend, Protocol):
+    """A backend that also hands out hidden states."""
+
+    def features(self, encoded: Encoded) -> list[Features]:
+        """The features of each row; the rows must hold no prompt tokens."""
+
+
+@runtime_checkable
+class LikelihoodBackend(Backend, Protocol):
+    """A backend that also says how likely the model finds a text."""
+
+    def token_log_likelihoods(self, encoded: Encoded) -> list[NDArray[np.float32]]:
+        """For each row the log-likelihood of each of its tokens, special tokens and the mask left out.
+
+        A causal LM's are conditioned on what stands left of the token, so the first has none. A masked LM's are
+        conditioned on the whole row: each token is masked in turn (pseudo-log-likelihood, Salazar et al. 2020,
+        arXiv 1910.14659), one forward pass a token. The rows must hold no prompt tokens.
         """
 
 
@@ -156,3 +225,42 @@ class LatentBackend(Protocol):
 
     def latent_scores(self, latents: Latents, space: PromptSpace, encoded: Encoded) -> Scores:
         """`label_scores` of `space.prompts(latents)`: (n, d) -> (n, B, K) float32."""
+
+
+def require_deep(backend: Backend) -> DeepBackend:
+    """The backend, if it takes deep prompts.
+
+    Raises:
+        BackendError: it does not.
+    """
+    if isinstance(backend, DeepBackend):
+        return backend
+    raise _lacking(backend, "deep prompts")
+
+
+def require_features(backend: Backend) -> FeatureBackend:
+    """The backend, if it hands out hidden states.
+
+    Raises:
+        BackendError: it does not.
+    """
+    if isinstance(backend, FeatureBackend):
+        return backend
+    raise _lacking(backend, "hidden states (features)")
+
+
+def require_likelihoods(backend: Backend) -> LikelihoodBackend:
+    """The backend, if it says how likely a text is.
+
+    Raises:
+        BackendError: it does not.
+    """
+    if isinstance(backend, LikelihoodBackend):
+        return backend
+    raise _lacking(backend, "token likelihoods")
+
+
+def _lacking(backend: Backend, capability: str) -> BackendError:
+    return BackendError(
+        f"this needs {capability}, which {type(backend).__name__} does not offer; use model.backend: local."
+    )

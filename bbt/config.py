@@ -47,7 +47,9 @@ class ColumnsConfig(Strict):
 
 class DataConfig(Strict):
     """Where the rows come from. `seed` draws the k-shot split (none: the run's seed); `labels` are the values of
-    the label column in label order (none: 0 to K - 1)."""
+    the label column in label order (none: 0 to K - 1). `note` says which rows these are, for the tables. With
+    `folds` the 2 k labelled rows a class are pooled and cut anew: dev is the `fold`-th of so many parts, train the
+    others."""
 
     source: Literal["bundled", "files", "huggingface"] = "bundled"
     k: int = Field(16, ge=1)
@@ -59,6 +61,9 @@ class DataConfig(Strict):
     path: str | None = None
     subset: str | None = None
     splits: tuple[str, str] | None = None
+    note: str | None = None
+    folds: int | None = Field(None, ge=2)
+    fold: int = Field(0, ge=0)
 
 
 class ModelConfig(Strict):
@@ -85,8 +90,9 @@ class MethodConfig(Strict):
 class PromptConfig(Strict):
     """p = p0 + A z.
 
-    `init`: random `vocabulary` tokens, the given `text`, the `label_words`, or the path of a saved prompt; of
-    `n_screened` random draws the one of lowest training loss is taken (each draw is a query). `placement`: the
+    `init`: random `vocabulary` tokens, `random` normal vectors with the word embeddings' standard deviation, the
+    given `text`, the `label_words`, or the path of a saved prompt; of `n_screened` random draws the one of lowest
+    training loss is taken (each draw is a query). `placement`: the
     prompt stands for word embeddings, or A z is added after the embedding `layernorm` (released code).
     `scale`: A's entries by the paper (1 / sqrt(d)) or by the released code's rule from the embeddings' std.
     """
@@ -148,11 +154,14 @@ class SelectionConfig(Strict):
 
 
 class EvaluationConfig(Strict):
-    """What is tested: at most so many `rows` of the test set (the same draw for every run; none: all of them), and
-    with `references` also what the method started from (the manual and the untuned prompt)."""
+    """What is tested: at most so many `rows` of the test set (the same draw for every run; none: all of them; 0: no
+    test, the run ends with its dev rows), and with `references` also what the method started from (the manual and
+    the untuned prompt). `also_test` tests the outcome on other tasks with the same labels: the built-in task's name,
+    and the file of its rows (none: the bundled ones)."""
 
-    rows: int | None = Field(None, ge=1)
+    rows: int | None = Field(None, ge=0)
     references: bool = True
+    also_test: dict[str, str | None] = {}
 
 
 class Config(Strict):
@@ -188,6 +197,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: no such file, not YAML, an unknown key or an impossible value.
     """
+    tree = read_tree(path)
+    for override in overrides:
+        _apply(tree, override)
+    return make_config(tree)
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """A YAML file's keys and values.
+
+    Raises:
+        ConfigError: no such file, or not YAML.
+    """
     if not path.is_file():
         raise ConfigError(f"no config file {path}.")
     try:
@@ -196,9 +217,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}.")
-    for override in overrides:
-        _apply(tree, override)
-    return make_config(tree)
+    return tree
 
 
 def make_config(tree: Mapping[str, Any]) -> Config:
@@ -207,7 +226,7 @@ def make_config(tree: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: an unknown preset or key, or an impossible value; one line a fault.
     """
-    return validated(Config, _merged(preset(str(tree.get("preset", "default"))), tree))
+    return validated(Config, merged(preset(str(tree.get("preset", "default"))), tree))
 
 
 def validated(model: type[StrictModel], tree: Mapping[str, Any], section: str = "") -> StrictModel:
@@ -262,11 +281,12 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     tree[leaf] = value
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts: `over`'s values, and the base's where it has none."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = _merged(result[key], value) if both else value
+        result[key] = merged(result[key], value) if both else value
     return result
 
 

@@ -4,8 +4,10 @@ import hashlib
 import math
 import resource
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,13 @@ from bbt.config import Config
 from bbt.errors import BackendError
 from bbt.objective import Ledger, Scorer, Verdict, verdicts
 from bbt.observer import Observer
-from bbt.problem import make_split, make_task
+from bbt.problem import make_split, make_task, other_test
 from bbt.prompts import SoftPrompt
-from bbt.records import EventLog, environment
+from bbt.records import EventLog, encode_losses, environment
 from bbt.space import stable_uniform
-from bbt.tasks import Example, Split
+from bbt.tasks import Example, Split, Task
 from bbt.tasks.task import labels_of
-from bbt.types import Prompts
+from bbt.types import Prompts, RowScores
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,12 @@ class Experiment:
         self.log, self.observer = log or EventLog(), observer or Observer()
         self.ledger = Ledger()
         self.task = make_task(config.task, backend.info.kind)
-        self.split = _limited(make_split(config.data, self.task, config.seed), config.evaluation.rows)
+        split, rows = make_split(config.data, self.task, config.seed), config.evaluation.rows
+        self.split = replace(split, test=_limited(split.test, rows))
+        self.other_tests = [
+            other_test(name, Path(path) if path else None, self.task, backend.info.kind)
+            for name, path in config.evaluation.also_test.items()
+        ]
         backend.anchor(None)  # an earlier experiment may have left one
         self.train = Scorer(backend, self.task, self.split.train, self.ledger)
         self.dev = Scorer(backend, self.task, self.split.dev, self.ledger)
@@ -57,14 +64,22 @@ class Experiment:
     @property
     def manual(self) -> SoftPromptClassifier:
         """The manual prompt: the template's words alone."""
-        return self.soft_prompt(np.zeros((0, self.backend.info.hidden_size), np.float32), None)
+        return self.soft_prompt(self.no_prompt, None)
 
-    def soft_prompt(self, embeddings: Prompts, anchor: Prompts | None, **facts: Any) -> SoftPromptClassifier:
-        """A prompt (T, H) with its provenance, to which `facts` add; `anchor` (T, H) as in `SoftPrompt`."""
-        info = self.backend.info
+    @property
+    def no_prompt(self) -> Prompts:
+        """(0, H): no soft prompt at all."""
+        return np.zeros((0, self.backend.info.hidden_size), np.float32)
+
+    def soft_prompt(
+        self, embeddings: Prompts, anchor: Prompts | None, task: Task | None = None, **facts: Any
+    ) -> SoftPromptClassifier:
+        """A prompt (T, H), or deep (L, T, H), with its provenance, to which `facts` add; `anchor` (T, H) as in
+        `SoftPrompt`, `task` where its wording is not the experiment's."""
+        info, task = self.backend.info, task or self.task
         provenance = {
-            "task": self.task.name,
-            "metric": self.task.metrics[0],
+            "task": task.name,
+            "metric": task.metrics[0],
             "method": self.config.method.name,
             "seed": self.config.seed,
             "backend": self.config.model.backend,
@@ -72,16 +87,25 @@ class Experiment:
             **facts,
             **environment(),
         }
-        task = self.task
         words, names, template = task.label_words, task.label_names, task.template.source
         prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, words, names, anchor, provenance)
         return SoftPromptClassifier(self.backend, task, prompt)
 
-    def judge(self, classifier: Classifier) -> Verdict:
-        """How it does on dev; counts one dev query."""
+    def judge(self, classifier: Classifier, who: str) -> Verdict:
+        """How it does on dev; counts one dev query and logs it."""
+        start = time.perf_counter()
         scores = classifier.scores(self.split.dev, self.ledger)
+        self.ledger.seconds += time.perf_counter() - start
         self.ledger.dev_queries += 1
-        return verdicts(self.task, self.dev.labels, scores[None])[0]
+        return self.judge_scores(scores, who)
+
+    def judge_scores(self, scores: RowScores, who: str) -> Verdict:
+        """How scores (B, K) of the dev rows do, logged; they cost nothing where the model's part is kept."""
+        (verdict,) = verdicts(self.task, self.dev.labels, scores[None])
+        losses = encode_losses(np.array([verdict.loss]))
+        facts = {"names": [who], "metrics": [verdict.metric], "losses": losses, "ledger": self.ledger.snapshot()}
+        self.log.append({"event": "dev", **facts})
+        return verdict
 
     def result(self, trained: Trained) -> dict[str, Any]:
         """The outcome on the test set, and what it cost.
@@ -107,7 +131,12 @@ class Experiment:
             "label": config.label,
             "seed": config.seed,
             "test_examples": len(self.split.test),
+            "test_note": config.data.note,
             "test": {name: self.tested(tested[name], ledger) for name, ledger in ledgers.items()},
+            "also_test": {
+                task.name: self._tested_elsewhere(trained.classifier, task, examples)
+                for task, examples in self.other_tests
+            },
             "test_truncated": ledgers["tuned"].truncated,
             "selected": {"who": trained.who, **asdict(trained.verdict), "train_queries": trained.train_queries},
             "n_parameters": trained.n_parameters,
@@ -118,9 +147,17 @@ class Experiment:
         }
 
     def tested(self, classifier: Classifier, ledger: Ledger) -> dict[str, float]:
-        """The task's metrics on the test rows."""
+        """The task's metrics on the test rows; none where nothing is to be tested."""
+        if not self.split.test:
+            return {}
         scores = classifier.scores(self.split.test, ledger)
         return self.task.evaluate(labels_of(self.split.test), predictions(scores))
+
+    def _tested_elsewhere(self, classifier: Classifier, task: Task, examples: Sequence[Example]) -> dict[str, float]:
+        """The other task's metrics, and how many of its rows they are of."""
+        rows = _limited(examples, self.config.evaluation.rows)
+        scores = classifier.scores(rows, Ledger())
+        return {**task.evaluate(labels_of(rows), predictions(scores)), "examples": len(rows)}
 
     def _begin(self) -> None:
         """The first event names model and rows, so that a changed one is noticed when the run is resumed."""
@@ -129,12 +166,12 @@ class Experiment:
             self.log.append({"event": "start", **facts, **environment(), "info": asdict(self.backend.info)})
 
 
-def _limited(split: Split, rows: int | None) -> Split:
+def _limited(examples: Sequence[Example], rows: int | None) -> list[Example]:
     """The same draw of test rows for every run, in their order."""
-    if rows is None or rows >= len(split.test):
-        return split
-    chosen = np.sort(stable_uniform(0, len(split.test)).argsort(kind="stable")[:rows])
-    return replace(split, test=[split.test[i] for i in chosen])
+    if rows is None or rows >= len(examples):
+        return list(examples)
+    chosen = np.sort(stable_uniform(0, len(examples)).argsort(kind="stable")[:rows])
+    return [examples[i] for i in chosen]
 
 
 def _fingerprint(split: Split) -> str:

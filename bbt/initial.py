@@ -1,4 +1,4 @@
-"""Initial prompts p0: from random vocabulary tokens, a given text, the label words, or a saved prompt."""
+"""Initial prompts p0: random vectors or vocabulary tokens, a given text, the label words, or a saved prompt."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from bbt.backend import Backend
 from bbt.config import PromptConfig
 from bbt.errors import ConfigError, PromptError
 from bbt.prompts import SoftPrompt
-from bbt.space import stable_choice
+from bbt.space import stable_choice, stable_normal
 from bbt.tasks import Task
 from bbt.types import Prompts
 
@@ -20,18 +20,25 @@ def initial_prompts(config: PromptConfig, backend: Backend, task: Task, seed: in
         ConfigError: `init: text` without a text, or text without one token.
         PromptError: a saved prompt of another shape.
     """
+    n, n_tokens, info = config.n_screened, config.n_prompt_tokens, backend.info
     if config.init == "vocabulary":
-        ids = np.array(backend.ordinary_ids())
-        draws = stable_choice(seed, len(ids), config.n_screened * config.n_prompt_tokens)
-        chosen = ids[draws].reshape(config.n_screened, config.n_prompt_tokens)
-        return np.concatenate([backend.embed_ids(row.tolist()) for row in chosen])
+        return backend.embed_ids(random_ids(backend, n * n_tokens, seed)).reshape(n, n_tokens, -1)
+    if config.init == "random":
+        numbers = stable_normal(seed, n * n_tokens * info.hidden_size) * info.embedding_std
+        return numbers.reshape(n, n_tokens, -1).astype(np.float32)
     if config.init == "text":
         if not config.text:
             raise ConfigError("prompt.init: text needs prompt.text.")
-        return _repeated(backend.embed_text(config.text), config.n_prompt_tokens)
+        return _repeated(backend.embed_text(config.text), n_tokens)
     if config.init == "label_words":
-        return _repeated(backend.embed_text(" ".join(task.label_words)), config.n_prompt_tokens)
-    return _saved(Path(config.init), backend, config.n_prompt_tokens)
+        return _repeated(backend.embed_text(" ".join(task.label_words)), n_tokens)
+    return saved_prompt(Path(config.init), backend, n_tokens)
+
+
+def random_ids(backend: Backend, n: int, seed: int) -> list[int]:
+    """n ordinary tokens, drawn with replacement."""
+    ids = backend.ordinary_ids()
+    return [ids[i] for i in stable_choice(seed, len(ids), n)]
 
 
 def _repeated(tokens: Prompts, n: int) -> Prompts:
@@ -41,13 +48,24 @@ def _repeated(tokens: Prompts, n: int) -> Prompts:
     return tokens[:, np.arange(n) % tokens.shape[1]]
 
 
-def _saved(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
+def saved_prompt(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
+    """(1, T, H) a prompt tuned on this model before, on whatever task.
+
+    Raises:
+        ConfigError: no such path; PromptError: another model's, another shape, or no word embeddings.
+    """
     if not path.exists():
         raise ConfigError(
-            f"prompt.init {str(path)!r} is neither vocabulary, text or label_words nor the path of a saved prompt."
+            f"{str(path)!r} is neither vocabulary, random, text or label_words (prompt.init) nor the path of a saved "
+            "prompt."
         )
-    prompt = SoftPrompt.load(path).batch
-    expected = (n_prompt_tokens, backend.info.hidden_size)
-    if prompt.shape[1:] != expected:
-        raise PromptError(f"{path} has shape {prompt.shape[1:]}, the run needs (T, H) = {expected}.")
-    return prompt
+    prompt, expected = SoftPrompt.load(path), (n_prompt_tokens, backend.info.hidden_size)
+    prompt.check_model(backend.info.name, backend.info.fingerprint)
+    if prompt.anchor is not None:
+        raise PromptError(f"{path} was tuned with prompt.placement: layernorm; its vectors are no word embeddings.")
+    if prompt.embeddings.shape != expected:
+        raise PromptError(
+            f"{path} has shape {prompt.embeddings.shape}, the run needs (T, H) = {expected}. Set "
+            "prompt.n_prompt_tokens; a run that kept the manual prompt (T = 0) needs selection.baselines: false."
+        )
+    return prompt.batch

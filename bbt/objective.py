@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from bbt.backend import Backend, Encoded, LatentBackend, RemoteBackend, Traffic
+from bbt.backend import Backend, Encoded, LatentBackend, RemoteBackend, Traffic, require_deep
 from bbt.losses import cross_entropy, finite_losses
-from bbt.space import PromptSpace
+from bbt.space import PromptSpace, Space
 from bbt.tasks import Example, Task
 from bbt.tasks.task import labels_of
 from bbt.types import Labels, Latents, Losses, Prompts, Scores
@@ -39,6 +39,11 @@ class Ledger:
         """Take the counts of an earlier snapshot."""
         self.__dict__.update(snapshot)
 
+    def add(self, other: "Ledger") -> None:
+        """Take over what a part of this run has cost."""
+        for name, count in other.snapshot().items():
+            setattr(self, name, getattr(self, name) + count)
+
     def snapshot(self) -> dict[str, float]:
         """The counts as plain numbers."""
         return asdict(self)
@@ -61,14 +66,21 @@ class Scorer:
         return self._encoded[n_prompt_tokens]
 
     def scores(self, prompts: Prompts) -> Scores:
-        """(n, T, H) -> (n, B, K), counted."""
-        encoded = self.encoded(prompts.shape[1])
+        """(n, T, H), or deep (n, L, T, H), -> (n, B, K), counted.
+
+        Raises:
+            BackendError: deep prompts on a backend that does not take them.
+        """
+        encoded = self.encoded(prompts.shape[-2])
+        if prompts.ndim == 4:
+            deep = require_deep(self._backend)
+            return self._counted(prompts.nbytes, lambda: deep.deep_label_scores(prompts, encoded))
         return self._counted(prompts.nbytes, lambda: self._backend.label_scores(prompts, encoded))
 
-    def latent_scores(self, latents: Latents, space: PromptSpace) -> Scores:
+    def latent_scores(self, latents: Latents, space: Space) -> Scores:
         """Scores of the space's prompts: (n, d) -> (n, B, K), counted. A backend that can hold the space gets z."""
         backend, encoded = self._backend, self.encoded(space.n_prompt_tokens)
-        if not isinstance(backend, LatentBackend):
+        if not (isinstance(backend, LatentBackend) and isinstance(space, PromptSpace)):
             return self.scores(space.prompts(latents))
         return self._counted(latents.nbytes, lambda: backend.latent_scores(latents, space, encoded))
 
@@ -96,7 +108,7 @@ class Objective:
         """(n, T, H) -> (n,); a broken candidate is +inf. Counts n train queries."""
         return self._judged(self._scorer.scores(prompts))
 
-    def latent_losses(self, latents: Latents, space: PromptSpace) -> Losses:
+    def latent_losses(self, latents: Latents, space: Space) -> Losses:
         """Losses of the space's prompts: (n, d) -> (n,), as `losses`."""
         return self._judged(self._scorer.latent_scores(latents, space))
 

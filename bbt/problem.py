@@ -39,11 +39,16 @@ def make_task(config: TaskConfig, kind: str) -> Task:
 
 
 def make_split(config: DataConfig, task: Task, seed: int) -> Split:
-    """The k-shot split and the test rows.
+    """The k-shot split and the test rows; of folds, the config's one.
 
     Raises:
         DataError: rows that do not fit; ConfigError: files or a data set that are not named.
     """
+    split = _k_shot_split(config, task, seed)
+    return split if config.folds is None else _fold(split, config.folds, config.fold, len(task.label_names))
+
+
+def _k_shot_split(config: DataConfig, task: Task, seed: int) -> Split:
     seed = seed if config.seed is None else config.seed
     labels = config.labels or _label_values(task)
     if len(labels) != len(task.label_names):
@@ -59,10 +64,47 @@ def make_split(config: DataConfig, task: Task, seed: int) -> Split:
             raise ConfigError("data.source: files needs data.train and data.test.")
         return load_splits(Path(config.train), Path(config.test), config.k, seed, columns, task.label_names, labels)
     hub = task_spec(task.name).hub if not config.path else None
+    if not (config.path or hub):
+        raise ConfigError(f"{task.name} has no data set on the hub that is known here: give data.path, or files.")
     path, subset = (hub.path, hub.subset) if hub else (str(config.path), config.subset)
     splits = config.splits or (hub.splits if hub else ("train", "test"))
     columns = hub.columns if hub and not config.columns else columns
     return huggingface_splits(path, subset, splits, config.k, seed, columns, task.label_names, labels)
+
+
+def _fold(split: Split, folds: int, fold: int, n_labels: int) -> Split:
+    """Train and dev rows pooled; of each class every `folds`-th row from `fold` on is dev, the others train.
+
+    Raises:
+        ConfigError: no such fold, or a class without a row in each.
+    """
+    pool = [*split.train, *split.dev]
+    of_class = [[example for example in pool if example.label == label] for label in range(n_labels)]
+    if fold >= folds or folds > min(map(len, of_class)):
+        raise ConfigError(
+            f"data.fold is {fold} of data.folds {folds}: folds count from 0, and each class has "
+            f"{min(map(len, of_class))} rows to share out."
+        )
+    dev = [example for rows in of_class for example in rows[fold::folds]]
+    train = [example for rows in of_class for i, example in enumerate(rows) if i % folds != fold]
+    return Split(train, dev, split.test)
+
+
+def other_test(name: str, path: Path | None, task: Task, kind: str) -> tuple[Task, list[Example]]:
+    """Another built-in task's test rows, to be put to a classifier of this task: its own template and label words,
+    the other's metrics.
+
+    Raises:
+        ConfigError: the other task has other labels.
+    """
+    other = builtin_task(name, kind)
+    if len(other.label_names) != len(task.label_names):
+        raise ConfigError(
+            f"{task.name} cannot be tested on {name}: its labels are {', '.join(task.label_names)}, there they are "
+            f"{', '.join(other.label_names)}."
+        )
+    asked = Task(name, task.template, task.label_names, task.label_words, other.metrics)
+    return asked, test_examples(other, path)
 
 
 def test_examples(task: Task, path: Path | None) -> list[Example]:

@@ -15,7 +15,8 @@ FORMAT = "bbt-soft-prompt/1"
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """Embeddings (T, H) and their provenance. T = 0 is a manual prompt: the template's words alone.
+    """Embeddings (T, H), or (L, T, H) of a deep prompt, and their provenance. T = 0 is a manual prompt: the
+    template's words alone.
 
     `template` and `label_words` are those it was tuned with, `anchor` (T, H) is the prompt after whose
     LayerNorm the difference is added (released-code placement), `provenance` holds the task, score, seed,
@@ -33,7 +34,7 @@ class SoftPrompt:
 
     @property
     def batch(self) -> Prompts:
-        """(1, T, H): a population of one."""
+        """(1, T, H), or (1, L, T, H): a population of one."""
         return self.embeddings[None]
 
     def check_model(self, name: str, fingerprint: str) -> None:

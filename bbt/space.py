@@ -8,7 +8,7 @@ maths libraries vanish: a seed gives the same A on every machine.
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +78,29 @@ def random_projection(
 
 def _on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.round(values / _GRID) * _GRID
+
+
+class Space(Protocol):
+    """What a search runs over: a prompt for every z."""
+
+    @property
+    def intrinsic_dim(self) -> int:
+        """d."""
+
+    @property
+    def n_prompt_tokens(self) -> int:
+        """T."""
+
+    @property
+    def p0(self) -> Prompts:
+        """The prompt at z = 0, a population of one."""
+
+    @property
+    def no_prompt(self) -> Prompts:
+        """(1, 0, H): the manual prompt, the template's words alone."""
+
+    def prompts(self, latents: Latents) -> Prompts:
+        """(n, d) -> n prompts."""
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from bbt.objective import Judge, Ledger, Objective, Verdict
 from bbt.observer import Progress
 from bbt.optimizers import Optimizer
 from bbt.records import EventLog, decode_losses, encode_losses
-from bbt.space import PromptSpace
+from bbt.space import Space
 from bbt.types import Latents, Losses, Prompts
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt that dev has judged: `who` says where it came from, (T, H) its embeddings."""
+    """A prompt that dev has judged: `who` says where it came from, (T, H) or (L, T, H) its embeddings."""
 
     who: str
     prompt: Prompts
@@ -51,7 +51,7 @@ class Tuner:
     """
 
     optimizer: Optimizer
-    space: PromptSpace
+    space: Space
     objective: Objective
     judge: Judge
     ledger: Ledger
@@ -134,7 +134,7 @@ class Tuner:
         self._checks_without_better = self._checks_without_better + 1 if self.best is best else 0
 
     def _judged(self, prompts: dict[str, Prompts]) -> list[Candidate]:
-        """Named prompts (1, T, H) with their verdicts, recalled or scored."""
+        """Named prompts, one a population of one, with their verdicts, recalled or scored."""
         names = list(prompts)
         recorded = self.log.recall("dev", names=names)
         if recorded:

@@ -236,6 +236,29 @@ def test_files_must_be_named():
         make_split(DataConfig(source="files", train="x.csv"), OWN, seed=0)
 
 
+def test_folds_share_the_labelled_rows_out_class_by_class():
+    task = builtin_task("sst2", "masked")
+    whole = make_split(DataConfig(k=4), task, seed=0)
+    folds = [make_split(DataConfig(k=4, folds=4, fold=fold), task, seed=0) for fold in range(4)]
+    pool = sorted(example.text for example in [*whole.train, *whole.dev])
+    assert sorted(example.text for fold in folds for example in fold.dev) == pool
+    for fold in folds:
+        assert sorted(example.text for example in [*fold.train, *fold.dev]) == pool
+        assert [sum(e.label == label for e in fold.dev) for label in (0, 1)] == [2, 2]
+        assert fold.test == whole.test
+
+
+@pytest.mark.parametrize(("folds", "fold"), [(4, 4), (9, 0)])
+def test_a_fold_that_is_not_there_is_an_error(folds, fold):
+    with pytest.raises(ConfigError, match=f"data.fold is {fold} of data.folds {folds}: .*8 rows to share out"):
+        make_split(DataConfig(k=4, folds=folds, fold=fold), builtin_task("sst2", "masked"), seed=0)
+
+
+def test_trec_has_no_data_set_on_the_hub():
+    with pytest.raises(ConfigError, match=r"trec has no data set on the hub .*data\.path"):
+        make_split(DataConfig(source="huggingface"), builtin_task("trec", "masked"), seed=0)
+
+
 def test_without_the_datasets_package_the_error_says_what_to_install():
     try:
         import datasets  # noqa: F401

@@ -94,6 +94,14 @@ def test_scores_are_those_of_a_plain_forward_with_hooks(
 
 
 @every_architecture
+def test_models_that_take_no_packed_rows_score_as_well(name, tiny_backend, reference, random_prompts):
+    backend, prompts = tiny_backend(name), population(random_prompts, 2, 2)
+    backend._evaluator.packed = None
+    found = normalised(scores(backend, BEFORE, prompts))
+    np.testing.assert_allclose(found, expected(reference(name), name, BEFORE, prompts), atol=1e-4)
+
+
+@every_architecture
 def test_a_deep_prompt_matters(name, tiny_backend, random_prompts):
     found = scores(tiny_backend(name), BEFORE, population(random_prompts, 3, 1))
     assert found.std(0).max() > 0.01
@@ -170,7 +178,7 @@ def test_the_anchor_belongs_to_what_is_shared(name, tiny_backend, random_prompts
 def test_too_large_a_split_shares_nothing(name, tiny_backend, random_prompts, monkeypatch):
     prompts = population(random_prompts, 3, 1)
     shared = scores(tiny_backend(name), BEFORE, prompts)
-    monkeypatch.setattr("backends.local.backend.KEPT_BYTES", 0)
+    monkeypatch.setattr("backends.local.evaluation.KEPT_BYTES", 0)
     backend = tiny_backend(name)
     encoded = backend.encode(BEFORE.rows(), SENTIMENT)
     np.testing.assert_allclose(backend.deep_label_scores(prompts, encoded), shared, atol=1e-5)

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -18,35 +17,11 @@ def run(script: str, *args: object, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Path:
-    tree = {
-        "base": {"prompt": {"n_prompt_tokens": 2, "intrinsic_dim": 4}, "optimizer": {"population_size": 4}},
-        "seeds": [0, 1],
-        "budgets": [8, 16],
-        "only": {16: {"seeds": [0]}},
-        "methods": {"random": {"optimizer": {"name": "random"}}},
-    }
-    path = tmp_path / "plan.yaml"
-    path.write_text(yaml.safe_dump(tree))
-    return path
-
-
 def test_quickstart_tunes_saves_and_predicts(tmp_path: Path) -> None:
     lines = run("quickstart.py", cwd=tmp_path).splitlines()
     assert set(eval(lines[0])) == {"manual", "untuned", "tuned"}
     assert eval(lines[1])[0]["label"] in ("negative", "positive")
     assert (tmp_path / "sst2-tuned/prompt.safetensors").is_file()
-
-
-def test_benchmark_runs_what_is_missing_and_only_that(tmp_path: Path, plan: Path) -> None:
-    first = run("benchmark.py", plan, "--runs", tmp_path / "runs", cwd=tmp_path)
-    assert "[3/3]" in first
-    assert "| random | 8 | 2 |" in first
-    assert "| random | 16 | 1 |" in first
-    again = run("benchmark.py", plan, "--runs", tmp_path / "runs", cwd=tmp_path)
-    assert "[" not in again
-    assert again.splitlines()[-2:] == first.splitlines()[-2:]
 
 
 def test_bundle_data_keeps_the_reference_split(tmp_path: Path) -> None:

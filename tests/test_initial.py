@@ -75,5 +75,7 @@ def test_a_saved_prompt_of_another_shape_is_refused(tmp_path, n_tokens, hidden):
 
 
 def test_an_init_that_is_neither_a_way_nor_a_path_is_refused():
-    with pytest.raises(ConfigError, match="'vocabulry' is neither vocabulary, text or label_words nor the path"):
+    with pytest.raises(
+        ConfigError, match="'vocabulry' is neither vocabulary, random, text or label_words nor the path"
+    ):
         initial(init="vocabulry")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from reference import Reference, normalised
 from tiny_models import ARCHITECTURES, CAUSAL, MASKED
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, Gemma2Config
 
 from backends.local import LocalBackend
 from backends.models import bundled_models
@@ -96,6 +97,48 @@ def test_scores_are_those_of_a_plain_forward(name, case, tiny_backend, reference
 
 
 @every_architecture
+def test_every_supported_architecture_takes_packed_rows(name, tiny_backend):
+    assert tiny_backend(name)._evaluator.packed is not None
+
+
+@every_case
+def test_models_that_take_no_packed_rows_score_as_well(name, case, tiny_backend, reference, random_prompts):
+    backend, prompts = tiny_backend(name), random_prompts(2, case.n_tokens)
+    backend._evaluator.packed = None
+    expected = case.expected(reference(name), prompts)
+    np.testing.assert_allclose(normalised(case.scores(backend, prompts)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("config", ["bloom", "gemma2"])
+def test_a_model_that_wants_more_of_its_attention_is_not_packed(config, tiny_folder, tmp_path, random_prompts):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder("gpt2"), model_max_length=64)
+    tokenizer.save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(unusual(config, len(tokenizer))).save_pretrained(tmp_path)
+    backend, prompts = LocalBackend(str(tmp_path), precision="fp32", device="cpu"), random_prompts(2, 5)
+    assert backend._evaluator.packed is None
+    expected = BEFORE.expected(Reference(tmp_path, "causal"), prompts)
+    np.testing.assert_allclose(normalised(BEFORE.scores(backend, prompts)), expected, atol=1e-4)
+
+
+def unusual(name, vocab_size):
+    """Positions as a bias on the attention's scores; or scores that are capped, in a window."""
+    if name == "bloom":
+        return BloomConfig(vocab_size=vocab_size, hidden_size=32, n_layer=2, n_head=4)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    return Gemma2Config(vocab_size=vocab_size, **sizes, num_key_value_heads=2, head_dim=8, sliding_window=4)
+
+
+@every_architecture
+def test_faster_kernels_say_in_half_precision_what_the_plain_ones_say(name, tiny_backend, random_prompts):
+    backend, prompts = tiny_backend(name, precision="bf16"), random_prompts(8, 5)
+    fast = normalised(BEFORE.scores(backend, prompts))
+    backend._evaluator.packed = None
+    plain = normalised(BEFORE.scores(backend, prompts))
+    assert np.abs(fast - plain).max() < 0.15
+    assert rank_correlation(losses(fast), losses(plain)) > 0.9
+
+
+@every_architecture
 @pytest.mark.parametrize("token_budget", [1, 100, 1000])
 def test_the_size_of_micro_batches_does_not_matter(name, token_budget, tiny_backend, random_prompts):
     prompts = random_prompts(6, 5)
@@ -158,11 +201,11 @@ def rank_correlation(a, b):
 def test_the_part_left_of_the_first_text_is_computed_once_a_candidate(name, tiny_backend, random_prompts):
     backend, widths = tiny_backend(name), []
     encoded = backend.encode(BEFORE.rows(), SENTIMENT)
-    watch_batches(backend, lambda count, width: widths.append((count, width)))
+    watch_batches(backend, lambda count, width: widths.append(count * width))
     backend.label_scores(random_prompts(4, 5), encoded)
-    longest = max(len(row.ids) for row in encoded.rows)
     assert encoded.n_prefix >= 5 + 1  # the prompt and its full stop
-    assert max(width for _, width in widths) == longest - encoded.n_prefix
+    alone = encoded.n_tokens - encoded.n_examples * encoded.n_prefix
+    assert sum(widths) == 4 * (encoded.n_prefix + alone)
 
 
 @pytest.mark.parametrize("name", MASKED)

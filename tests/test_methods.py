@@ -19,14 +19,37 @@ TINY = {
     "optimizer": {"population_size": 4},
     "budget": {"queries": 12, "dev_every": 8},
 }
-SETTINGS: dict[str, dict] = {}
+SHORT = {"steps": 3, "dev_every": 2, "batch_size": 4}
+SETTINGS: dict[str, dict] = {
+    "ensemble": {"n_members": 2},
+    "in-context": {"n_orders": 2},
+    "feature-mlp": {"hidden_size": 8},
+    "feature-bilstm": {"hidden_size": 8, "epochs": 3},
+    "prompt-selection": {"templates": ["{text} It was {mask} .", "{mask} : {text}"]},
+    **dict.fromkeys(("prompt-tuning", "p-tuning", "adapter", "lora", "bitfit", "model-tuning", "attempt"), SHORT),
+    "prefix-tuning": {**SHORT, "projection": True, "projection_size": 8},
+    "auto-prompt": {**SHORT, "n_candidates": 3},
+}
 """Settings that make a method quick; none: its defaults."""
 
 
-@pytest.fixture(params=METHODS)
-def config(request, tiny_folder):
+WITH_SOURCES = ("attempt", "prompt-mixture")
+
+
+@pytest.fixture(scope="session")
+def sources(tiny_folder, tmp_path_factory):
+    """Prompts that were tuned on the tiny model before."""
     model = {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}}
-    return make_config({**TINY, "model": model, "method": {"name": request.param, **SETTINGS.get(request.param, {})}})
+    selection = {"baselines": False}
+    runs = [make_config({**TINY, "model": model, "seed": seed, "selection": selection}) for seed in (1, 2)]
+    return [str(run(config, tmp_path_factory.mktemp("sources")).folder) for config in runs]
+
+
+@pytest.fixture(params=METHODS)
+def config(request, tiny_folder, sources):
+    model = {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}}
+    own = {**SETTINGS.get(request.param, {}), **({"sources": sources} if request.param in WITH_SOURCES else {})}
+    return make_config({**TINY, "model": model, "method": {"name": request.param, **own}})
 
 
 def test_a_method_s_result_can_be_loaded_and_scores_as_it_did(config, tmp_path):
@@ -97,7 +120,7 @@ def test_a_run_that_begins_again_forgets_what_it_had_done(tmp_path):
     (folder / "events.jsonl").write_text(lines[0] + '\n{"event": "dev", "half": "done"}\n')
     resume(folder)
     kinds = [json.loads(line)["event"] for line in (folder / "events.jsonl").read_text().splitlines()]
-    assert kinds == ["start", "result"]
+    assert kinds == ["start", "dev", "result"]
 
 
 def test_another_model_is_refused(config, tmp_path, tiny_folder):

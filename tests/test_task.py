@@ -52,7 +52,7 @@ def test_causal_wordings_are_the_references(name):
 
 
 def test_the_references_tasks_are_all_there_with_its_losses_and_metrics():
-    assert set(TASKS) == set(MASKED)
+    assert set(TASKS) == {*MASKED, "trec"}
     assert {name for name, spec in TASKS.items() if spec.loss == "hinge"} == {"mrpc", "snli", "rte"}
     assert TASKS["mrpc"].metrics == ("f1", "accuracy")
     assert all(spec.metrics == ("accuracy",) for name, spec in TASKS.items() if name != "mrpc")
@@ -62,8 +62,19 @@ def test_the_references_tasks_are_all_there_with_its_losses_and_metrics():
 @pytest.mark.parametrize("name", TASKS)
 def test_every_built_in_wording_fits_its_data(name, kind):
     task, spec = builtin_task(name, kind), TASKS[name]
-    assert task.template.takes_pair == spec.takes_pair == (spec.hub.columns.text_pair is not None)
+    assert task.template.takes_pair == spec.takes_pair == bool(spec.hub and spec.hub.columns.text_pair)
     assert kind == "masked" or task.template.source.endswith("{mask}")
+
+
+@pytest.mark.parametrize(("model", "kind"), [("minilm-mlm", "masked"), ("gpt2-mini", "causal")])
+def test_trec_s_label_words_are_one_token_each_for_the_bundled_models(model, kind):
+    from transformers import AutoTokenizer
+
+    from backends.models import bundled_models
+
+    tokenizer = AutoTokenizer.from_pretrained(bundled_models()[model])
+    words = builtin_task("trec", kind).label_words
+    assert [len(tokenizer.encode(f" {word}", add_special_tokens=False)) for word in words] == [1] * 6
 
 
 def test_an_unknown_task_names_the_nearest():

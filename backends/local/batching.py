@@ -1,46 +1,46 @@
-"""How a population times rows is cut into micro-batches: no padding where it can be had for free."""
+"""How a population times rows is cut into micro-batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-PADDED_TOKENS = 1024
-"""Rows of different lengths share a batch, padded, only while it has fewer tokens than this: below it the cost
-of a forward pass is in starting it."""
-
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Candidates [start, stop) times the rows named, all padded to `length` tokens."""
+    """Candidates [start, stop) times the rows named, rows of one length next to each other."""
 
     start: int
     stop: int
     rows: tuple[int, ...]
-    length: int
+
+    @property
+    def chosen(self) -> slice:
+        """The candidates."""
+        return slice(self.start, self.stop)
 
 
-def micro_batches(lengths: Sequence[int], n_candidates: int, token_budget: int) -> list[MicroBatch]:
+def micro_batches(
+    lengths: Sequence[int], n_candidates: int, token_budget: int, one_length: bool = False
+) -> list[MicroBatch]:
     """Cover every (candidate, row) once with batches of at most `token_budget` tokens (one sequence at least).
 
-    Rows of one length are stacked over the whole population, so that large batches need no padding at all.
+    Rows are stacked over the whole population, longest first; with `one_length` each batch has rows of one length
+    only.
     """
     batches = []
-    for rows in _row_groups(lengths, n_candidates, token_budget):
-        length = max(lengths[row] for row in rows)
-        step = max(1, token_budget // (length * len(rows)))
+    for rows in _row_groups(lengths, token_budget // n_candidates, one_length):
+        step = max(1, token_budget // sum(lengths[row] for row in rows))
         for start in range(0, n_candidates, step):
-            batches.append(MicroBatch(start, min(start + step, n_candidates), rows, length))
+            batches.append(MicroBatch(start, min(start + step, n_candidates), rows))
     return batches
 
 
-def _row_groups(lengths: Sequence[int], n_candidates: int, token_budget: int) -> list[tuple[int, ...]]:
-    """Rows, longest first, cut where the length changes (unless the batch is small) or the budget is full."""
+def _row_groups(lengths: Sequence[int], limit: int, one_length: bool) -> list[tuple[int, ...]]:
+    """Rows, longest first, in groups of at most `limit` tokens (one row at least)."""
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if groups:
-            longest = lengths[groups[-1][0]]
-            tokens = longest * (len(groups[-1]) + 1)
-            same = lengths[row] == longest or tokens * n_candidates <= PADDED_TOKENS
-            if same and tokens <= token_budget:
+            fits = sum(lengths[other] for other in groups[-1]) + lengths[row] <= limit
+            if fits and (not one_length or lengths[row] == lengths[groups[-1][0]]):
                 groups[-1].append(row)
                 continue
         groups.append([row])

@@ -19,8 +19,8 @@ class Shared:
     layer: int
     lower: DeepPrompts
     anchor: Tensor | None
-    states: list[Tensor]
-    """One (tokens, H) a row."""
+    states: Tensor
+    """(tokens, H) of all rows end to end."""
 
     def holds_for(self, prompts: DeepPrompts, anchor: Tensor | None) -> bool:
         """All candidates (n, L, T, H) have these lower prompts."""

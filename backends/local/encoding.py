@@ -67,8 +67,9 @@ class RowTokenizer:
                 raise LabelWordError(f"label words {twin!r} and {word!r} are the same token for this model.")
         return ids
 
-    def row(self, row: Row) -> TokenRow:
-        """Tokenise one row; if it is too long, its longest text is cut from the end, token by token.
+    def row(self, row: Row, reserved: int = 0) -> TokenRow:
+        """Tokenise one row; if it is longer than the model less the `reserved` positions, its longest text is cut
+        from the end, token by token.
 
         Raises:
             BackendError: the template alone does not fit, or a causal template goes on after the mask or is empty.
@@ -93,7 +94,15 @@ class RowTokenizer:
         tokens += tail + [_Token(i) for i in self._right]
         if not tokens:
             raise BackendError("a row is empty: there is nothing left of {mask} for a causal LM to go on from.")
-        return self._truncated(tokens, read)
+        return self._truncated(tokens, read, self._max_length - reserved)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """Token ids as readable text."""
+        return str(self._tokenizer.decode(list(token_ids)))
+
+    def ordinary_places(self, row: TokenRow) -> list[int]:
+        """Places of a masked LM's row that hold words: neither special tokens nor the mask that is read."""
+        return [i for i in range(len(self._left), len(row.ids) - len(self._right)) if i != row.read]
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of a text alone, without special tokens, as it stands after other words."""
@@ -115,11 +124,11 @@ class RowTokenizer:
             for i, middle in zip(coded["input_ids"], middles, strict=True)
         ]
 
-    def _truncated(self, tokens: list[_Token], read: int) -> TokenRow:
-        cut = _cut_places([token.text for token in tokens], len(tokens) - self._max_length)
-        if len(tokens) - len(cut) > self._max_length:
+    def _truncated(self, tokens: list[_Token], read: int, limit: int) -> TokenRow:
+        cut = _cut_places([token.text for token in tokens], len(tokens) - limit)
+        if len(tokens) - len(cut) > limit:
             raise BackendError(
-                f"the template with its prompt takes {len(tokens) - len(cut)} tokens, the model {self._max_length}. "
+                f"the template with its prompt takes {len(tokens) - len(cut)} tokens, the model {limit}. "
                 "Take fewer prompt tokens."
             )
         kept = [token.id for i, token in enumerate(tokens) if i not in cut]

@@ -5,6 +5,7 @@ Hooks on the model's own list of layers, so that no architecture needs code of i
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -33,13 +34,13 @@ class Layers:
         Raises:
             BackendError: the model has no list of its layers.
         """
-        layers = self._list()
+        layers = self.modules
         with ExitStack() as stack:
             for layer in layers[:start]:
                 layer.forward = self._pass
                 stack.callback(layer.__dict__.pop, "forward")
             for i, layer in enumerate(layers[start:], start):
-                stack.enter_context(layer.register_forward_pre_hook(_before(i, enter), with_kwargs=True))
+                stack.enter_context(layer.register_forward_pre_hook(_before(i, enter), with_kwargs=True, prepend=True))
             stack.enter_context(layers[0].register_forward_hook(self._watch))
             yield
 
@@ -52,7 +53,7 @@ class Layers:
             found.append(args[0] if args else kwargs["hidden_states"])
             raise _Reached
 
-        handle = self._list()[stop].register_forward_pre_hook(leave, with_kwargs=True, prepend=True)
+        handle = self.modules[stop].register_forward_pre_hook(leave, with_kwargs=True, prepend=True)
         try:
             yield found
         except _Reached:
@@ -60,12 +61,18 @@ class Layers:
         finally:
             handle.remove()
 
-    def _list(self) -> nn.ModuleList:
+    @cached_property
+    def modules(self) -> nn.ModuleList:
+        """From the bottom up.
+
+        Raises:
+            BackendError: the model has no list of its layers.
+        """
         n_layers = self._model.config.num_hidden_layers
         for module in self._model.base_model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == n_layers:
                 return module
-        raise BackendError(f"{type(self._model).__name__} has no list of its {n_layers} layers to put prompts before.")
+        raise BackendError(f"{type(self._model).__name__} has no list of its {n_layers} layers.")
 
     def _pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (hidden_states,) if self._tuples else hidden_states

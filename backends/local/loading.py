@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 
+from backends.local.shapes import PREFIX, random_config, random_model, random_tokenizer
 from backends.models import bundled_models
 from bbt.errors import BackendError, unknown
 
@@ -72,14 +73,19 @@ def load(
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours is the only one
     if kind not in (None, "masked", "causal"):
         raise BackendError(unknown("kind", kind, ("masked", "causal")))
-    source = resolve(model)
+    source, shape = resolve(model), model.removeprefix(PREFIX)
     loaded: Any
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        random = shape != model
+        config = random_config(shape, revision) if random else AutoConfig.from_pretrained(source, revision=revision)
         kind = kind or _kind_of(config)
         auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
-        loaded = auto.from_pretrained(source, revision=revision, dtype=dtype)
+        if random:
+            tokenizer = random_tokenizer(shape, kind, revision)
+            loaded = random_model(auto, config, device).to(dtype)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+            loaded = auto.from_pretrained(source, revision=revision, dtype=dtype)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackendError(

@@ -5,12 +5,14 @@ to the label words' rows. Both work on any architecture that names its trunk (`b
 (`get_output_embeddings`), so no model needs code of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.profiler import record_function
 
 from bbt.errors import BackendError
 
@@ -29,9 +31,14 @@ class Trunk:
             raise BackendError(f"{type(model).__name__} has no linear decoder over its vocabulary to score with.")
         self._read: Tensor | None = None
         model.base_model.register_forward_hook(self._keep_read_position)
+        model.base_model.forward = record_function("bbt.trunk")(model.base_model.forward)
 
     @torch.inference_mode()
-    def logits(
+    def logits(self, embeddings: Tensor, lengths: Tensor, read: Tensor) -> Tensor:
+        """`differentiable_logits` without gradients."""
+        return self.differentiable_logits(embeddings, lengths, read)
+
+    def differentiable_logits(
         self, embeddings: Tensor, lengths: Tensor, read: Tensor, past: Any = None, past_length: int = 0
     ) -> Tensor:
         """Logits (S, K) of the label words at `read` (S,) for S sequences of `embeddings` (S, N, H), of which
@@ -39,38 +46,37 @@ class Trunk:
         self._read = read
         try:
             mask = _padding_mask(lengths, embeddings.shape[1], past_length)
-            output = self._model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=past)
+            with record_function("bbt.model"):
+                output = self._model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=past)
         finally:
             self._read = None
         return cast(Tensor, output.logits[:, 0])
 
-    @torch.inference_mode()
-    def keys_and_values(self, embeddings: Tensor, start: int = 0) -> list[tuple[Tensor, Tensor]]:
-        """Each layer's keys and values for prefixes (n, N, H); layers below `start`, which are skipped, repeat its."""
-        cache = self._model.base_model(inputs_embeds=embeddings, use_cache=True).past_key_values
-        return [(layer.keys, layer.values) for layer in [cache.layers[start]] * start + cache.layers[start:]]
-
     @contextmanager
     def scoring(self, token_ids: Tensor) -> Iterator[None]:
-        """Inside, the head knows these K tokens only."""
-        rows = _FullPrecisionLinear(self._decoder.in_features, len(token_ids), bias=self._decoder.bias is not None)
-        rows.weight = nn.Parameter(self._decoder.weight[token_ids].float(), requires_grad=False)
-        if self._decoder.bias is not None:
-            rows.bias = nn.Parameter(self._decoder.bias[token_ids].float(), requires_grad=False)
-        self._model.set_output_embeddings(rows)
+        """Inside, the head knows these K tokens only, in fp32: K rows cost nothing, while bf16 would round a logit
+        of 100, as causal LMs have them, to 0.5."""
+        weight, bias = self._decoder.weight[token_ids].float(), self._decoder.bias
+        bias = None if bias is None else bias[token_ids].float()
+
+        def score(hidden: Tensor) -> Tensor:
+            with torch.autocast(hidden.device.type, enabled=False):
+                return functional.linear(hidden.float(), weight, bias)
+
+        self._decoder.forward = score  # on the instance, where it hides the class's
         try:
             yield
         finally:
-            self._model.set_output_embeddings(self._decoder)
+            del self._decoder.forward
 
     @contextmanager
-    def adding_after_layernorm(self, offsets: Tensor) -> Iterator[None]:
-        """Inside, `offsets` (S, N, H) are added to the embeddings after their LayerNorm."""
+    def after_layernorm(self, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Inside, the embeddings are changed after their LayerNorm."""
 
-        def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            return output + offsets
+        def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return change(output)
 
-        handle = embedding_layernorm(self._model).register_forward_hook(add)
+        handle = embedding_layernorm(self._model).register_forward_hook(hook)
         try:
             yield
         finally:
@@ -82,23 +88,6 @@ class Trunk:
             rows = torch.arange(len(hidden), device=hidden.device)
             output["last_hidden_state"] = hidden[rows, self._read][:, None]
         return output
-
-
-class _FullPrecisionLinear(nn.Linear):
-    """K rows cost nothing in fp32, while bf16 would round a logit of 100, as causal LMs have them, to 0.5."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return super().forward(hidden.float())
-
-
-def repeated(layers: list[tuple[Tensor, Tensor]], candidates: slice, n_rows: int) -> Any:
-    """A cache in which every chosen candidate's keys and values stand once for each of its rows."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    for i, (keys, values) in enumerate(layers):
-        cache.update(keys[candidates].repeat_interleave(n_rows, 0), values[candidates].repeat_interleave(n_rows, 0), i)
-    return cache
 
 
 def _padding_mask(lengths: Tensor, width: int, past_length: int) -> Tensor | None:
@@ -122,3 +111,12 @@ def embedding_layernorm(model: Any) -> nn.Module:
             f"{type(model).__name__} has no LayerNorm after its embeddings; use prompt.placement: embedding."
         )
     return layernorm
+
+
+def word_embeddings(model: Any) -> Tensor:
+    """(vocabulary, H) what enters the model for each token: Gemma's embeddings are scaled first."""
+    module = model.get_input_embeddings()
+    if type(module) is nn.Embedding:
+        return module.weight
+    with torch.no_grad():
+        return cast(Tensor, module(torch.arange(len(module.weight), device=module.weight.device)))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from bbt.cli import look, run, serve, use
+from bbt.cli import bench, compare, look, run, serve, use
 from bbt.errors import BbtError
 
 app = typer.Typer(
@@ -21,11 +21,13 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "run": run.run,
     "resume": run.resume,
+    "compare": compare.compare,
     "eval": use.evaluate,
     "predict": use.predict,
     "serve": serve.serve,
     "ls": look.list_,
     "show": look.show,
+    "bench": bench.bench,
 }
 for name, command in COMMANDS.items():
     app.command(name)(command)

@@ -14,7 +14,26 @@ from bbt.methods.base import Method
 
 METHODS = {
     "black-box": ("bbt.methods.black_box:BlackBox", "Black-Box Tuning: a search over z, p = p0 + A z"),
+    "bbtv2": ("bbt.methods.bbtv2:BBTv2", "BBTv2: a prompt for every layer, searched layer by layer"),
+    "ensemble": ("bbt.methods.ensemble:Ensemble", "several trained classifiers, log-probabilities averaged"),
+    "feature-bilstm": ("bbt.baselines.feature_bilstm:FeatureBiLSTM", "an LSTM on frozen hidden states"),
+    "feature-mlp": ("bbt.methods.feature_mlp:FeatureMLP", "a perceptron on frozen hidden states"),
+    "in-context": ("bbt.methods.in_context:InContext", "solved training rows before the text"),
     "manual": ("bbt.methods.manual:Manual", "the template's words alone"),
+    "prompt-mixture": ("bbt.methods.prompt_mixture:PromptMixture", "a searched mixture of prompts tuned before"),
+    "prompt-selection": ("bbt.methods.prompt_selection:PromptSelection", "the best of several manual prompts"),
+    "attempt": ("bbt.baselines.attempt:Attempt", "gradients: an attentional mixture of prompts tuned before"),
+    "prompt-tuning": ("bbt.baselines.prompt_tuning:PromptTuning", "gradients: the soft prompt's vectors"),
+    "p-tuning": ("bbt.baselines.p_tuning:PTuning", "gradients: a network (LSTM) that makes the soft prompt"),
+    "prefix-tuning": (
+        "bbt.baselines.prefix_tuning:PrefixTuning",
+        "gradients: P-Tuning v2, keys and values left of every row in every layer",
+    ),
+    "auto-prompt": ("bbt.baselines.auto_prompt:AutoPrompt", "gradients: a search over real tokens"),
+    "adapter": ("bbt.baselines.adapter:Adapter", "gradients: bottleneck networks in every layer"),
+    "lora": ("bbt.baselines.lora:Lora", "gradients: low-rank changes of attention weights"),
+    "bitfit": ("bbt.baselines.bitfit:BitFit", "gradients: the biases"),
+    "model-tuning": ("bbt.baselines.model_tuning:ModelTuning", "gradients: every weight"),
 }
 """Name -> where its class is, and what it is."""
 

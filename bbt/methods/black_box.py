@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bbt.classifier import SoftPromptClassifier
 from bbt.experiment import Experiment, Trained
@@ -14,9 +14,9 @@ from bbt.initial import initial_prompts
 from bbt.losses import cross_entropy, hinge, negative_metric
 from bbt.methods.base import Method
 from bbt.objective import Judge, Objective
-from bbt.optimizers import Settings, make_optimizer
+from bbt.optimizers import Optimizer, Settings, make_optimizer
 from bbt.records import decode_losses, encode_losses
-from bbt.space import PromptSpace, Recipe, normal_scale
+from bbt.space import PromptSpace, Recipe, Space, normal_scale
 from bbt.tasks import TASKS
 from bbt.tuner import Candidate, Schedule, Tuner
 from bbt.types import Labels, Losses, Prompts, Scores
@@ -29,18 +29,7 @@ class BlackBox(Method):
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
-        search = Search(experiment)
-        experiment.observer.started(max(search.tuner.schedule.budgets), "query")
-        best = search.tuner.run()
-        untuned = experiment.soft_prompt(search.space.p0[0], search.anchor)
-        return Trained(
-            search.classifier(best),
-            best.who,
-            best.verdict,
-            best.train_queries,
-            search.space.intrinsic_dim,
-            {"manual": experiment.manual, "untuned": untuned},
-        )
+        return Search(experiment).run()
 
 
 @dataclass
@@ -52,48 +41,81 @@ class Search:
     def __post_init__(self) -> None:
         e = self.experiment
         self.objective = Objective(e.train, training_loss(e), e.ledger)
+        self._p0 = self._initial()
+        if self._anchor is not None:
+            e.backend.anchor(self._p0)
         self.space = self._space()
         self._warn_of_cut_rows()
         self.tuner = self._tuner()
 
-    @property
-    def anchor(self) -> Prompts | None:
-        """p0 (T, H) where the prompt is added after its LayerNorm."""
-        return self.space.p0[0] if self.experiment.config.prompt.placement == "layernorm" else None
+    def run(self) -> Trained:
+        """Spend the budget."""
+        e = self.experiment
+        e.observer.started(max(self.tuner.schedule.budgets), "query")
+        best = self.tuner.run()
+        return Trained(
+            self._classifier(best),
+            best.who,
+            best.verdict,
+            best.train_queries,
+            self.space.intrinsic_dim,
+            {"manual": e.manual, "untuned": e.soft_prompt(self.space.p0[0], self._anchor)},
+        )
 
-    def classifier(self, best: Candidate) -> SoftPromptClassifier:
+    @property
+    def _anchor(self) -> Prompts | None:
+        """The initial word embeddings (T, H) where the prompt is added after their LayerNorm."""
+        return self._p0[0] if self.experiment.config.prompt.placement == "layernorm" else None
+
+    def _classifier(self, best: Candidate) -> SoftPromptClassifier:
         """The best candidate, with how it was found."""
-        anchor = self.anchor if len(best.prompt) else None
-        facts = {"who": best.who, "train_queries": best.train_queries, "dev": asdict(best.verdict)}
+        anchor = None if best.who == "manual" else self._anchor
+        facts: dict[str, Any] = {"who": best.who, "train_queries": best.train_queries, "dev": asdict(best.verdict)}
         return self.experiment.soft_prompt(best.prompt, anchor, **facts)
 
     def _tuner(self) -> Tuner:
         e, c = self.experiment, self.experiment.config
-        own = c.optimizer.model_dump(exclude={"name"})
-        settings = Settings(self.space.intrinsic_dim, seed=c.seed, budget=c.budget.queries, **own)
-        budgets = (c.budget.queries, *(event["queries"] for event in e.log.of("extend")))
         return Tuner(
-            make_optimizer(c.optimizer.name, settings),
+            self._optimizer(),
             self.space,
             self.objective,
             Judge(e.dev, e.task, e.ledger),
             e.ledger,
             e.log,
-            Schedule(budgets, c.budget.dev_every, c.budget.patience, **c.selection.model_dump()),
+            Schedule(self._budgets(), c.budget.dev_every, c.budget.patience, **c.selection.model_dump()),
             e.observer.progressed,
         )
 
-    def _space(self) -> PromptSpace:
-        """p0 (screened where asked for) and A."""
-        e, c, d = self.experiment, self.experiment.config.prompt, self.experiment.config.prompt.intrinsic_dim
-        p0 = self._screened(initial_prompts(c, e.backend, e.task, e.config.seed))
-        if c.placement == "layernorm":
-            e.backend.anchor(p0)
-        if c.scale == "paper":
-            scale = c.alpha / math.sqrt(d)
-        else:
-            scale = normal_scale(e.backend.info.embedding_std, d, e.config.optimizer.sigma0, c.alpha)
-        return PromptSpace.drawn(p0, Recipe(e.config.seed, d, c.projection, scale))
+    def _optimizer(self) -> Optimizer:
+        c = self.experiment.config
+        return make_optimizer(c.optimizer.name, self._settings(self.space.intrinsic_dim, c.seed))
+
+    def _settings(self, intrinsic_dim: int, seed: int) -> Settings:
+        c = self.experiment.config
+        own = c.optimizer.model_dump(exclude={"name"})
+        return Settings(intrinsic_dim, seed=seed, budget=c.budget.queries, **own)
+
+    def _budgets(self) -> tuple[int, ...]:
+        """The budget in queries and what it was extended to."""
+        e = self.experiment
+        return (e.config.budget.queries, *(event["queries"] for event in e.log.of("extend")))
+
+    def _initial(self) -> Prompts:
+        """p0 (1, T, H), screened where asked for."""
+        e, c = self.experiment, self.experiment.config.prompt
+        return self._screened(initial_prompts(c, e.backend, e.task, e.config.seed))
+
+    def _space(self) -> Space:
+        """Word embeddings p0 + A z."""
+        e = self.experiment
+        return self._subspace(self._p0, e.config.seed, e.backend.info.embedding_std)
+
+    def _subspace(self, p0: Prompts, seed: int, std: float) -> PromptSpace:
+        """p0 + A z, A drawn by the seed; `std` is the spread of what A z is added to."""
+        c, sigma0 = self.experiment.config.prompt, self.experiment.config.optimizer.sigma0
+        d = c.intrinsic_dim
+        scale = c.alpha / math.sqrt(d) if c.scale == "paper" else normal_scale(std, d, sigma0, c.alpha)
+        return PromptSpace.drawn(p0, Recipe(seed, d, c.projection, scale))
 
     def _screened(self, prompts: Prompts) -> Prompts:
         """The initial prompt of lowest training loss (1, T, H)."""

@@ -10,4 +10,4 @@ class Manual(Method):
     def train(self, experiment: Experiment) -> Trained:
         """Judge it once on dev, for the table."""
         classifier = experiment.manual
-        return Trained(classifier, "manual", experiment.judge(classifier), train_queries=0, n_parameters=0)
+        return Trained(classifier, "manual", experiment.judge(classifier, "manual"), train_queries=0, n_parameters=0)

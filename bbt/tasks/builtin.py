@@ -1,4 +1,4 @@
-"""The seven tasks of the BBT paper with the reference's templates and label words."""
+"""The seven tasks of the BBT paper with the reference's templates and label words, and TREC with ours."""
 
 from dataclasses import dataclass
 
@@ -28,13 +28,13 @@ class HubSource:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A built-in task; `loss` is what the released code trains it with, `pair` says that it takes two texts."""
+    """A built-in task; `loss` is what the released code trains it with; without a `hub` it needs files."""
 
     title: str
     label_names: tuple[str, ...]
     masked: Wording
     causal: Wording
-    hub: HubSource
+    hub: HubSource | None
     metrics: tuple[str, ...] = ("accuracy",)
     loss: str = "cross_entropy"
 
@@ -50,6 +50,7 @@ _DBPEDIA = tuple(
     "Company Education Artist Athlete Office Transportation Building Natural Village Animal Plant Album Film "
     "Written".split()
 )
+_TREC = ("Description", "Entity", "Abbreviation", "Human", "Location", "Number")
 _PAIR = "{prompt} . {text} ? {mask} , {text_pair}"
 # The paper has no causal templates for pairs; this one is ours.
 _CAUSAL_PAIR = "{prompt} . {text} Question : {text_pair} True , or not ? Answer : {mask}"
@@ -107,6 +108,14 @@ TASKS: dict[str, TaskSpec] = {
         Wording(_CAUSAL_PAIR, ("yes", "maybe", "no")),
         HubSource("stanfordnlp/snli", None, Columns("premise", "hypothesis")),
         loss="hinge",
+    ),
+    # Not in the paper: template and words are ours, in the manner of its AG News. The hub's copy needs a script.
+    "trec": TaskSpec(
+        "TREC: what a question asks for",
+        ("DESC", "ENTY", "ABBR", "HUM", "LOC", "NUM"),
+        Wording("{prompt} . {mask} question: {text}", _TREC),
+        Wording("{prompt} . {text} The question above asks for {mask}", tuple(w.lower() for w in _TREC)),
+        hub=None,
     ),
 }
 

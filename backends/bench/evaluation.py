@@ -1,0 +1,74 @@
+"""One evaluation, by our backend and by the plain loop, with the seconds of each part."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from backends.bench.plain import PlainLoop
+from backends.bench.workload import Generations
+from bbt.types import Latents, Losses, Scores
+
+PARTS = ("optimizer", "projection", "scoring", "loss")
+
+
+@dataclass
+class Evaluation:
+    """One generation (with deep prompts one a turn): latents (n, d), scores (n, B, K), losses (n,), seconds by part."""
+
+    latents: list[Latents] = field(default_factory=list)
+    scores: list[Scores] = field(default_factory=list)
+    losses: list[Losses] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    @property
+    def n_queries(self) -> int:
+        """Candidates scored on all rows."""
+        return sum(map(len, self.losses))
+
+    @property
+    def queries_per_second(self) -> float:
+        """The optimizer's time apart."""
+        return self.n_queries / (sum(self.seconds.values()) - self.seconds["optimizer"])
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """Count what happens inside to a part."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+
+
+def ours(work: Generations, seed: int) -> Evaluation:
+    """Whole populations: ask, project, score, take the loss, tell."""
+    done = Evaluation()
+    for layer in work.layers:
+        with done.timing("optimizer"):
+            latents = work.optimizer.ask()
+        with done.timing("projection"):
+            prompts = work.prompts(latents, layer, seed)
+        with done.timing("scoring"):
+            scores = work.scores(prompts)
+        with done.timing("loss"):
+            losses = work.losses(scores)
+        with done.timing("optimizer"):
+            work.optimizer.tell(latents, losses)
+        done.latents.append(latents)
+        done.scores.append(scores)
+        done.losses.append(losses)
+    return done
+
+
+def plainly(work: Generations, loop: PlainLoop, population: list[Latents], seed: int) -> Evaluation:
+    """The same candidates one at a time: project one, score it, take its loss."""
+    done = Evaluation(latents=population)
+    for layer, latents in zip(work.layers, population, strict=True):
+        with done.timing("scoring"):
+            prompts = (work.prompts(z[None], layer, seed)[0] for z in latents)
+            scores = [loop.scores(prompt) for prompt in prompts]
+            losses = [work.losses(s[None])[0] for s in scores]
+        done.scores.append(np.array(scores))
+        done.losses.append(np.array(losses))
+    return done

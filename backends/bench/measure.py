@@ -1,0 +1,145 @@
+"""The measurement: warm up, then the chip's best, ours and the plain loop in turn, again and again."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from backends.bench.evaluation import PARTS, Evaluation, ours, plainly
+from backends.bench.memory import peak_memory_mb
+from backends.bench.parts import scoring_shares
+from backends.bench.plain import PlainLoop
+from backends.bench.rates import MatrixRate, operations
+from backends.bench.workload import Generations, Workload
+from backends.local.loading import load
+from backends.local.precision import rank_correlation
+from bbt.losses import log_softmax
+
+Against = Literal["plain", "plain-fp32"]
+
+
+def measure(
+    workload: Workload, against: Against | None = None, plain_queries: int | None = None, repeats: int = 5
+) -> dict[str, Any]:
+    """Measure a workload; spreads are [median, minimum, maximum] over the repeats.
+
+    `against` the plain loop, in the same precision or in fp32, on the first `plain_queries` candidates of each
+    generation (none: all of them; the time of one does not depend on their number).
+    """
+    work = Generations(workload)
+    device = torch.device(work.backend.info.device)
+    memory, executed = _warmed_up(work, device)
+    rate = MatrixRate(work.backend._model, n_tokens=4096)
+    shares = scoring_shares(lambda: ours(work, seed=1), device)
+    loop = _plain_loop(work, against) if against else None
+    mine, plain, rates = [], [], []
+    for seed in range(2, 2 + repeats):
+        rates.append(rate.measure())
+        mine.append(ours(work, seed))
+        if loop:
+            chosen = [latents[:plain_queries] for latents in mine[-1].latents]
+            plain.append(plainly(work, loop, chosen, seed))
+    return {
+        **_facts(work),
+        **_speed(work, mine, rates, executed, shares["trunk"]),
+        "parts_ms": _parts(mine, shares),
+        "memory_before_mb": memory[0],
+        "peak_memory_mb": memory[1],
+        "matrix_rate": {"shape": rate.shape, "operations_per_second": _spread(rates)},
+        "against": {"loop": against, **_compared(mine, plain)} if against else None,
+    }
+
+
+def _warmed_up(work: Generations, device: torch.device) -> tuple[tuple[float, float], int]:
+    """The first evaluation: memory before and at its peak, and the operations that it took."""
+    executed = 0
+
+    def first() -> None:
+        nonlocal executed
+        executed = operations(lambda: ours(work, seed=0))
+
+    return peak_memory_mb(first, device), executed
+
+
+def _plain_loop(work: Generations, against: Against) -> PlainLoop:
+    """A second copy of the model, untouched by ours, warmed up on one candidate."""
+    w, backend = work.workload, work.backend
+    device = torch.device(backend.info.device)
+    dtype = torch.float32 if against == "plain-fp32" else backend._dtype
+    model, _, _ = load(w.model, backend.info.kind, device, dtype, None)
+    loop = PlainLoop(model, work.encoded.rows, work.encoded.label_ids.tolist())
+    loop.scores(work.prompts(np.zeros((1, w.intrinsic_dim)), 0)[0])
+    return loop
+
+
+def _facts(work: Generations) -> dict[str, Any]:
+    """What was measured."""
+    w, info = work.workload, work.backend.info
+    lengths = [len(row.ids) for row in work.encoded.rows]
+    return {
+        "model": w.model,
+        "architecture": info.architecture,
+        "device": info.device,
+        "precision": info.precision,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "rows": len(lengths),
+        "row_tokens": [min(lengths), float(np.mean(lengths)), max(lengths)],
+        **{
+            k: v for k, v in asdict(w).items() if k not in ("model", "device", "precision", "n_rows", "data", "lengths")
+        },
+        "token_budget": work.backend.token_budget,
+    }
+
+
+def _speed(
+    work: Generations, mine: Sequence[Evaluation], rates: Sequence[float], executed: int, trunk_share: float
+) -> dict[str, Any]:
+    """Rates of whole evaluations; `executed` are the matrix products' operations in one."""
+    per_second = [e.queries_per_second for e in mine]
+    queries = mine[0].n_queries
+    done = [executed / queries * q for q in per_second]
+    return {
+        "queries_per_second": _spread(per_second),
+        "tokens_per_second": _spread([q * work.encoded.n_tokens for q in per_second]),
+        "operations_per_query": executed / queries,
+        "operations_per_second": _spread(done),
+        "share_of_matrix_rate": _spread([a / b for a, b in zip(done, rates, strict=True)]),
+        "trunk_share_of_matrix_rate": _spread(
+            [executed / (trunk_share * e.seconds["scoring"]) / rate for e, rate in zip(mine, rates, strict=True)]
+        ),
+    }
+
+
+def _parts(mine: Sequence[Evaluation], shares: dict[str, float]) -> dict[str, float]:
+    """Median milliseconds a generation; scoring is shared out as the profiler saw it."""
+    seconds = {part: float(np.median([e.seconds[part] for e in mine])) for part in PARTS}
+    scoring = seconds.pop("scoring")
+    scored = {**shares, "rest of scoring": 1.0 - sum(shares.values())}
+    seconds |= {part: share * scoring for part, share in scored.items()}
+    return {part: 1e3 * s / len(mine[0].losses) for part, s in seconds.items()}
+
+
+def _compared(mine: Sequence[Evaluation], plain: Sequence[Evaluation]) -> dict[str, Any]:
+    """Speed-up pair by pair, and how far the scores (less their free constants) and rankings agree."""
+    pairs = list(zip(mine, plain, strict=True))
+    differences, correlations = [], []
+    for a, b in pairs:
+        for ours_, plain_, our_losses, plain_losses in zip(a.scores, b.scores, a.losses, b.losses, strict=True):
+            n = len(plain_)
+            differences.append(np.abs(log_softmax(ours_[:n]) - log_softmax(plain_)).max())
+            correlations.append(rank_correlation(our_losses[:n], plain_losses) if n > 2 else float("nan"))
+    return {
+        "queries_per_second": _spread([b.queries_per_second for b in plain]),
+        "queries_per_repeat": plain[0].n_queries,
+        "speedup": _spread([a.queries_per_second / b.queries_per_second for a, b in pairs]),
+        "max_log_probability_difference": float(max(differences)),
+        "min_rank_correlation": float(min(correlations)),
+    }
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    """[median, minimum, maximum]."""
+    return [float(np.median(values)), float(min(values)), float(max(values))]

@@ -1,0 +1,121 @@
+"""What is measured: rows, a model, and one generation of candidates after another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from backends.local import LocalBackend
+from bbt.errors import ConfigError
+from bbt.losses import cross_entropy
+from bbt.optimizers import Settings, make_optimizer
+from bbt.problem import test_examples
+from bbt.space import PromptSpace, normal_scale, random_projection, stable_choice
+from bbt.tasks import Example, Task
+from bbt.tasks.builtin import builtin_task
+from bbt.tasks.data import bundled_splits, first_k_then_k
+from bbt.tasks.task import labels_of
+from bbt.types import Latents, Losses, Prompts, Scores
+
+N_TURNS = 4
+"""Deep prompts: turns of the search that are measured, from the lowest layers to the highest."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A generation's work; the defaults are BBT's (arXiv 2201.03514, Table 1).
+
+    Rows are the 16-shot training rows of a bundled `task` or of the `data` file, or rows of `lengths` tokens of text;
+    `n_rows` repeats or cuts them. With `deep` every layer has a prompt, and the candidates of a turn differ in one
+    layer's (BBTv2, arXiv 2205.11200).
+    """
+
+    model: str = "minilm-mlm"
+    task: str = "sst2"
+    data: Path | None = None
+    lengths: tuple[int, ...] = ()
+    n_rows: int | None = None
+    population_size: int = 20
+    n_prompt_tokens: int = 50
+    intrinsic_dim: int = 500
+    optimizer: str = "cma-separable"
+    deep: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+    token_budget: int | None = None
+
+    def examples(self, task: Task) -> list[Example]:
+        """The rows.
+
+        Raises:
+            DataError: the task is not bundled, or the file does not hold 32 rows a class.
+        """
+        if self.lengths:
+            rows = [Example(" ".join([task.label_words[0]] * n), i % 2) for i, n in enumerate(self.lengths)]
+        elif self.data:
+            rows = first_k_then_k(test_examples(task, self.data), 16, task.label_names)[0]
+        else:
+            rows = bundled_splits(task.name, 16, 42, task.label_names).train
+        n_rows = self.n_rows or max(len(rows), 32 if self.lengths else 0)
+        return [rows[i % len(rows)] for i in range(n_rows)]
+
+
+class Generations:
+    """A workload on its backend."""
+
+    def __init__(self, workload: Workload) -> None:
+        backend = LocalBackend(
+            workload.model,
+            device=workload.device,
+            precision=workload.precision,
+            token_budget=workload.token_budget,
+        )
+        self.workload, self.backend = workload, backend
+        task = builtin_task(workload.task, backend.info.kind)
+        examples = workload.examples(task)
+        self.labels = labels_of(examples)
+        self.encoded = backend.encode(task.rows(examples, workload.n_prompt_tokens), task.label_words)
+        if workload.deep and not hasattr(backend, "deep_label_scores"):
+            raise ConfigError("this backend takes no deep prompts.")
+        settings = Settings(workload.intrinsic_dim, workload.population_size)
+        self.optimizer = make_optimizer(workload.optimizer, settings)
+
+    @cached_property
+    def space(self) -> PromptSpace:
+        """p0 of random vocabulary tokens, and A as in BBT's released code."""
+        w, ids = self.workload, self.backend.ordinary_ids()
+        p0 = self.backend.embed_ids([ids[i] for i in stable_choice(0, len(ids), w.n_prompt_tokens)])
+        scale = normal_scale(self.backend.info.embedding_std, w.intrinsic_dim, 1.0)
+        return PromptSpace(p0, random_projection(0, p0.size, w.intrinsic_dim, "normal", scale))
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """The layers whose turns are measured: 0 alone, or with deep prompts the middles of equal parts of them."""
+        n_layers = self.backend.info.n_layers
+        if not self.workload.deep:
+            return (0,)
+        return sorted({int((i + 0.5) * n_layers / N_TURNS) for i in range(N_TURNS)})
+
+    def prompts(self, latents: Latents, layer: int, seed: int = 0) -> Prompts:
+        """The candidates of a turn; with deep prompts all share what a `seed` puts before the other layers."""
+        prompts = self.space.prompts(latents)
+        if not self.workload.deep:
+            return prompts
+        shape = (self.backend.info.n_layers, *prompts.shape[1:])
+        scale = self.backend.info.embedding_std
+        others = scale * np.random.default_rng(seed).standard_normal(shape, np.float32)
+        others[0] += self.space.p0[0]
+        deep = np.repeat(others[None], len(prompts), axis=0)
+        deep[:, layer] = prompts if layer == 0 else prompts - self.space.p0
+        return deep
+
+    def scores(self, prompts: Prompts) -> Scores:
+        """(n, B, K) of a turn's prompts."""
+        score = getattr(self.backend, "deep_label_scores" if self.workload.deep else "label_scores")
+        return np.asarray(score(prompts, self.encoded))
+
+    def losses(self, scores: Scores) -> Losses:
+        """(n,)."""
+        return cross_entropy(scores, self.labels)

@@ -1,0 +1,62 @@
+"""Models of a known shape with random weights, for measuring speed and memory where no weights are at hand.
+
+`random:roberta-large` names a shape of `SHAPES`; `random:FOLDER` takes the configuration, and the tokenizer if it
+has one, of a folder, a bundled model or a hub name. A shape comes with the tokenizer of a bundled model.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from backends.models import bundled_models
+from bbt.errors import BackendError, unknown
+
+PREFIX = "random:"
+_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert-base": ("bert", {}),
+    "bert-large": ("bert", _LARGE),
+    "roberta-base": ("roberta", _ROBERTA),
+    "roberta-large": ("roberta", {**_ROBERTA, **_LARGE}),
+    "gpt2": ("gpt2", {}),
+    "gpt2-large": ("gpt2", {"n_embd": 1280, "n_layer": 36, "n_head": 20}),
+    "gpt2-xl": ("gpt2", {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
+}
+"""Model type and what differs from its default configuration, as the published config.json files have it."""
+
+
+def random_config(name: str, revision: str | None = None) -> Any:
+    """The configuration of a shape, a bundled model, a folder or a hub name.
+
+    Raises:
+        BackendError: an unknown shape.
+        OSError: a folder or hub name without a configuration.
+    """
+    from transformers import AutoConfig
+
+    if name in SHAPES:
+        model_type, sizes = SHAPES[name]
+        return AutoConfig.for_model(model_type, **sizes)
+    if name not in bundled_models() and not Path(name).is_dir() and "/" not in name:
+        raise BackendError(unknown("shape", name, [*SHAPES, *bundled_models()]) + " Or give a folder or hub name.")
+    return AutoConfig.from_pretrained(bundled_models().get(name, name), revision=revision)
+
+
+def random_tokenizer(name: str, kind: Literal["masked", "causal"], revision: str | None = None) -> Any:
+    """The tokenizer beside the configuration, or a bundled model's for a shape."""
+    from transformers import AutoTokenizer
+
+    bundled = bundled_models()
+    if name in SHAPES or (Path(name).is_dir() and not (Path(name) / "tokenizer.json").is_file()):
+        return AutoTokenizer.from_pretrained(bundled["minilm-mlm" if kind == "masked" else "gpt2-mini"])
+    return AutoTokenizer.from_pretrained(bundled.get(name, name), revision=revision)
+
+
+def random_model(auto: Any, config: Any, device: torch.device) -> Any:
+    """The model with the random weights of seed 0, drawn in fp32 so that every precision rounds the same ones."""
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(0)
+        return auto.from_config(config, dtype=torch.float32)

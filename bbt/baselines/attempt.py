@@ -1,0 +1,134 @@
+"""ATTEMPT (Asai et al. 2022, arXiv 2205.11961): an attentional mixture of prompts tuned on other tasks.
+
+Every row has a prompt of its own: p + the sum over the source prompts and p of a_j p_j, where the attention a comes of
+the row's words. Trained are p and the small network that attends; the sources and the model stay frozen.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bbt.backend import Backend, Trainable
+from bbt.baselines.gradients import require_gradients
+from bbt.baselines.training import Subject, Training
+from bbt.classifier import Classifier
+from bbt.errors import RunError
+from bbt.experiment import Experiment
+from bbt.initial import initial_prompts, saved_prompt
+from bbt.objective import Ledger
+from bbt.tasks import Example, Task
+from bbt.types import RowScores
+
+FILE = "mixture.safetensors"
+ROWS_AT_ONCE = 32
+
+
+class Attempt(Training):
+    """`sources` are run folders or files of soft prompts on the same model, all of `prompt.n_prompt_tokens` tokens;
+    p begins as the section `prompt` says. `bottleneck` is the attending network's width (300 in the authors' code).
+    """
+
+    sources: tuple[str, ...] = Field(min_length=1)
+    bottleneck: int = Field(100, ge=1)
+    learning_rate: float = Field(3e-3, gt=0)
+    steps: int = Field(200, gt=0)
+
+    def subject(self, experiment: Experiment, model: Trainable) -> Subject:
+        """p and the attending network."""
+        e, n_tokens = experiment, experiment.config.prompt.n_prompt_tokens
+        sources = np.concatenate([saved_prompt(Path(path), e.backend, n_tokens) for path in self.sources])
+        target = initial_prompts(e.config.prompt, e.backend, e.task, e.config.seed)[0]
+        mixture = Mixture(torch.from_numpy(sources), torch.from_numpy(target.copy()), self.bottleneck)
+        classifier = AttemptClassifier(e.backend, e.task, model, mixture.to(model.model.device))
+        encoded = model.encode(e.task.rows(e.split.train, n_tokens), e.task.label_words)
+        e.ledger.truncated += encoded.n_truncated
+        words = classifier.pooled_words(e.split.train)
+
+        def logits(rows: Sequence[int]) -> Tensor:
+            found: Tensor = model.logits(encoded, rows, mixture(words[rows]))
+            return found
+
+        return Subject(list(mixture.parameters()), logits, lambda: classifier)
+
+    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
+        """The mixture with its sources.
+
+        Raises:
+            RunError: there is none; BackendError: a forward-only backend.
+        """
+        if not (folder / FILE).is_file():
+            raise RunError(f"{folder} holds no {FILE}: has its run finished? `bbt resume {folder}` goes on.")
+        model = require_gradients(backend, "attempt").trainable()
+        arrays = load_file(folder / FILE)
+        mixture = Mixture(arrays["sources"], arrays["target"], self.bottleneck)
+        mixture.load_state_dict(arrays)
+        return AttemptClassifier(backend, task, model, mixture.to(model.model.device))
+
+
+class Mixture(nn.Module):
+    """A prompt for every row, from its words."""
+
+    sources: Tensor
+
+    def __init__(self, sources: Tensor, target: Tensor, bottleneck: int) -> None:
+        """`sources` (t, T, H) and the target prompt (T, H)."""
+        super().__init__()
+        hidden_size = target.shape[1]
+        self.register_buffer("sources", sources)
+        self.target = nn.Parameter(target.clone())
+        self.down = nn.Linear(hidden_size, bottleneck, bias=False)
+        self.up = nn.Linear(bottleneck, hidden_size, bias=False)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Word embeddings, the largest in each coordinate over the row, (b, H) -> prompts (b, T, H)."""
+        prompts = torch.cat([self.sources, self.target[None]])
+        return self.target + torch.einsum("bj,jth->bth", self.attention(words, prompts), prompts)
+
+    def attention(self, words: Tensor, prompts: Tensor) -> Tensor:
+        """(b, t + 1) weights of the prompts; the temperature is H * e (paper, section 3.3)."""
+        queries = self.norm(self.up(nn.functional.silu(self.down(words))))
+        keys = prompts.amax(dim=1)
+        return torch.softmax(queries @ keys.T / (words.shape[1] * math.e), dim=-1)
+
+
+@dataclass(frozen=True)
+class AttemptClassifier:
+    """A trained mixture on its model."""
+
+    backend: Backend
+    task: Task
+    model: Trainable
+    mixture: Mixture
+
+    @torch.no_grad()
+    def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
+        """(B, K) logits, each row under its own prompt."""
+        encoded = self.model.encode(self.task.rows(examples, len(self.mixture.target)), self.task.label_words)
+        ledger.truncated += encoded.n_truncated
+        start, words = time.perf_counter(), self.pooled_words(examples)
+        found = [
+            self.model.logits(encoded, rows.tolist(), self.mixture(words[rows])).float().cpu().numpy()
+            for rows in torch.split(torch.arange(len(examples)), ROWS_AT_ONCE)
+        ]
+        ledger.backend_seconds += time.perf_counter() - start
+        ledger.examples += len(examples)
+        return np.concatenate(found)
+
+    def pooled_words(self, examples: Sequence[Example]) -> Tensor:
+        """(B, H) largest word embedding of each example's texts, in each coordinate."""
+        texts = [f"{example.text} {example.text_pair}".strip() for example in examples]
+        pooled = np.stack([self.backend.embed_text(text or ".")[0].max(axis=0) for text in texts])
+        return torch.from_numpy(pooled).to(self.mixture.target.device)
+
+    def save(self, folder: Path) -> None:
+        """As `mixture.safetensors`."""
+        save_file(self.mixture.state_dict(), folder / FILE)

@@ -1,0 +1,118 @@
+"""AutoPrompt (Shin et al. 2020, arXiv 2010.15980): a prompt of real tokens, found one by one with the gradient's help.
+
+The gradient at one token's embedding says, to first order, how the loss changes when another token takes its place.
+The most promising are scored on the train rows, and the best stays if it lowers the loss.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from bbt.backend import Trainable
+from bbt.baselines.gradients import require_gradients
+from bbt.baselines.selection import Selection
+from bbt.baselines.training import batches
+from bbt.classifier import SoftPromptClassifier
+from bbt.experiment import Experiment, Trained
+from bbt.initial import random_ids
+from bbt.losses import cross_entropy
+from bbt.methods.base import Method
+from bbt.objective import Objective
+from bbt.observer import Progress
+
+
+class AutoPrompt(Method):
+    """A step tries `n_candidates` tokens at one random place: one gradient on `batch_size` rows and so many queries.
+    `prompt.n_prompt_tokens` random tokens are the start (the paper's is mask tokens)."""
+
+    steps: int = Field(50, ge=1)
+    n_candidates: int = Field(10, ge=1)
+    batch_size: int = Field(16, ge=1)
+    dev_every: int = Field(10, ge=1)
+
+    def train(self, experiment: Experiment) -> Trained:
+        """Search; dev chooses among the states it has judged.
+
+        Raises:
+            BackendError: a forward-only backend.
+        """
+        model = require_gradients(experiment.backend, experiment.config.method.name).trainable()
+        with torch.random.fork_rng():
+            torch.manual_seed(experiment.config.seed)
+            return Search(self, experiment, model).run()
+
+
+class Search:
+    """One search: the tokens at the moment, and their training loss."""
+
+    def __init__(self, settings: AutoPrompt, experiment: Experiment, model: Trainable) -> None:
+        self._settings, self._experiment, self._model = settings, experiment, model
+        e, n_tokens = experiment, experiment.config.prompt.n_prompt_tokens
+        self._objective = Objective(e.train, cross_entropy, e.ledger)
+        self._encoded = model.encode(e.task.rows(e.split.train, n_tokens), e.task.label_words)
+        self._labels = torch.from_numpy(e.train.labels)
+        self._batches = batches(len(self._labels), settings.batch_size)
+        self._words: Tensor = model.model.get_input_embeddings().weight
+        self._allowed = torch.tensor(e.backend.ordinary_ids(), device=self._words.device)
+        self._ids = random_ids(e.backend, n_tokens, e.config.seed)
+        self._loss = float(self._losses([self._ids])[0])
+
+    def run(self) -> Trained:
+        """All steps."""
+        e, s = self._experiment, self._settings
+        untuned = self._classifier(self._ids)
+        selection = Selection[list[int]](e)
+        e.observer.started(s.steps, "step")
+        selection.check(0, untuned, self._ids)
+        for step in range(1, s.steps + 1):
+            self._step()
+            if step % s.dev_every == 0 or step == s.steps:
+                selection.check(step, self._classifier(self._ids), self._ids)
+            e.observer.progressed(Progress(step, self._loss, selection.best.verdict.metric))
+        best = selection.best
+        references = {"manual": e.manual, "untuned": untuned}
+        classifier = self._classifier(best.state)
+        return Trained(classifier, best.who, best.verdict, best.train_queries, len(best.state), references)
+
+    def _step(self) -> None:
+        place = int(torch.randint(len(self._ids), ()))
+        tokens = self._promising(self._gradient(next(self._batches))[place])
+        candidates = [[*self._ids[:place], token, *self._ids[place + 1 :]] for token in tokens]
+        losses = self._losses(candidates)
+        best = int(losses.argmin())
+        if losses[best] < self._loss:
+            self._ids, self._loss = candidates[best], float(losses[best])
+
+    def _promising(self, gradient: Tensor) -> list[int]:
+        """Tokens whose embeddings point the steepest way down a gradient (H,)."""
+        change = self._words[self._allowed] @ gradient
+        chosen = change.topk(min(self._settings.n_candidates, len(change)), largest=False).indices
+        return [int(token) for token in self._allowed[chosen]]
+
+    def _gradient(self, rows: list[int]) -> Tensor:
+        """(T, H) of the loss on these rows at the tokens' embeddings."""
+        ledger, start = self._experiment.ledger, time.perf_counter()
+        prompt = self._words[self._ids].detach().requires_grad_()
+        logits = self._model.logits(self._encoded, rows, prompt)
+        loss = functional.cross_entropy(logits, self._labels[rows].to(logits.device))
+        (gradient,) = torch.autograd.grad(loss, prompt)
+        ledger.examples += len(rows)
+        ledger.backend_seconds += time.perf_counter() - start
+        ledger.seconds += time.perf_counter() - start
+        return gradient
+
+    def _losses(self, candidates: Sequence[list[int]]) -> np.ndarray:
+        """(n,) training losses, n queries."""
+        e, start = self._experiment, time.perf_counter()
+        losses = self._objective.losses(np.concatenate([e.backend.embed_ids(ids) for ids in candidates]))
+        e.ledger.seconds += time.perf_counter() - start
+        return losses
+
+    def _classifier(self, ids: list[int]) -> SoftPromptClassifier:
+        text = self._model.text(ids)
+        return self._experiment.soft_prompt(self._experiment.backend.embed_ids(ids)[0], None, text=text, token_ids=ids)

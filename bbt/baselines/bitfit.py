@@ -1,0 +1,27 @@
+"""BitFit (Ben Zaken et al. 2022, arXiv 2106.10199): only the biases are trained."""
+
+from typing import Any
+
+from pydantic import Field
+
+from bbt.baselines.weights import WeightTraining
+from bbt.errors import BackendError
+
+
+class BitFit(WeightTraining):
+    """Every bias of the model, the head's too."""
+
+    learning_rate: float = Field(1e-3, gt=0)
+    steps: int = Field(100, gt=0)
+
+    def thaw(self, model: Any) -> None:
+        """The biases.
+
+        Raises:
+            BackendError: the model has none.
+        """
+        biases = [weight for name, weight in model.named_parameters() if name.endswith("bias")]
+        if not biases:
+            raise BackendError(f"{type(model).__name__} has no biases for bitfit to train; take lora or adapter.")
+        for bias in biases:
+            bias.requires_grad_(True)

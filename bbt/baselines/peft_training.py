@@ -1,0 +1,89 @@
+"""Trainings whose method is PEFT's: its config makes the adapter, and its own files hold the result."""
+
+import shutil
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bbt.backend import Backend, Trainable
+from bbt.baselines.gradients import require_gradients
+from bbt.baselines.training import Subject, Training, thawed
+from bbt.baselines.weights import ModelClassifier, model_subject
+from bbt.classifier import Classifier
+from bbt.errors import BackendError, RunError
+from bbt.experiment import Experiment
+from bbt.tasks import Task
+
+ADAPTER = "adapter"
+
+
+class PeftTraining(Training):
+    """The result is the folder `adapter`, as PEFT's `save_pretrained` writes it."""
+
+    @abstractmethod
+    def peft_config(self, model: Any) -> Any:
+        """The method as a `PeftConfig` for a `transformers` model.
+
+        Raises:
+            BackendError: PEFT has it not for this architecture.
+        """
+
+    def attach(self, model: Trainable, peft_model: Any) -> None:
+        """Make the forward pass that of `peft_model`; layers that PEFT has replaced in place need nothing."""
+
+    def subject(self, experiment: Experiment, model: Trainable) -> Subject:
+        """The adapter's weights."""
+        with peft_imported():
+            from peft import get_peft_model
+
+            try:
+                peft_model = get_peft_model(model.model, self.peft_config(model.model))
+            except ValueError as error:
+                raise BackendError(f"PEFT cannot do this with {type(model.model).__name__}: {error}") from error
+        self.attach(model, peft_model)
+        return model_subject(experiment, model, thawed(peft_model), lambda folder: save_adapter(peft_model, folder))
+
+    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
+        """The model with the saved adapter.
+
+        Raises:
+            RunError: there is none; BackendError: a forward-only backend.
+        """
+        model = require_gradients(backend, type(self).__name__).trainable()
+        if not (folder / ADAPTER).is_dir():
+            raise RunError(f"{folder} holds no {ADAPTER}: has its run finished? `bbt resume {folder}` goes on.")
+        with peft_imported():
+            from peft import PeftModel
+
+            peft_model = PeftModel.from_pretrained(model.model, str(folder / ADAPTER))
+        self.attach(model, peft_model)
+        # Copied, because a prefix whose network was left behind cannot be saved by PEFT again.
+        return ModelClassifier(model, task, lambda other: copy_adapter(folder, other))
+
+
+def save_adapter(peft_model: Any, folder: Path) -> None:
+    """As PEFT does, without embeddings: none is trained."""
+    peft_model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """From one run folder to another."""
+    shutil.copytree(source / ADAPTER, target / ADAPTER, dirs_exist_ok=True)
+
+
+@contextmanager
+def peft_imported() -> Iterator[None]:
+    """Inside, PEFT may be imported and used; it asks transformers for a name that is going away.
+
+    Raises:
+        BackendError: it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
+    except ModuleNotFoundError as error:
+        raise BackendError(f"{error}: this method needs PEFT, pip install 'bbt-prompt[baselines]'.") from error

@@ -1,0 +1,40 @@
+"""P-Tuning v2 (Liu et al. 2022, arXiv 2110.07602), alias prefix tuning (Li & Liang 2021, arXiv 2101.00190), by PEFT:
+trained keys and values stand left of every row in every layer."""
+
+import inspect
+from typing import Any
+
+from pydantic import Field
+
+from bbt.backend import Trainable
+from bbt.baselines.peft_training import PeftTraining
+from bbt.errors import BackendError
+
+
+class PrefixTuning(PeftTraining):
+    """`n_prefix_tokens` in every layer (P-Tuning v2, section 4.3: about 20 do for simple classification); with
+    `projection` they come out of a reparameterising network (Li & Liang, section 4.3), `projection_size` wide, which
+    is left behind after training."""
+
+    learning_rate: float = Field(5e-3, gt=0)
+    steps: int = Field(100, gt=0)
+    n_prefix_tokens: int = Field(20, ge=1)
+    projection: bool = False
+    projection_size: int = Field(512, ge=1)
+
+    def peft_config(self, model: Any) -> Any:
+        """Prefixes for a model that takes keys and values from outside."""
+        from peft import PrefixTuningConfig
+
+        if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
+            raise BackendError(f"{type(model).__name__} takes no keys and values, so no prefix; take prompt-tuning.")
+        return PrefixTuningConfig(
+            task_type="CAUSAL_LM" if model.can_generate() else "FEATURE_EXTRACTION",
+            num_virtual_tokens=self.n_prefix_tokens,
+            prefix_projection=self.projection,
+            encoder_hidden_size=self.projection_size,
+        )
+
+    def attach(self, model: Trainable, peft_model: Any) -> None:
+        """PEFT makes the keys and values."""
+        model.put_prefix(self.n_prefix_tokens, peft_model.get_prompt)

@@ -1,0 +1,41 @@
+"""Dev judges a training now and then; its best state is kept in memory."""
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from bbt.classifier import Classifier
+from bbt.experiment import Experiment
+from bbt.objective import Verdict
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class Best(Generic[State]):
+    """The best state so far: who it was, how dev judged it, after how many train queries."""
+
+    who: str
+    verdict: Verdict
+    train_queries: int
+    state: State
+
+
+class Selection(Generic[State]):
+    """Keeps what dev judges best, by the config's `selection.by`."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self._experiment = experiment
+        self._best: Best[State] | None = None
+
+    @property
+    def best(self) -> Best[State]:
+        """The best of at least one check."""
+        assert self._best is not None
+        return self._best
+
+    def check(self, step: int, classifier: Classifier, state: State) -> None:
+        """Judge on dev; scores that are not numbers are never better."""
+        e, who = self._experiment, f"step {step}"
+        verdict = e.judge(classifier, who)
+        if self._best is None or verdict.better_than(self._best.verdict, e.config.selection.by):
+            self._best = Best(who, verdict, e.ledger.train_queries, state)

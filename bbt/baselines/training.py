@@ -1,0 +1,150 @@
+"""The one training loop: gradient steps on the train rows, a judgement on dev now and then, the best kept."""
+
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from bbt.backend import Trainable
+from bbt.baselines.gradients import require_gradients
+from bbt.baselines.selection import Best, Selection
+from bbt.classifier import Classifier
+from bbt.experiment import Experiment, Trained
+from bbt.methods.base import Method
+from bbt.observer import Progress
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained: `parameters`, which change the `logits` of the train rows named; `classifier` is what they
+    amount to at the moment. `references` as in `Trained`."""
+
+    parameters: Sequence[Tensor]
+    logits: Callable[[Sequence[int]], Tensor]
+    classifier: Callable[[], Classifier]
+    references: dict[str, Classifier] = field(default_factory=dict)
+
+
+class Training(Method):
+    """Settings of every training. The loss is cross-entropy over the label words, the learning rate constant.
+
+    A step takes `gradient_accumulation` batches of `batch_size` rows; dev judges every `dev_every` steps and at
+    the end, and by `selection.by` the best state is kept.
+    """
+
+    learning_rate: float = Field(gt=0)
+    steps: int = Field(gt=0)
+    batch_size: int = Field(16, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    weight_decay: float = Field(0.0, ge=0)
+    max_gradient_norm: float = Field(1.0, gt=0)
+    dev_every: int = Field(10, ge=1)
+
+    @abstractmethod
+    def subject(self, experiment: Experiment, model: Trainable) -> Subject:
+        """What is to be trained, at its start."""
+
+    def train(self, experiment: Experiment) -> Trained:
+        """Train and keep what dev judges best.
+
+        Raises:
+            BackendError: a forward-only backend.
+        """
+        model = require_gradients(experiment.backend, experiment.config.method.name).trainable()
+        with torch.random.fork_rng():
+            torch.manual_seed(experiment.config.seed)
+            return Loop(self, self.subject(experiment, model), experiment).run()
+
+    def make_optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """AdamW, or Adafactor at a constant rate without parameter scaling (Lester et al. 2021, section 4)."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, self.learning_rate, weight_decay=self.weight_decay)
+        from transformers import Adafactor
+
+        adafactor: Any = Adafactor  # not typed
+        fixed = {"scale_parameter": False, "relative_step": False}
+        return cast(
+            torch.optim.Optimizer,
+            adafactor(parameters, self.learning_rate, weight_decay=self.weight_decay, **fixed),
+        )
+
+
+class Loop:
+    """One training of one subject."""
+
+    def __init__(self, settings: Training, subject: Subject, experiment: Experiment) -> None:
+        self._settings, self._subject, self._experiment = settings, subject, experiment
+        self._optimizer = settings.make_optimizer(subject.parameters)
+        self._labels = torch.from_numpy(experiment.train.labels)
+        self._batches = batches(len(self._labels), settings.batch_size)
+        self._n_rows = 0
+
+    def run(self) -> Trained:
+        """All steps, unless the loss stops being a number; then back to the best state."""
+        s, observer = self._settings, self._experiment.observer
+        selection = Selection[list[Tensor]](self._experiment)
+        observer.started(s.steps, "step")
+        selection.check(0, self._subject.classifier(), self._state())
+        for step in range(1, s.steps + 1):
+            loss = self._step()
+            if not math.isfinite(loss):
+                break
+            if step % s.dev_every == 0 or step == s.steps:
+                selection.check(step, self._subject.classifier(), self._state())
+            observer.progressed(Progress(step, loss, selection.best.verdict.metric))
+        return self._trained(selection.best)
+
+    def _step(self) -> float:
+        """One step of the optimizer; returns the training loss before it."""
+        ledger, start = self._experiment.ledger, time.perf_counter()
+        loss = sum(self._backward(next(self._batches)) for _ in range(self._settings.gradient_accumulation))
+        differentiated = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(self._subject.parameters, self._settings.max_gradient_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        ledger.backend_seconds += differentiated - start
+        ledger.seconds += differentiated - start
+        ledger.optimizer_seconds += time.perf_counter() - differentiated
+        return loss
+
+    def _backward(self, rows: list[int]) -> float:
+        """Add one batch's share to the gradient; returns its share of the loss."""
+        logits = self._subject.logits(rows)
+        loss = functional.cross_entropy(logits, self._labels[rows].to(logits.device))
+        loss = loss / self._settings.gradient_accumulation
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._n_rows += len(rows)
+        self._experiment.ledger.examples += len(rows)
+        self._experiment.ledger.train_queries = self._n_rows // len(self._labels)
+        return loss.item()
+
+    def _state(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self._subject.parameters]
+
+    @torch.no_grad()
+    def _trained(self, best: Best[list[Tensor]]) -> Trained:
+        for parameter, value in zip(self._subject.parameters, best.state, strict=True):
+            parameter.copy_(value)
+        n_parameters = sum(parameter.numel() for parameter in self._subject.parameters)
+        references = {"manual": self._experiment.manual, **self._subject.references}
+        return Trained(self._subject.classifier(), best.who, best.verdict, best.train_queries, n_parameters, references)
+
+
+def batches(n_rows: int, batch_size: int) -> Iterator[list[int]]:
+    """Row numbers, all of them in a new order each epoch, without end; the order is PyTorch's global generator's."""
+    while True:
+        order = torch.randperm(n_rows).tolist()
+        yield from (order[i : i + batch_size] for i in range(0, n_rows, batch_size))
+
+
+def thawed(model: Any) -> list[Tensor]:
+    """The parameters of a module that are trained."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

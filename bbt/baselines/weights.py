@@ -1,0 +1,98 @@
+"""Trainings that change the model itself: some of its weights, or what is put into it; the template stays."""
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bbt.backend import Backend, Trainable
+from bbt.baselines.gradients import require_gradients
+from bbt.baselines.training import Subject, Training, thawed
+from bbt.classifier import Classifier
+from bbt.errors import RunError
+from bbt.experiment import Experiment
+from bbt.objective import Ledger
+from bbt.tasks import Example, Task
+from bbt.types import RowScores
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelClassifier:
+    """A model of its own; `write` saves into a folder what makes it out of the backend's."""
+
+    model: Trainable
+    task: Task
+    write: Callable[[Path], None]
+
+    def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
+        """(B, K) logits of the label words in the manual template."""
+        encoded = self.model.encode(self.task.rows(examples, 0), self.task.label_words)
+        ledger.truncated += encoded.n_truncated
+        start = time.perf_counter()
+        scores = self.model.scores(encoded)
+        ledger.backend_seconds += time.perf_counter() - start
+        ledger.examples += len(examples)
+        return scores
+
+    def save(self, folder: Path) -> None:
+        """Into a run folder."""
+        self.write(folder)
+
+
+class WeightTraining(Training):
+    """A training whose result is the tuned weights alone, in `weights.safetensors`."""
+
+    @abstractmethod
+    def thaw(self, model: Any) -> None:
+        """Put in what is new, and mark what is trained of a frozen `transformers` model."""
+
+    def subject(self, experiment: Experiment, model: Trainable) -> Subject:
+        """The thawed weights; dropout is on while they are trained."""
+        self.thaw(model.model)
+        return model_subject(experiment, model, thawed(model.model), lambda folder: save_thawed(model.model, folder))
+
+    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
+        """The model with the tuned weights.
+
+        Raises:
+            RunError: there are none; BackendError: a forward-only backend.
+        """
+        model = require_gradients(backend, type(self).__name__).trainable()
+        self.thaw(model.model)
+        load_thawed(model.model, folder)
+        return ModelClassifier(model, task, lambda other: save_thawed(model.model, other))
+
+
+def model_subject(
+    experiment: Experiment, model: Trainable, parameters: Sequence[Tensor], write: Callable[[Path], None]
+) -> Subject:
+    """A subject whose parameters belong to the model."""
+    task = experiment.task
+    encoded = model.encode(task.rows(experiment.split.train, 0), task.label_words)
+    experiment.ledger.truncated += encoded.n_truncated
+    model.model.train()
+    classifier = ModelClassifier(model, task, write)
+    return Subject(parameters, lambda rows: model.logits(encoded, rows), lambda: classifier)
+
+
+def save_thawed(model: Any, folder: Path) -> None:
+    """The trained weights by their names."""
+    from safetensors.torch import save_file
+
+    named = {name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}
+    save_file(named, folder / WEIGHTS)
+
+
+def load_thawed(model: Any, folder: Path) -> None:
+    """Put saved weights into a model that is thawed as it was when they were saved."""
+    from safetensors.torch import load_file
+
+    if not (folder / WEIGHTS).is_file():
+        raise RunError(f"{folder} holds no {WEIGHTS}: has its run finished? `bbt resume {folder}` goes on.")
+    model.load_state_dict(load_file(folder / WEIGHTS), strict=False)

@@ -1,0 +1,65 @@
+"""`bbt compare`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from bbt.compare.plan import Cell
+    from bbt.compare.work import Failure
+
+
+def compare(
+    plan: Annotated[Path, typer.Argument(help="YAML file; see examples/plans/.")],
+    runs: Annotated[Path | None, typer.Option(help="Folder of the runs and the report (none: runs/PLAN).")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 1,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Cross-validate on the k-shot rows; nothing is tested.")
+    ] = None,
+    pair: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="A B", help="Test two methods over the seeds.")
+    ] = None,
+    table_only: Annotated[bool, typer.Option("--table-only", help="Run nothing: report what has finished.")] = False,
+) -> None:
+    """Run methods x tasks x seeds, and report scores and costs. Stop it anywhere: the same command goes on.
+
+    Exit code 1 where a run has failed; the others are finished all the same.
+
+    Example: bbt compare examples/plans/sst2.yaml --workers 2
+    """
+    from bbt.compare.plan import cells, load_plan
+    from bbt.compare.report import Report
+    from bbt.compare.significance import pair_in_words
+    from bbt.compare.work import missing
+
+    loaded, folder = load_plan(plan), runs or Path("runs") / plan.stem
+    todo, failures = missing(cells(loaded, folds), folder)
+    if todo and not (table_only or pair):
+        failures += _work(todo, folder, workers)
+    report = Report(loaded, folder, folds, failures)
+    if pair:
+        print("\n".join(pair_in_words(report.comparison, *pair)))
+        return
+    files = report.write(plan)
+    print(report.markdown)
+    done, wanted = len(report.comparison.finished), len(report.comparison.cells)
+    print(f"{done} of {wanted} runs finished; report: {', '.join(map(str, files))}")
+    for failure in failures:
+        print(f"failed: {failure.cell}: {failure.reason}", file=sys.stderr)
+    if failures:
+        sys.exit(1)
+
+
+def _work(todo: "list[Cell]", folder: Path, n_workers: int) -> "list[Failure]":
+    """Run them under a progress bar; Ctrl-C says how to go on."""
+    from bbt.cli.compare_progress import Bars
+    from bbt.compare.work import Work
+
+    try:
+        with Bars(len(todo)) as bars:
+            return Work(folder, n_workers, bars).do(todo)
+    except KeyboardInterrupt:
+        print("stopped; nothing is lost: the same command goes on.", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,10 @@
+"""`bbt compare`: methods x tasks x seeds from one plan; what is missing is run, then the tables and plots are made.
+
+plan          the YAML file -> cells, one a run and budget
+work, worker  cells -> finished run folders, a process a run
+finished      run folders -> what each cell has come to
+tables        finished cells -> accuracy, cost and published figures
+significance  a paired test over seeds, in words
+validation    k-fold cross-validation: which settings dev rows choose
+plots, page   curves and spreads as SVG; everything on one HTML page
+"""

@@ -1,0 +1,122 @@
+"""What each cell of a plan has come to, read back from its run folder."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bbt.compare.plan import Cell
+from bbt.config import Config, load_config
+from bbt.errors import RunError
+from bbt.records import EventLog
+from bbt.types import Event
+
+ARROW = " → "
+"""Between a task and the other test set that its classifier was tested on."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a run stood when dev had judged: what it had cost, and the best dev metric so far."""
+
+    queries: int
+    seconds: float
+    metric: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A cell, its result, and how it got there."""
+
+    cell: Cell
+    result: dict[str, Any]
+    curve: tuple[Point, ...]
+
+    @property
+    def scores(self) -> dict[tuple[str, str], float]:
+        """(test set, metric) -> figure; the own test set goes by the task's name in the plan."""
+        own = {(self.cell.task, metric): value for metric, value in self.result["test"]["tuned"].items()}
+        elsewhere = {
+            (f"{self.cell.task}{ARROW}{name}", metric): value
+            for name, metrics in self.result.get("also_test", {}).items()
+            for metric, value in metrics.items()
+            if metric != "examples"
+        }
+        return {**own, **elsewhere}
+
+    @property
+    def first_score(self) -> float:
+        """The task's first metric on its own test set."""
+        return next(iter(self.scores.values()))
+
+
+def finished(cells: Iterable[Cell], runs: Path) -> list[Finished]:
+    """The cells whose runs are done.
+
+    Raises:
+        RunError: a run that another config has made.
+    """
+    found = (read(cell, runs) for cell in cells)
+    return [one for one in found if one]
+
+
+def read(cell: Cell, runs: Path) -> Finished | None:
+    """What a cell has come to; None where its run has not been begun, or not finished at that budget.
+
+    Raises:
+        RunError: the folder's run was made by another config.
+    """
+    folder = cell.folder(runs)
+    if not (folder / "config.yaml").is_file():
+        return None
+    config = load_config(folder / "config.yaml")
+    _check_config(cell, config, folder)
+    events = EventLog(folder / "events.jsonl").events
+    result = _result_at(events, cell.budget, config.budget.queries)
+    return Finished(cell, result, _curve(events, result)) if result else None
+
+
+def _result_at(events: list[Event], budget: int | None, first: int) -> Event | None:
+    """The latest result that the run had when this budget was spent."""
+    current, found = first, None
+    for event in events:
+        if event["event"] == "extend":
+            current = event["queries"]
+        elif event["event"] == "result" and budget in (None, current):
+            found = event
+    return found
+
+
+def _curve(events: list[Event], result: Event) -> tuple[Point, ...]:
+    """The dev judgements up to a result."""
+    best, points = 0.0, []
+    for event in events:
+        if event["event"] == "dev" and event["ledger"]["train_queries"] <= result["cost"]["train_queries"]:
+            best = max(best, *event["metrics"])
+            cost = event["ledger"]
+            points.append(Point(cost["train_queries"], cost["seconds"] + cost["optimizer_seconds"], best))
+    return tuple(points)
+
+
+def _check_config(cell: Cell, made: Config, folder: Path) -> None:
+    difference = _difference(_settings(made), _settings(cell.config))
+    if difference:
+        raise RunError(
+            f"{folder} was run with other settings: {difference} in the plan. Move it away, or give other --runs."
+        )
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """All of a config that a run may not differ in from its cell: not its name, nor a budget that was extended."""
+    tree = config.model_dump(mode="json", exclude={"name"})
+    return {**tree, "budget": {**tree["budget"], "queries": None}}
+
+
+def _difference(made: Any, wanted: Any, path: str = "") -> str | None:
+    """The first key in which two configs differ, with both values."""
+    if made == wanted:
+        return None
+    if isinstance(made, dict) and isinstance(wanted, dict):
+        pairs = ((key, _difference(made.get(key), wanted.get(key), f"{path}.{key}")) for key in {**made, **wanted})
+        return next((found for _, found in pairs if found), None)
+    return f"{path.lstrip('.')} was {made!r}, is {wanted!r}"

@@ -1,0 +1,63 @@
+"""A comparison as one HTML page that needs nothing else: tables, pictures, the plan, what failed."""
+
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from bbt.compare.comparison import Comparison
+from bbt.compare.plots import COSTS, cost_plot, shots_plot, spread_plot
+from bbt.compare.table import Table
+from bbt.compare.work import Failure
+from bbt.records import environment
+
+STYLE = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
+table { border-collapse: collapse; display: block; overflow-x: auto; }
+th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+img { max-width: 100%; } ul, pre { color: #444; font-size: 13px; }
+"""
+
+
+def page(title: str, comparison: Comparison, tables: Sequence[Table], failures: Sequence[Failure], plan: str) -> str:
+    """The whole page; `plan` is the plan's own text."""
+    done = f"{len(comparison.finished)} of {len(comparison.cells)} runs finished."
+    body = [
+        f"<h1>{escape(title)}</h1><p>{done}</p>",
+        _failed(failures),
+        *(table.html() for table in tables),
+        *(
+            f'<h2>{escape(name)}</h2><img alt="{escape(name)}" src="{_inline(svg)}">'
+            for name, svg in _plots(comparison)
+        ),
+        f"<h2>The plan</h2><pre>{escape(plan)}</pre>",
+        f"<h2>Reported with</h2><pre>{escape(_versions())}</pre>",
+    ]
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
+    return f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+
+
+def _plots(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """Name and SVG of each picture that there is something for."""
+    for task in comparison.plan.tasks:
+        if any(one.cell.task == task and one.scores for one in comparison.finished):
+            if comparison.plan.k:
+                yield f"{task} against k", shots_plot(comparison, task)
+            for cost in COSTS:
+                yield f"{task} against {cost}", cost_plot(comparison, task, cost)
+            yield f"{task}: spread over seeds", spread_plot(comparison, task)
+
+
+def _inline(svg: str) -> str:
+    return "data:image/svg+xml;base64," + b64encode(svg.encode()).decode()
+
+
+def _failed(failures: Sequence[Failure]) -> str:
+    lines = "".join(f"<li>{escape(str(failure.cell))}: {escape(failure.reason)}</li>" for failure in failures)
+    return f"<h2>Failed</h2><ul>{lines}</ul>" if lines else ""
+
+
+def _versions() -> str:
+    facts = environment()
+    packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items())
+    return f"{packages}\nPython {facts['python']}, {facts['platform']}, commit {facts['commit']}"

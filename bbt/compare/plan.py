@@ -1,0 +1,182 @@
+"""A plan: methods x tasks x seeds (x budgets, x shots) in one YAML file, laid out as cells with a config each."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from bbt.config import Config, Strict, make_config, merged, read_tree, validated
+from bbt.errors import ConfigError, unknown
+from bbt.methods import load_method
+
+
+class Entry(Strict):
+    """A task or a method of a plan: keys of a config (beside those named here), over the plan's `base`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The config's keys."""
+        return dict(self.model_extra or {})
+
+
+class TaskEntry(Entry):
+    """A task; `config` is a file whose keys come before its own, `seeds` and `budgets` replace the plan's."""
+
+    config: Path | None = None
+    seeds: tuple[int, ...] | None = None
+    budgets: tuple[int, ...] | None = None
+
+
+class MethodEntry(Entry):
+    """A method; only on these `tasks` (none: on all)."""
+
+    tasks: tuple[str, ...] | None = None
+
+
+class Only(Strict):
+    """What a budget is restricted to (none: everything)."""
+
+    tasks: tuple[str, ...] | None = None
+    methods: tuple[str, ...] | None = None
+    seeds: tuple[int, ...] | None = None
+
+    def allows(self, task: str, method: str, seed: int) -> bool:
+        """Whether this run is to be taken so far."""
+        pairs = ((self.tasks, task), (self.methods, method), (self.seeds, seed))
+        return all(allowed is None or value in allowed for allowed, value in pairs)
+
+
+class Plan(Strict):
+    """What is compared. Later keys win: base, a task's file, its keys, the method's keys.
+
+    `budgets` (in queries) are for the methods that search by queries, whose runs a larger budget extends; others run
+    once, as their config says. `only` restricts a budget. With several `k` the comparison is a learning curve.
+    `published` shows the paper's figures in a table of their own. `against` names the methods that every other one
+    is tested against over the seeds (none: the first).
+    """
+
+    title: str | None = None
+    base: dict[str, Any] = Field(default_factory=dict)
+    tasks: dict[str, TaskEntry] = Field(min_length=1)
+    methods: dict[str, MethodEntry | None] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    budgets: tuple[int, ...] = ()
+    k: tuple[int, ...] = ()
+    only: dict[int, Only] = Field(default_factory=dict)
+    published: bool = False
+    against: tuple[str, ...] = ()
+
+    def seeds_of(self, task: str) -> tuple[int, ...]:
+        """The seeds that a task is to be run with."""
+        return self.tasks[task].seeds or self.seeds
+
+    def budgets_of(self, task: str) -> tuple[int, ...]:
+        """The budgets of a task's searches; none: what their configs say."""
+        return self.tasks[task].budgets or self.budgets
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run at one budget (None: the method has none). A run's folder is `<runs>/<task>/<name>`."""
+
+    task: str
+    method: str
+    seed: int
+    config: Config = field(compare=False)
+    budget: int | None = None
+    k: int | None = None
+    fold: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name in its task's folder."""
+        shots = f"-k{self.k}" if self.k is not None else ""
+        fold = f"-fold{self.fold}" if self.fold is not None else ""
+        return f"{self.method}{shots}-seed{self.seed}{fold}"
+
+    def folder(self, runs: Path) -> Path:
+        """Where the run is."""
+        return runs / self.task / self.name
+
+    def __str__(self) -> str:
+        at = f" at {self.budget} queries" if self.budget else ""
+        return f"{self.task}/{self.name}{at}"
+
+
+def load_plan(path: Path) -> Plan:
+    """Read and check a plan; every config in it is made once.
+
+    Raises:
+        ConfigError: an unknown key, a value that no config takes, a name that is not in the plan.
+    """
+    plan = validated(Plan, read_tree(path))
+    named = [name for entry in plan.methods.values() if entry for name in entry.tasks or ()]
+    _check_names("task", [*named, *(t for only in plan.only.values() for t in only.tasks or ())], plan.tasks)
+    rules = (m for only in plan.only.values() for m in only.methods or ())
+    _check_names("method", [*plan.against, *rules], plan.methods)
+    cells(plan)
+    return plan
+
+
+def cells(plan: Plan, folds: int | None = None) -> list[Cell]:
+    """Every run of the plan: small budgets first, then early seeds, so that a comparison cut short is even.
+
+    Raises:
+        ConfigError: a config that cannot be; names task and method.
+    """
+    found = [cell for task in plan.tasks for method in plan.methods for cell in _cells_of(plan, task, method, folds)]
+    return sorted(found, key=lambda cell: (cell.budget or 0, cell.k or 0, cell.seed))
+
+
+def _cells_of(plan: Plan, task: str, method: str, folds: int | None) -> Iterator[Cell]:
+    """One task by one method."""
+    entry = plan.methods[method]
+    if entry and entry.tasks is not None and task not in entry.tasks:
+        return
+    for budget in _budgets(plan, task, method):
+        for seed in plan.seeds_of(task):
+            if budget is None or plan.only.get(budget, Only()).allows(task, method, seed):
+                for k in plan.k or (None,):
+                    for fold in range(folds) if folds else (None,):
+                        config = _config(plan, task, method, _axes(seed, budget, k, folds, fold))
+                        cell = Cell(task, method, seed, config, budget, k, fold)
+                        yield replace(cell, config=config.model_copy(update={"name": cell.name}))
+
+
+def _budgets(plan: Plan, task: str, method: str) -> tuple[int | None, ...]:
+    """The budgets that a method is run at: (None,) if it does not search by queries, or the config says."""
+    searches = load_method(_config(plan, task, method, {}).method).replays
+    return (plan.budgets_of(task) or (None,)) if searches else (None,)
+
+
+def _axes(seed: int, budget: int | None, k: int | None, folds: int | None, fold: int | None) -> dict[str, Any]:
+    """The keys that tell one cell's config from the next one's."""
+    shots = {} if k is None else {"k": k}
+    part = {} if fold is None else {"folds": folds, "fold": fold}
+    queries = {} if budget is None else {"queries": budget}
+    untested = {} if fold is None else {"evaluation": {"rows": 0, "also_test": {}}}
+    return {"seed": seed, "data": {**shots, **part}, "budget": queries, **untested}
+
+
+def _config(plan: Plan, task: str, method: str, axes: Mapping[str, Any]) -> Config:
+    of_task, of_method = plan.tasks[task], plan.methods[method] or MethodEntry()
+    from_file = read_tree(of_task.config) if of_task.config else {}
+    tree = plan.base
+    for over in (from_file, of_task.tree, of_method.tree, axes):
+        tree = merged(tree, over)
+    try:
+        config = make_config(tree)
+        load_method(config.method)
+    except ConfigError as error:
+        raise ConfigError(f"{method} on {task}: {error}") from error
+    return config
+
+
+def _check_names(what: str, names: list[str], valid: Mapping[str, object]) -> None:
+    for name in names:
+        if name not in valid:
+            raise ConfigError(unknown(f"{what} of the plan", name, valid))

@@ -1,0 +1,64 @@
+"""A comparison written down: Markdown, CSV, LaTeX and an HTML page, beside its runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bbt.compare.comparison import Comparison
+from bbt.compare.costs import as_csv, cost_tables, records
+from bbt.compare.finished import finished
+from bbt.compare.page import page
+from bbt.compare.plan import Plan, cells
+from bbt.compare.published import published_table
+from bbt.compare.scores import score_table
+from bbt.compare.significance import paired_tables
+from bbt.compare.table import Table
+from bbt.compare.validation import validation_table
+from bbt.compare.work import Failure
+from bbt.records import write_atomically
+
+
+@dataclass(frozen=True)
+class Report:
+    """What has finished of a plan (of its cross-validation, with `folds`), and what failed."""
+
+    plan: Plan
+    runs: Path
+    folds: int | None = None
+    failures: Sequence[Failure] = ()
+    comparison: Comparison = field(init=False)
+
+    def __post_init__(self) -> None:
+        wanted = cells(self.plan, self.folds)
+        failed = {failure.cell for failure in self.failures}
+        done = finished((cell for cell in wanted if cell not in failed), self.runs)
+        object.__setattr__(self, "comparison", Comparison(self.plan, wanted, done))
+
+    @property
+    def tables(self) -> list[Table]:
+        """Scores, the published ones where the plan asks for them, tests over seeds, costs."""
+        if self.folds:
+            return [validation_table(self.comparison, self.folds), *cost_tables(self.comparison)]
+        published = [published_table(self.comparison)] if self.plan.published else []
+        tests = paired_tables(self.comparison)
+        return [score_table(self.comparison), *published, *tests, *cost_tables(self.comparison)]
+
+    @property
+    def markdown(self) -> str:
+        """Every table."""
+        return "\n".join(table.markdown() for table in self.tables)
+
+    def write(self, plan_file: Path) -> list[Path]:
+        """All formats, named for the plan; returns the files."""
+        name = plan_file.stem + (f"-{self.folds}-fold" if self.folds else "")
+        title, text = self.plan.title or plan_file.stem, plan_file.read_text(encoding="utf-8")
+        texts = {
+            "md": self.markdown,
+            "csv": as_csv(records(self.comparison)),
+            "tex": "\n".join(table.latex() for table in self.tables),
+            "html": page(title, self.comparison, self.tables, self.failures, text),
+        }
+        self.runs.mkdir(parents=True, exist_ok=True)
+        for suffix, content in texts.items():
+            write_atomically(self.runs / f"{name}.{suffix}", content)
+        return [self.runs / f"{name}.{suffix}" for suffix in texts]

@@ -1,0 +1,132 @@
+"""Do two methods differ by more than their seeds? Paired tests over the seeds that both were run with.
+
+The exact sign-flip test supposes nothing but that under no difference each seed's difference is as likely to be
+negative as positive; with n seeds its p cannot fall below 2 / 2^n. The paired t-test supposes normal differences.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bbt.compare.comparison import Comparison
+from bbt.compare.table import NOTHING, Table
+from bbt.errors import ConfigError, unknown
+
+LEVEL = 0.05
+EXACT = 2**13
+"""So many sign flips are all tried; of more a random draw of this size is (scipy's rule)."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two methods over n shared seeds: mean difference, on how many seeds it is positive and negative, the p of the
+    sign-flip test, and of the t-test (None: the differences are all the same)."""
+
+    n: int
+    difference: float
+    higher: int
+    lower: int
+    p: float
+    p_t: float | None
+
+    @property
+    def least_p(self) -> float:
+        """The smallest p that so many seeds can give."""
+        return float(2.0 / 2**self.n)
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Paired | None:
+    """Two methods' figures by seed, tested two-sided; None where they share fewer than two seeds."""
+    seeds = sorted(set(ours) & set(theirs))
+    if len(seeds) < 2:
+        return None
+    differences = np.array([ours[seed] - theirs[seed] for seed in seeds])
+    n, mean = len(seeds), float(differences.mean())
+    higher, lower = int((differences > 0).sum()), int((differences < 0).sum())
+    return Paired(n, mean, higher, lower, _sign_flip_p(differences), _t_p(differences))
+
+
+def _sign_flip_p(differences: NDArray[np.float64]) -> float:
+    from scipy.stats import permutation_test
+
+    test = permutation_test(
+        (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=EXACT, rng=0
+    )
+    return float(test.pvalue)
+
+
+def _t_p(differences: NDArray[np.float64]) -> float | None:
+    from scipy.stats import ttest_1samp
+
+    return None if np.ptp(differences) == 0 else float(ttest_1samp(differences, 0.0).pvalue)
+
+
+def in_words(name: str, other: str, test: Paired | None) -> str:
+    """What can be said of `name` against `other`."""
+    if test is None:
+        return f"{name} and {other} share fewer than two seeds: nothing can be tested."
+    if test.higher == test.lower == 0:
+        return f"{name} and {other} have the same figure on each of {test.n} seeds."
+    side = "above" if test.difference > 0 else "below"
+    t = "" if test.p_t is None else f" A paired t-test, which supposes normal differences, gives p = {test.p_t:.2g}."
+    return (
+        f"{name} is {abs(100 * test.difference):.2f} points {side} {other} on the mean of {test.n} seeds (higher on "
+        f"{test.higher}, lower on {test.lower}). Exact sign-flip test: p = {test.p:.2g}; {_verdict(test)}.{t}"
+    )
+
+
+def _verdict(test: Paired) -> str:
+    if test.least_p > LEVEL:
+        return (
+            f"{test.n} seeds cannot give less than {test.least_p:.2g}, so that this test can show nothing at the "
+            f"{100 * LEVEL:.0f} % level (6 seeds can)"
+        )
+    shown = "a difference is" if test.p <= LEVEL else "no difference is"
+    return f"{shown} shown at the {100 * LEVEL:.0f} % level"
+
+
+def pair_in_words(comparison: Comparison, method: str, other: str) -> list[str]:
+    """A sentence for each test set and budget that both methods have.
+
+    Raises:
+        ConfigError: a method that is not in the plan.
+    """
+    for name in (method, other):
+        if name not in comparison.plan.methods:
+            raise ConfigError(unknown("method of the plan", name, comparison.plan.methods))
+    return [
+        f"{test} {metric}: " + in_words(a, b, paired(comparison.scores(a, column), comparison.scores(b, column)))
+        for a, b in comparison.pairs(method, other)
+        for column in comparison.columns
+        for test, metric in [column]
+    ]
+
+
+def paired_tables(comparison: Comparison) -> list[Table]:
+    """Every method against each of the plan's `against`, on every test set."""
+    references = comparison.plan.against or tuple(comparison.plan.methods)[:1]
+    return [table for reference in references for table in _paired_table(comparison, reference)]
+
+
+def _paired_table(comparison: Comparison, reference: str) -> Iterator[Table]:
+    others = [method for method in comparison.plan.methods if method != reference]
+    pairs = [pair for method in others for pair in comparison.pairs(method, reference)]
+    rows = [(f"{a} - {b}", *(_cell(comparison, a, b, column) for column in comparison.columns)) for a, b in pairs]
+    if any(cell != NOTHING for row in rows for cell in row[1:]):
+        head = ("difference", *(f"{test} {metric}" for test, metric in comparison.columns))
+        yield Table(f"Against {reference}, paired over seeds (points)", head, tuple(rows), NOTES)
+
+
+def _cell(comparison: Comparison, a: str, b: str, column: tuple[str, str]) -> str:
+    test = paired(comparison.scores(a, column), comparison.scores(b, column))
+    return f"{100 * test.difference:+.2f} (p = {test.p:.2g}, n = {test.n})" if test else NOTHING
+
+
+NOTES = (
+    "p of the exact two-sided sign-flip test over the n shared seeds, not corrected for the number of comparisons: of "
+    "twenty true nothings one is expected below 0.05.",
+    "The smallest p that n seeds can give is 2 / 2^n: 0.25 for 3, 0.062 for 5, 0.031 for 6. Fewer than 6 seeds cannot "
+    "show a difference at the 5 % level by this test; `bbt compare PLAN --pair A B` says more of any two methods.",
+)

@@ -1,0 +1,136 @@
+"""Feature-MLP (BBT section 4.1): a two-layer perceptron on the frozen model's pooled hidden states."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from bbt.backend import Backend, Features
+from bbt.classifier import Classifier
+from bbt.errors import RunError
+from bbt.experiment import Experiment, Trained
+from bbt.features import all_features, feature_batches
+from bbt.methods.base import Method
+from bbt.objective import Ledger
+from bbt.observer import Progress
+from bbt.tasks import Example, Task
+from bbt.types import Labels, RowScores
+
+FILE = "mlp.safetensors"
+
+Pooling: TypeAlias = Literal["read", "mean", "first"]
+"""The hidden state at the position where label words are scored, the mean over the row, or the first token's."""
+
+
+class FeatureMLP(Method):
+    """The paper's authors have not released theirs, so pooling and sizes are ours: of the weight decays `l2`
+    (scikit-learn's alpha) dev picks one. Trained by L-BFGS on standardised features until it converges.
+    """
+
+    pooling: Pooling = "mean"
+    hidden_size: int = Field(256, ge=1)
+    l2: tuple[float, ...] = Field((1e-3, 1e-1, 10.0), min_length=1)
+
+    def train(self, experiment: Experiment) -> Trained:
+        """One pass over train, one over dev, a fit for each weight decay.
+
+        Raises:
+            BackendError: the backend hands out no hidden states.
+        """
+        e, best = experiment, None
+        train, dev = (
+            pooled(all_features(e.backend, e.task, rows, e.ledger), self.pooling)
+            for rows in (e.split.train, e.split.dev)
+        )
+        e.ledger.train_queries, e.ledger.dev_queries = 1, 1
+        e.observer.started(len(self.l2), "fit")
+        for i, l2 in enumerate(self.l2):
+            arrays = perceptron(self._fitted(train, e.train.labels, l2, e.config.seed))
+            verdict = e.judge_scores(logits(arrays, dev), f"l2 {l2:g}")
+            if best is None or verdict.better_than(best.verdict, e.config.selection.by):
+                classifier = FeatureMLPClassifier(e.backend, e.task, self.pooling, arrays)
+                n_parameters = sum(array.size for array in arrays.values())
+                best = Trained(classifier, f"l2 {l2:g}", verdict, 1, n_parameters, {"manual": e.manual})
+            e.observer.progressed(Progress(i + 1, verdict.loss, best.verdict.metric))
+        assert best is not None
+        return best
+
+    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
+        """The perceptron's arrays.
+
+        Raises:
+            RunError: there are none.
+        """
+        from safetensors.numpy import load_file
+
+        if not (folder / FILE).is_file():
+            raise RunError(f"{folder} holds no {FILE}: has its run finished? `bbt resume {folder}` goes on.")
+        return FeatureMLPClassifier(backend, task, self.pooling, load_file(folder / FILE))
+
+    def _fitted(self, features: NDArray[np.float32], labels: Labels, l2: float, seed: int) -> Any:
+        """Scaler and perceptron as a scikit-learn pipeline."""
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.neural_network import MLPClassifier
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        network = MLPClassifier((self.hidden_size,), solver="lbfgs", alpha=l2, max_iter=500, random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # what 500 iterations give, dev judges
+            return make_pipeline(StandardScaler(), network).fit(features.astype(np.float64), labels)
+
+
+@dataclass(frozen=True)
+class FeatureMLPClassifier:
+    """The model's features and the perceptron's `arrays` (see `perceptron`)."""
+
+    backend: Backend
+    task: Task
+    pooling: Pooling
+    arrays: dict[str, NDArray[np.float64]]
+
+    def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
+        """(B, K) logits."""
+        batches = feature_batches(self.backend, self.task, examples, ledger)
+        return np.concatenate([logits(self.arrays, pooled(batch, self.pooling)) for batch in batches])
+
+    def save(self, folder: Path) -> None:
+        """As `mlp.safetensors`."""
+        from safetensors.numpy import save_file
+
+        save_file(self.arrays, folder / FILE)
+
+
+def pooled(features: Sequence[Features], pooling: Pooling) -> NDArray[np.float32]:
+    """(B, H) one vector a row."""
+    if pooling == "mean":
+        return np.stack([row.hidden_states.mean(axis=0) for row in features])
+    return np.stack([row.hidden_states[row.read if pooling == "read" else 0] for row in features])
+
+
+def perceptron(pipeline: Any) -> dict[str, NDArray[np.float64]]:
+    """A fitted pipeline as plain arrays: hidden (H, h), hidden_bias (h,), output (h, K), output_bias (K,). The scaler
+    is folded into the first layer, and where scikit-learn has one output for two classes the other is zero."""
+    scaler, network = pipeline[0], pipeline[1]
+    hidden, output = network.coefs_
+    hidden_bias, output_bias = network.intercepts_
+    if output.shape[1] == 1:
+        output, output_bias = np.hstack([0 * output, output]), np.concatenate([0 * output_bias, output_bias])
+    hidden = hidden / scaler.scale_[:, None]
+    return {
+        "hidden": hidden,
+        "hidden_bias": hidden_bias - scaler.mean_ @ hidden,
+        "output": output,
+        "output_bias": output_bias,
+    }
+
+
+def logits(arrays: dict[str, NDArray[np.float64]], features: NDArray[np.float32]) -> RowScores:
+    """(B, H) -> (B, K) outputs of the perceptron with a rectified hidden layer."""
+    hidden = np.maximum(0.0, features @ arrays["hidden"] + arrays["hidden_bias"])
+    return np.asarray(hidden @ arrays["output"] + arrays["output_bias"], dtype=np.float32)

@@ -1,0 +1,45 @@
+"""What a finished run has saved, loaded again."""
+
+import json
+from pathlib import Path
+
+from bbt.backend import Backend
+from bbt.classifier import Classifier, SoftPromptClassifier
+from bbt.config import load_config
+from bbt.errors import PromptError, RunError
+from bbt.methods import load_method
+from bbt.problem import make_task
+from bbt.prompts import SoftPrompt
+from bbt.tasks import Task
+
+
+def is_soft_prompt(path: Path) -> bool:
+    """Whether `path` is, or holds, a soft prompt that loads by itself."""
+    return path.is_file() or (path / "prompt.safetensors").is_file() or not (path / "config.yaml").is_file()
+
+
+def load_classifier(path: Path, backend: Backend) -> tuple[Task, Classifier]:
+    """The classifier of a run folder or of a soft prompt's file, with the wording it was trained with.
+
+    Raises:
+        PromptError: it was trained on another model; RunError: the run has not finished.
+    """
+    if is_soft_prompt(path):
+        loaded = SoftPromptClassifier.loaded(SoftPrompt.load(path), backend)
+        return loaded.task, loaded
+    config = load_config(path / "config.yaml")
+    _check_model(path, backend)
+    task = make_task(config.task, backend.info.kind)
+    return task, load_method(config.method).load(path, backend, task)
+
+
+def _check_model(path: Path, backend: Backend) -> None:
+    """Refuse other weights than the run's."""
+    if not (path / "result.json").is_file():
+        raise RunError(f"{path} has not finished: bbt resume {path}.")
+    result = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    if result["fingerprint"] != backend.info.fingerprint:
+        raise PromptError(
+            f"{path} was trained on {result['model']} (weights {result['fingerprint']}), not on {backend.info.name} "
+            f"(weights {backend.info.fingerprint}). Load it with its own model."
+        )
