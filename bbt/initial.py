@@ -56,8 +56,7 @@ def saved_prompt(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
     """
     if not path.exists():
         raise ConfigError(
-            f"{str(path)!r} is neither vocabulary, random, text or label_words (prompt.init) nor the path of a saved "
-            "prompt."
+            f"prompt {str(path)!r} is neither vocabulary, random, text or label_words nor the path of a saved prompt."
         )
     prompt, expected = SoftPrompt.load(path), (n_prompt_tokens, backend.info.hidden_size)
     prompt.check_model(backend.info.name, backend.info.fingerprint)

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 from collections import deque
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -222,6 +224,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _commit() -> str | None:
     """The commit of the source tree that bbt runs from, with + where it has changes; None where it is no tree."""
     root = Path(__file__).parent.parent

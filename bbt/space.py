@@ -19,19 +19,28 @@ from bbt.types import Latents, Prompts
 Projection = Literal["uniform", "normal", "orthonormal"]
 
 _GRID = 2.0**-20
+_BLOCK = 2**20
+MAX_NUMBERS = 2**31
+"""Largest A (D x d): 8.6 GB in float32, three times that while it is drawn."""
 
 
-def stable_uniform(seed: int, n: int) -> NDArray[np.float64]:
-    """n uniform numbers in [0, 1) from the top 53 bits of PCG64's raw output."""
-    return np.asarray((np.random.PCG64(seed).random_raw(n) >> np.uint64(11)) * 2.0**-53)
+def stable_uniform(seed: int, n: int, skipped: int = 0) -> NDArray[np.float64]:
+    """n uniform numbers in [0, 1) from the top 53 bits of PCG64's raw output, `skipped` numbers further on."""
+    raw = np.random.PCG64(seed).advance(skipped).random_raw(n)
+    return np.asarray((raw >> np.uint64(11)) * 2.0**-53)
 
 
 def stable_normal(seed: int, n: int) -> NDArray[np.float64]:
     """n standard normal numbers by Box and Muller, rounded to a grid of 2^-20."""
     half = (n + 1) // 2
-    u = stable_uniform(seed, 2 * half)
-    radius, angle = np.sqrt(-2.0 * np.log1p(-u[:half])), 2.0 * math.pi * u[half:]
-    return _on_grid(np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:n])
+    normals = np.empty(2 * half)
+    for start in range(0, half, _BLOCK):  # in blocks: A may be large
+        size = min(_BLOCK, half - start)
+        radius = np.sqrt(-2.0 * np.log1p(-stable_uniform(seed, size, start)))
+        angle = 2.0 * math.pi * stable_uniform(seed, size, half + start)
+        normals[start : start + size] = _on_grid(radius * np.cos(angle))
+        normals[half + start : half + start + size] = _on_grid(radius * np.sin(angle))
+    return normals[:n]
 
 
 def stable_choice(seed: int, n_items: int, n: int) -> NDArray[np.int64]:
@@ -58,13 +67,20 @@ def random_projection(
     orthonormal: orthogonal columns of the length that a normal column has on average, scale * sqrt(D).
 
     Raises:
-        ConfigError: orthonormal columns were asked for in more dimensions than the prompt has.
+        ConfigError: orthonormal columns were asked for in more dimensions than the prompt has, or A has more than
+            `MAX_NUMBERS`.
     """
     size = n_rows * intrinsic_dim
+    if size > MAX_NUMBERS:
+        raise ConfigError(
+            f"A would hold {n_rows} x {intrinsic_dim} numbers ({4e-9 * size:.1f} GB; T * H rows, d columns), "
+            f"more than {4e-9 * MAX_NUMBERS:.1f} GB. Lower prompt.intrinsic_dim or prompt.n_prompt_tokens."
+        )
     if projection == "uniform":
         matrix = (2.0 * stable_uniform(seed, size) - 1.0) * scale
     else:
-        matrix = stable_normal(seed, size) * scale
+        matrix = stable_normal(seed, size)
+        matrix *= scale
     matrix = matrix.reshape(n_rows, intrinsic_dim)
     if projection == "orthonormal":
         if intrinsic_dim > n_rows:

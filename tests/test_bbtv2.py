@@ -38,10 +38,13 @@ def test_a_deep_prompt_is_every_layers_own():
     np.testing.assert_array_equal(space.prompts(np.zeros((1, L * D))), space.p0)
 
 
-def test_layers_at_which_candidates_agree_agree_to_the_last_bit():
+def test_layers_at_which_candidates_agree_are_computed_once_and_agree_to_the_last_bit(monkeypatch):
+    computed, original = [], PromptSpace.prompts
+    monkeypatch.setattr(PromptSpace, "prompts", lambda self, z: computed.append(len(z)) or original(self, z))
     latents = np.tile(np.random.default_rng(1).normal(size=L * D), (N, 1))
     latents[:, -D:] = np.random.default_rng(2).normal(size=(N, D))
     prompts = deep_space(n_tokens=50, hidden_size=33).prompts(latents)
+    assert computed == [1, 1, N]
     assert (prompts[:, :-1] == prompts[:1, :-1]).all()
     assert (prompts[1:, -1] != prompts[:1, -1]).any()
 

@@ -47,7 +47,7 @@ def plan(tmp_path):
 
     def write(**changes):
         path = tmp_path / "plan.yaml"
-        path.write_text(yaml.safe_dump({**TREE, **changes}))
+        path.write_text(yaml.safe_dump({**TREE, **changes}, sort_keys=False))
         return path
 
     return write
@@ -63,8 +63,8 @@ def names(path, folds=None):
 def test_small_budgets_and_early_seeds_come_first_and_only_searches_have_budgets(plan):
     assert names(plan(tasks=FILMS)) == [
         "films/manual-seed0",
-        "films/manual-seed1",
         "films/cma-seed0 at 8 queries",
+        "films/manual-seed1",
         "films/cma-seed1 at 8 queries",
         "films/cma-seed0 at 16 queries",
         "films/cma-seed1 at 16 queries",
@@ -193,6 +193,24 @@ def test_a_killed_comparison_goes_on_as_if_it_had_never_stopped(plan, tmp_path):
     assert log.read_bytes().count(b"generation") == (whole / log.relative_to(broken)).read_bytes().count(b"generation")
 
 
+def test_a_worker_ends_when_its_parent_is_gone(plan, tmp_path):
+    cell = cells(load_plan(plan(tasks=FILMS, seeds=[0], budgets=[10**6])))[-1]
+    log = cell.folder(tmp_path) / "events.jsonl"
+    command = [sys.executable, "-m", "bbt.compare.worker"]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    job = {"config": cell.config.model_dump(mode="json"), "folder": str(cell.folder(tmp_path)), "budget": None}
+    worker.stdin.write(json.dumps(job) + "\n")
+    worker.stdin.flush()
+    while not (log.is_file() and b"generation" in log.read_bytes()):
+        assert worker.poll() is None
+        time.sleep(0.01)
+    worker.stdin.close()
+    try:
+        assert worker.wait(timeout=30) == 1
+    finally:
+        worker.kill()
+
+
 def test_a_folder_that_was_left_before_its_config_was_written_is_begun_again(plan, tmp_path):
     left = tmp_path / "runs/films/manual-seed0"
     left.mkdir(parents=True)
@@ -202,11 +220,12 @@ def test_a_folder_that_was_left_before_its_config_was_written_is_begun_again(pla
 
 
 def test_the_outcome_is_tested_on_another_task_as_bbt_eval_would(plan, tmp_path, capsys):
-    rows = [{"text": f"row {'x' * i}", "label": i % 2} for i in range(30)]
+    rows = [{"text": f"row {'x' * i}", "label": int(i > 10)} for i in range(30)]
     other = tmp_path / "yelp.jsonl"
     other.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = {"films": {"task": {"name": "sst2"}, "evaluation": {"rows": None, "also_test": {"yelp": str(other)}}}}
-    path = plan(tasks=tasks, seeds=[0], budgets=[8])
+    between = {"model": {**TOY, "options": {"manual": 2.0}}}  # long rows are called positive, short ones negative
+    path = plan(tasks=tasks, seeds=[0], budgets=[8], base={**TREE["base"], **between})
     compare(path, tmp_path / "runs")
     assert "| method | films accuracy | films → yelp accuracy | mean |" in capsys.readouterr().out
     for cell in cells(load_plan(path)):

@@ -33,6 +33,15 @@ def test_several_draws_are_made_for_screening_and_the_first_is_the_unscreened_on
     assert tokens(prompts)[:1] == tokens(initial())
 
 
+def test_random_vectors_are_as_wide_as_the_embeddings():
+    prompts = initial(init="random", n_prompt_tokens=2000, n_screened=2)
+    assert (prompts.shape, prompts.dtype) == ((2, 2000, HIDDEN), np.float32)
+    assert prompts.std() == pytest.approx(ToyBackend().info.embedding_std, rel=0.02)
+    assert abs(prompts.mean()) < 0.005
+    np.testing.assert_array_equal(initial(init="random"), initial(init="random"))
+    assert np.abs(initial(init="random", seed=1) - initial(init="random")).min() > 0
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("a bb ccc", [1, 2, 3, 1, 2]), ("a bb ccc dddd eeeee ffffff", [1, 2, 3, 4, 5])]
 )
@@ -55,9 +64,10 @@ def test_a_text_without_tokens_is_refused():
         initial(init="text", text="  ")
 
 
-def saved(folder, n_tokens=5, hidden=HIDDEN):
+def saved(folder, n_tokens=5, hidden=HIDDEN, fingerprint="toy-1.0", anchor=None):
     vectors = np.random.default_rng(0).normal(size=(n_tokens, hidden)).astype(np.float32)
-    SoftPrompt(vectors, "m", "f", "{prompt} {text} {mask}", ("no", "yes")).save(folder / "prompt.safetensors")
+    made_for = ("toy", fingerprint, "{prompt} {text} {mask}", ("no", "yes"))
+    SoftPrompt(vectors, *made_for, anchor=anchor).save(folder / "prompt.safetensors")
     return vectors
 
 
@@ -74,8 +84,15 @@ def test_a_saved_prompt_of_another_shape_is_refused(tmp_path, n_tokens, hidden):
         initial(init=str(tmp_path))
 
 
+def test_a_prompt_of_another_model_or_placement_is_refused(tmp_path):
+    saved(tmp_path, fingerprint="toy-2.0")
+    with pytest.raises(PromptError, match="was tuned for toy"):
+        initial(init=str(tmp_path))
+    saved(tmp_path, anchor=np.zeros((5, HIDDEN), np.float32))
+    with pytest.raises(PromptError, match=r"tuned with prompt\.placement: layernorm"):
+        initial(init=str(tmp_path))
+
+
 def test_an_init_that_is_neither_a_way_nor_a_path_is_refused():
-    with pytest.raises(
-        ConfigError, match="'vocabulry' is neither vocabulary, random, text or label_words nor the path"
-    ):
+    with pytest.raises(ConfigError, match=r"'vocabulry' is neither vocabulary, random, .* nor the path"):
         initial(init="vocabulry")

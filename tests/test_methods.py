@@ -14,7 +14,7 @@ from bbt.methods import METHODS, load_method
 
 TINY = {
     "data": {"k": 4},
-    "evaluation": {"rows": 40},
+    "evaluation": {"rows": 40, "also_test": {"sst2": None}},
     "prompt": {"n_prompt_tokens": 3, "intrinsic_dim": 8, "n_screened": 2},
     "optimizer": {"population_size": 4},
     "budget": {"queries": 12, "dev_every": 8},
@@ -57,6 +57,7 @@ def test_a_method_s_result_can_be_loaded_and_scores_as_it_did(config, tmp_path):
     result, again = outcome.result, Predictor(outcome.folder)
     assert result["method"] == config.method.name
     assert result["test_examples"] == 40
+    assert result["also_test"]["sst2"] == {**result["test"]["tuned"], "examples": 40}  # the same rows
     experiment = Experiment(config, again.backend)
     assert again.evaluate(experiment.task, experiment.split.test) == result["test"]["tuned"]
     texts = ["a joy from start to end", "dull"]

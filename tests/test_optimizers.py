@@ -1,3 +1,4 @@
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -141,3 +142,26 @@ def test_a_nevergrad_optimizer_that_takes_no_populations_says_so():
 def test_an_unknown_name_suggests_ours_and_nevergrads(name, nearest):
     with pytest.raises(ConfigError, match=f"unknown optimizer {name!r}.*Did you mean {nearest!r}"):
         make_optimizer(name, Settings())
+
+
+@pytest.mark.parametrize("d", [2001, 10_000, 50_000])
+def test_a_full_covariance_of_many_dimensions_is_refused_before_it_is_allocated(d):
+    tracemalloc.start()
+    with pytest.raises(ConfigError, match=f"full CMA-ES in {d} dimensions .* up to 2000. Choose .* cma-separable"):
+        make_optimizer("cma", Settings(intrinsic_dim=d))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * d * d / 10
+
+
+@pytest.mark.parametrize("name", ["cma-separable", "random", "zeroth-order"])
+def test_memory_grows_with_d_not_with_its_square(name):
+    make_optimizer(name, Settings(intrinsic_dim=10))  # whatever is imported
+    peaks = {}
+    for d in (5_000, 20_000):
+        tracemalloc.start()
+        search(name, 2, function=lambda z: (z**2).sum(axis=1), intrinsic_dim=d)
+        peaks[d] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks[20_000] < 5 * peaks[5_000]
+    assert peaks[20_000] < 20 * 8 * POPULATION * 20_000

@@ -58,5 +58,5 @@ def test_drawing_weights_leaves_the_global_generator_alone(tiny_folder):
 
 
 def test_an_unknown_shape_suggests_the_nearest():
-    with pytest.raises(BackendError, match="unknown shape 'roberta-lage'. Did you mean 'roberta-large'"):
+    with pytest.raises(BackendError, match=r"unknown shape 'roberta-lage'\. Did you mean 'roberta-large'"):
         LocalBackend("random:roberta-lage")

@@ -1,4 +1,5 @@
 import hashlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -103,3 +104,22 @@ def test_stable_uniform_lies_in_the_half_open_unit_interval():
     assert numbers.min() >= 0.0
     assert numbers.max() < 1.0
     np.testing.assert_allclose(numbers.mean(), 0.5, atol=0.005)
+
+
+def test_a_large_projection_is_drawn_in_blocks_of_the_same_numbers(monkeypatch):
+    expected = random_projection(3, 30, 7, "normal", 0.5)
+    monkeypatch.setattr("bbt.space._BLOCK", 16)
+    np.testing.assert_array_equal(random_projection(3, 30, 7, "normal", 0.5), expected)
+
+
+def test_drawing_takes_little_more_than_the_projection_itself():
+    tracemalloc.start()
+    n_bytes = random_projection(0, 20_000, 500, "normal", 1.0).nbytes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * n_bytes + 2**26
+
+
+def test_a_projection_that_no_machine_should_hold_is_refused():
+    with pytest.raises(ConfigError, match=r"A would hold 51200 x 50000 numbers \(10.2 GB.*more than 8.6 GB"):
+        random_projection(0, 51_200, 50_000, "normal", 1.0)

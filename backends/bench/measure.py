@@ -32,7 +32,7 @@ def measure(
     device = torch.device(work.backend.info.device)
     memory, executed = _warmed_up(work, device)
     rate = MatrixRate(work.backend._model, n_tokens=4096)
-    shares = scoring_shares(lambda: ours(work, seed=1), device)
+    shares = scoring_shares(lambda: ours(work, seed=1), work.backend._model, device)
     loop = _plain_loop(work, against) if against else None
     mine, plain, rates = [], [], []
     for seed in range(2, 2 + repeats):
@@ -117,8 +117,7 @@ def _parts(mine: Sequence[Evaluation], shares: dict[str, float]) -> dict[str, fl
     """Median milliseconds a generation; scoring is shared out as the profiler saw it."""
     seconds = {part: float(np.median([e.seconds[part] for e in mine])) for part in PARTS}
     scoring = seconds.pop("scoring")
-    scored = {**shares, "rest of scoring": 1.0 - sum(shares.values())}
-    seconds |= {part: share * scoring for part, share in scored.items()}
+    seconds |= {part: share * scoring for part, share in shares.items()}
     return {part: 1e3 * s / len(mine[0].losses) for part, s in seconds.items()}
 
 

@@ -1,29 +1,40 @@
-"""Where the time of scoring goes, by PyTorch's profiler and the names that `backends.local` gives its work."""
+"""Where the time of scoring goes."""
 
-import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from backends.bench.evaluation import Evaluation
+from backends.bench.rates import now
 
 
-def scoring_shares(work: Callable[[], Evaluation], device: torch.device) -> dict[str, float]:
-    """Shares of the scoring's seconds that go into embedding (rows and prompts put together), trunk and head.
+def scoring_shares(work: Callable[[], Evaluation], model: Any, device: torch.device) -> dict[str, float]:
+    """Shares of the scoring's seconds: embedding (rows and prompts put together, scores taken back: all that is
+    outside the model), trunk, and head.
 
-    Only one evaluation is watched, because watching slows it down: shares suffer less from that than seconds. On a
-    GPU they are of its own seconds.
+    One evaluation is watched for them, and on a GPU waited for at each part, which costs shares less than seconds.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says when it starts and stops, on standard error
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
-        done = work()
-    field = "device_time_total" if on_gpu else "cpu_time_total"
-    spent = {event.key: getattr(event, field) / 1e6 for event in profiler.key_averages()}
-    embedding, model, trunk = (spent.get(f"bbt.{name}", 0.0) for name in ("embedding", "model", "trunk"))
-    return {
-        part: seconds / done.seconds["scoring"]
-        for part, seconds in {"embedding": embedding, "trunk": trunk, "head": model - trunk}.items()
-    }
+    spent, last = {"trunk": 0.0, "head": 0.0}, [0.0]
+
+    def begin(*_: Any) -> None:
+        last[0] = now(device)
+
+    def end(part: str) -> Callable[..., None]:
+        def add(*_: Any) -> None:
+            spent[part] += now(device) - last[0]
+            last[0] = now(device)
+
+        return add
+
+    handles = [
+        model.base_model.register_forward_pre_hook(begin),
+        model.base_model.register_forward_hook(end("trunk"), always_call=True),  # also where it is left half-way
+        model.register_forward_hook(end("head")),
+    ]
+    try:
+        seconds = work().seconds["scoring"]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {"embedding": 1.0 - sum(spent.values()) / seconds, **{part: s / seconds for part, s in spent.items()}}

@@ -1,7 +1,9 @@
 """`LocalBackend`: whole populations through the forward pass of a `transformers` model."""
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,9 +16,10 @@ from backends.local.features import causal_log_likelihoods, hidden_states, maske
 from backends.local.gradient import TrainableModel
 from backends.local.loading import Kind, fingerprint, load, resolve_device, resolve_precision
 from backends.local.packed import first_position
+from backends.local.precision import disagreement
 from backends.local.rows import LocalRows
 from backends.local.trunk import embedding_layernorm, word_embeddings
-from bbt.backend import Features, ModelInfo, Row
+from bbt.backend import Backend, Features, ModelInfo, Row
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Prompts, Scores
 
@@ -27,8 +30,11 @@ class LocalBackend:
     """A masked or causal LM on this machine, forward pass only.
 
     `model` is a bundled name, a folder or a name on the hub; `kind` overrides what its config says;
-    `token_budget` bounds the tokens of one micro-batch, and with them the memory of an evaluation: by default as
-    many as stay in a CPU's caches, or keep a GPU busy (`TOKEN_BUDGETS`); halved for good when memory runs out.
+    `precision: auto` takes bf16 where the chip has matrix units for it, and goes back to fp32 with a warning where bf16
+    does not rank candidates as fp32 does (`precision.disagreement`). That is seen before the first population is
+    scored; it takes memory for the model in fp32, and the time of 40 queries of 32 short rows: name a precision to
+    save it. `token_budget` bounds the tokens of one micro-batch, and with them the memory of an evaluation: by default
+    as many as stay in a CPU's caches, or keep a GPU busy (`TOKEN_BUDGETS`); halved for good when memory runs out.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class LocalBackend:
         self._words = word_embeddings(self._model)
         self._row_tokenizer = RowTokenizer(self._tokenizer, self._max_length(), self._kind == "causal")
         self._name, self._revision = model, revision
+        self._on_trial = precision == "auto" and dtype is not torch.float32
 
     @property
     def token_budget(self) -> int:
@@ -91,6 +98,7 @@ class LocalBackend:
         expected = (encoded.n_prompt_tokens, self._words.shape[1])
         if prompts.ndim != 3 or prompts.shape[1:] != expected:
             raise BackendError(f"prompts have shape {prompts.shape}, expected (n, {expected[0]}, {expected[1]}).")
+        self._settle_precision(len(prompts))
         return self._scores(prompts[:, None], encoded)
 
     def deep_label_scores(self, prompts: DeepPrompts, encoded: LocalRows) -> Scores:
@@ -99,6 +107,7 @@ class LocalBackend:
         The shared hidden states are kept beside the rows if they have at most `KEPT_BYTES`.
         """
         self._check_deep(prompts, encoded)
+        self._settle_precision(len(prompts))
         return self._scores(prompts, encoded)
 
     def hidden_stds(self, prompts: DeepPrompts, encoded: LocalRows) -> NDArray[np.float64]:
@@ -106,6 +115,25 @@ class LocalBackend:
         self._check_deep(prompts, encoded)
         states = self._evaluator.hidden_states(prompts, encoded)
         return np.array([clipped_std(self._words), *map(clipped_std, states)])
+
+    def _settle_precision(self, n_candidates: int) -> None:
+        """Before the first population is ranked: `auto` goes back to fp32 where half precision ranks otherwise."""
+        if not self._on_trial or n_candidates < 2:
+            return
+        self._on_trial, anchor, self._evaluator.anchor = False, self._evaluator.anchor, None
+        full = LocalBackend(
+            self._name,
+            kind=self._kind,
+            device=str(self._device),
+            precision="fp32",
+            revision=self._revision,
+            token_budget=self.token_budget,
+        )
+        reason = disagreement(cast(Backend, self), cast(Backend, full))
+        if reason:
+            print(f"warning: precision auto: fp32 instead of {self.info.precision}, {reason}.", file=sys.stderr)
+            self.__dict__ = full.__dict__
+        self._evaluator.anchor = anchor
 
     def _check_deep(self, prompts: DeepPrompts, encoded: LocalRows) -> None:
         expected = (self.info.n_layers, encoded.n_prompt_tokens, self._words.shape[1])

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from backends.local.attention import KeysAndValues, Packed
 from backends.local.batching import MicroBatch, micro_batches
@@ -179,9 +178,8 @@ class Evaluator:
                 states = below.states[self.tensor(pack.source)].view(states.shape)
             return added(states, vectors[who, layer, which]) if layer else states
 
-        with record_function("bbt.embedding"):
-            embeddings = self._words[self.tensor(np.maximum(ids, 0))]
-            embeddings[at] = (vectors[who, 0, which] if anchor is None else anchor[0, which]).to(embeddings.dtype)
+        embeddings = self._words[self.tensor(np.maximum(ids, 0))]
+        embeddings[at] = (vectors[who, 0, which] if anchor is None else anchor[0, which]).to(embeddings.dtype)
         with ExitStack() as stack:
             if anchor is not None:
                 offset = vectors[who, 0, which] - anchor[0, which]

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from backends.local.attention import NAME, Kept, KeysAndValues, Packed, attention, keys_and_values
 from backends.local.kernels import faster_forwards
@@ -55,10 +54,9 @@ class PackedTrunk:
     @torch.inference_mode()
     def logits(self, embeddings: Tensor, positions: Tensor, packed: Packed) -> Tensor:
         """Embeddings (P, H) of tokens at `positions` (P,) of their rows -> (S, K) logits."""
-        with record_function("bbt.model"):
-            output = self._model(
-                inputs_embeds=embeddings[None], position_ids=positions[None] + self._first_position, packed=packed
-            )
+        output = self._model(
+            inputs_embeds=embeddings[None], position_ids=positions[None] + self._first_position, packed=packed
+        )
         return cast(Tensor, output.logits[0])
 
     def keys_and_values(

@@ -12,8 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.profiler import record_function
 
+from backends.local.precision import FullPrecisionHead
 from bbt.errors import BackendError
 
 
@@ -30,8 +30,8 @@ class Trunk:
         if not isinstance(self._decoder, nn.Linear):
             raise BackendError(f"{type(model).__name__} has no linear decoder over its vocabulary to score with.")
         self._read: Tensor | None = None
+        self._head = FullPrecisionHead(model)
         model.base_model.register_forward_hook(self._keep_read_position)
-        model.base_model.forward = record_function("bbt.trunk")(model.base_model.forward)
 
     @torch.inference_mode()
     def logits(self, embeddings: Tensor, lengths: Tensor, read: Tensor) -> Tensor:
@@ -46,16 +46,15 @@ class Trunk:
         self._read = read
         try:
             mask = _padding_mask(lengths, embeddings.shape[1], past_length)
-            with record_function("bbt.model"):
-                output = self._model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=past)
+            output = self._model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=past)
         finally:
             self._read = None
         return cast(Tensor, output.logits[:, 0])
 
     @contextmanager
     def scoring(self, token_ids: Tensor) -> Iterator[None]:
-        """Inside, the head knows these K tokens only, in fp32: K rows cost nothing, while bf16 would round a logit
-        of 100, as causal LMs have them, to 0.5."""
+        """Inside, the head knows these K tokens only, and all of it is in fp32: K rows cost nothing, while bf16 would
+        round a logit of 100, as causal LMs have them, to 0.5."""
         weight, bias = self._decoder.weight[token_ids].float(), self._decoder.bias
         bias = None if bias is None else bias[token_ids].float()
 
@@ -65,7 +64,8 @@ class Trunk:
 
         self._decoder.forward = score  # on the instance, where it hides the class's
         try:
-            yield
+            with self._head.active():
+                yield
         finally:
             del self._decoder.forward
 

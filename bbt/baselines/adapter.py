@@ -29,7 +29,7 @@ class Adapter(WeightTraining):
     """
 
     learning_rate: float = Field(1e-3, gt=0)
-    steps: int = Field(100, gt=0)
+    steps: int = Field(50, gt=0)
     variant: Literal["sequential", "parallel", "scaled-parallel"] = "sequential"
     bottleneck: int = Field(64, ge=1)
     scale: float = Field(4.0, gt=0)

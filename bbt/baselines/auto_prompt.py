@@ -68,11 +68,11 @@ class Search:
         untuned = self._classifier(self._ids)
         selection = Selection[list[int]](e)
         e.observer.started(s.steps, "step")
-        selection.check(0, untuned, self._ids)
+        selection.check(0, untuned, lambda: self._ids)
         for step in range(1, s.steps + 1):
             self._step()
             if step % s.dev_every == 0 or step == s.steps:
-                selection.check(step, self._classifier(self._ids), self._ids)
+                selection.check(step, self._classifier(self._ids), lambda: self._ids)
             e.observer.progressed(Progress(step, self._loss, selection.best.verdict.metric))
         best = selection.best
         references = {"manual": e.manual, "untuned": untuned}

@@ -12,7 +12,7 @@ class BitFit(WeightTraining):
     """Every bias of the model, the head's too."""
 
     learning_rate: float = Field(1e-3, gt=0)
-    steps: int = Field(100, gt=0)
+    steps: int = Field(50, gt=0)
 
     def thaw(self, model: Any) -> None:
         """The biases.

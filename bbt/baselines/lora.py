@@ -12,7 +12,7 @@ class Lora(PeftTraining):
     choice for the architecture, the query and value projections, as in the paper."""
 
     learning_rate: float = Field(1e-3, gt=0)
-    steps: int = Field(100, gt=0)
+    steps: int = Field(50, gt=0)
     rank: int = Field(8, ge=1)
     alpha: int = Field(8, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)

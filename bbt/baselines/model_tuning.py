@@ -11,7 +11,7 @@ class ModelTuning(WeightTraining):
     """The learning rate is the middle one of LM-BFF's grid (table C.1)."""
 
     learning_rate: float = Field(2e-5, gt=0)
-    steps: int = Field(100, gt=0)
+    steps: int = Field(50, gt=0)
 
     def thaw(self, model: Any) -> None:
         """All of it."""

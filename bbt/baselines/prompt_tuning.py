@@ -15,8 +15,8 @@ from bbt.objective import Objective
 class PromptTuning(Training):
     """Length and start of the prompt are the config's section `prompt`, as for Black-Box Tuning."""
 
-    learning_rate: float = Field(3e-3, gt=0)
-    steps: int = Field(200, gt=0)
+    learning_rate: float = Field(1e-2, gt=0)
+    steps: int = Field(100, gt=0)
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
         """The vectors p (T, H), at p0."""

@@ -1,5 +1,6 @@
 """Dev judges a training now and then; its best state is kept in memory."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -33,9 +34,9 @@ class Selection(Generic[State]):
         assert self._best is not None
         return self._best
 
-    def check(self, step: int, classifier: Classifier, state: State) -> None:
-        """Judge on dev; scores that are not numbers are never better."""
+    def check(self, step: int, classifier: Classifier, state: Callable[[], State]) -> None:
+        """Judge on dev; scores that are not numbers are never better. `state` is a copy, asked for if it is."""
         e, who = self._experiment, f"step {step}"
         verdict = e.judge(classifier, who)
         if self._best is None or verdict.better_than(self._best.verdict, e.config.selection.by):
-            self._best = Best(who, verdict, e.ledger.train_queries, state)
+            self._best = Best(who, verdict, e.ledger.train_queries, state())

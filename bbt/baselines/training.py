@@ -92,13 +92,13 @@ class Loop:
         s, observer = self._settings, self._experiment.observer
         selection = Selection[list[Tensor]](self._experiment)
         observer.started(s.steps, "step")
-        selection.check(0, self._subject.classifier(), self._state())
+        selection.check(0, self._subject.classifier(), self._state)
         for step in range(1, s.steps + 1):
             loss = self._step()
             if not math.isfinite(loss):
                 break
             if step % s.dev_every == 0 or step == s.steps:
-                selection.check(step, self._subject.classifier(), self._state())
+                selection.check(step, self._subject.classifier(), self._state)
             observer.progressed(Progress(step, loss, selection.best.verdict.metric))
         return self._trained(selection.best)
 

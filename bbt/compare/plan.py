@@ -81,7 +81,8 @@ class Plan(Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run at one budget (None: the method has none). A run's folder is `<runs>/<task>/<name>`."""
+    """One run at one budget (None: the method has none), the `round`-th of its task's. A run's folder is
+    `<runs>/<task>/<name>`."""
 
     task: str
     method: str
@@ -90,6 +91,7 @@ class Cell:
     budget: int | None = None
     k: int | None = None
     fold: int | None = None
+    round: int = 0
 
     @property
     def name(self) -> str:
@@ -123,13 +125,14 @@ def load_plan(path: Path) -> Plan:
 
 
 def cells(plan: Plan, folds: int | None = None) -> list[Cell]:
-    """Every run of the plan: small budgets first, then early seeds, so that a comparison cut short is even.
+    """Every run of the plan: small budgets first (with them what has none), then early seeds, so that a comparison
+    cut short is even.
 
     Raises:
         ConfigError: a config that cannot be; names task and method.
     """
     found = [cell for task in plan.tasks for method in plan.methods for cell in _cells_of(plan, task, method, folds)]
-    return sorted(found, key=lambda cell: (cell.budget or 0, cell.k or 0, cell.seed))
+    return sorted(found, key=lambda cell: (cell.round, cell.seed, cell.k or 0))
 
 
 def _cells_of(plan: Plan, task: str, method: str, folds: int | None) -> Iterator[Cell]:
@@ -137,13 +140,13 @@ def _cells_of(plan: Plan, task: str, method: str, folds: int | None) -> Iterator
     entry = plan.methods[method]
     if entry and entry.tasks is not None and task not in entry.tasks:
         return
-    for budget in _budgets(plan, task, method):
+    for i, budget in enumerate(_budgets(plan, task, method)):
         for seed in plan.seeds_of(task):
             if budget is None or plan.only.get(budget, Only()).allows(task, method, seed):
                 for k in plan.k or (None,):
                     for fold in range(folds) if folds else (None,):
                         config = _config(plan, task, method, _axes(seed, budget, k, folds, fold))
-                        cell = Cell(task, method, seed, config, budget, k, fold)
+                        cell = Cell(task, method, seed, config, budget, k, fold, i)
                         yield replace(cell, config=config.model_copy(update={"name": cell.name}))
 
 

@@ -63,7 +63,7 @@ class Work:
     def do(self, cells: Sequence[Cell]) -> list[Failure]:
         """Run the cells, one budget after the other (a larger one extends the smaller one's run, if that succeeds)."""
         failures: list[Failure] = []
-        for _, of_budget in groupby(cells, key=lambda cell: cell.budget or 0):
+        for _, of_budget in groupby(cells, key=lambda cell: cell.round):
             failed = {failure.cell.folder(self.runs) for failure in failures}
             failures += self._at_once([cell for cell in of_budget if cell.folder(self.runs) not in failed])
         return failures

@@ -9,24 +9,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bbt.errors import ConfigError
 from bbt.optimizers.base import Settings
 from bbt.optimizers.generator import OwnGenerator
 from bbt.types import Latents, Losses
 
+MAX_FULL_DIM = 2000
+"""Largest d of a full covariance. pycma holds several d x d matrices in float64 (about 32 MB each at this d, 800 MB
+at d = 10,000) and its eigendecompositions take time in d^3; the covariance is hardly learned there anyway: its
+learning rate falls with 1 / d^2 (Hansen 2016, arXiv 1604.00772, eq. 57)."""
+
 
 class FullCMA:
-    """Full covariance: the released code's optimizer."""
+    """Full covariance: the released code's optimizer.
+
+    Raises:
+        ConfigError: more than `MAX_FULL_DIM` dimensions, before anything is allocated.
+    """
 
     diagonal = False
 
     def __init__(self, settings: Settings) -> None:
+        d = settings.intrinsic_dim
+        if d > MAX_FULL_DIM and not self.diagonal:
+            raise ConfigError(
+                f"full CMA-ES in {d} dimensions would hold {d} x {d} matrices ({8 * d * d / 1e9:.1f} GB each); it "
+                f"takes up to {MAX_FULL_DIM}. Choose optimizer.name: cma-separable, whose cost is linear in d."
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # moarchiving and matplotlib, which only other parts of pycma use
             import cma
 
-        self._strategy = cma.CMAEvolutionStrategy(
-            np.zeros(settings.intrinsic_dim), settings.sigma0, self.options(settings)
-        )
+        self._strategy = cma.CMAEvolutionStrategy(np.zeros(d), settings.sigma0, self.options(settings))
 
     @classmethod
     def options(cls, settings: Settings) -> dict[str, Any]:
