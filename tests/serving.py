@@ -2,6 +2,7 @@
 does to its answers what networks do."""
 
 import logging
+import os
 import socket
 import struct
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import requests
@@ -54,16 +56,28 @@ def serving(backend, keys=None, tls=(None, None), **limits) -> Iterator[str]:
 
 
 class ServerProcess:
-    """`bbt serve` as a command; `kill` and `start` it as often as you like, the port stays."""
+    """A server in a process of its own; `kill` and `start` it as often as you like, the port stays."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *command: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", "bbt.cli", "serve", *map(str, arguments), "--port", str(self.port)]
+        self._command = [sys.executable, *(str(part).replace("PORT", str(self.port)) for part in command)]
         self.process = None
 
+    @classmethod
+    def of(cls, model, *options: str) -> "ServerProcess":
+        """The command `bbt serve`."""
+        return cls("-m", "bbt.cli", "serve", model, "--port", "PORT", *options)
+
+    @classmethod
+    def toy(cls, seconds: float = 0.0) -> "ServerProcess":
+        """Started in a second, and so long over every scoring."""
+        return cls(Path(__file__).with_name("serving_toy.py"), "PORT", seconds)
+
     def start(self, wait=True):
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(self._command, env=environment, **quiet)
         while wait and not self.healthy():
             assert self.process.poll() is None, "the server has ended"
             time.sleep(0.05)

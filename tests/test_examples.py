@@ -1,11 +1,13 @@
 """Every example runs as its first lines say."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from serving import serving
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -61,3 +63,13 @@ def test_pretrain_resumes_and_its_model_is_scored(tmp_path: Path, corpus: Path, 
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"text": "A film", "label": 1}\n{"text": "A bore", "label": 0}\n')
     assert "2 rows" in run("pretrain_zero_shot.py", out, rows, template, "bad,great", cwd=tmp_path)
+
+
+def test_remote_tunes_through_a_server_and_the_load_test_counts_its_answers(tiny_folder, tiny_backend) -> None:
+    model = str(tiny_folder("bert"))
+    with serving(tiny_backend("bert")) as url:
+        lines = run("remote.py", "--url", url, "--model", model, "--queries", 20, cwd=tiny_folder("bert")).splitlines()
+        said = run("load_test.py", "--url", url, "--clients", 3, "--seconds", 2, cwd=tiny_folder("bert"))
+    assert set(eval(lines[0])) == {"manual", "untuned", "tuned"}
+    assert re.fullmatch(r"a query: \d+ bytes up, \d+ bytes down", lines[1])
+    assert re.search(r"answers: \{'200': \d+\}\nlatency, seconds: p50 ", said)

@@ -222,7 +222,7 @@ class Killer(Observer):
 
 def test_a_server_killed_and_restarted_in_mid_run_changes_nothing(model, url, monkeypatch):
     monkeypatch.setattr(backends.transport, "BACKOFF", 0.5)
-    server = ServerProcess(model, "--option", "precision=fp32").start()
+    server = ServerProcess.of(model, "--option", "precision=fp32").start()
     try:
         outcome = bbt.tune(settings(model, server.url), observer=Killer(server, after=40))
     finally:

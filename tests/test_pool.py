@@ -103,24 +103,25 @@ def test_a_faulty_endpoint_comes_back():
     assert proxy.seen > 30
 
 
-def test_an_endpoint_killed_in_mid_run_and_restarted_changes_nothing(tiny_folder):
-    """Real processes: the first goes away for good, the second works on."""
-    from backends.local import LocalBackend
-
-    model = str(tiny_folder("bert"))
-    local = LocalBackend(model, precision="fp32", device="cpu")
-    prompts = np.random.default_rng(0).normal(0, 0.2, (20, 2, 32)).astype(np.float32)
-    encoded = local.encode(ROWS, ("bad", "great"))
-    alone = np.concatenate([local.label_scores(prompt[None], encoded) for prompt in prompts])
-    server = ServerProcess(model, "--option", "precision=fp32").start()
-    with serving(local) as other:
-        both = PoolBackend(model, endpoints=[{"url": server.url}, {"url": other}])
-        rows = both.encode(ROWS, ("bad", "great"))
-        np.testing.assert_array_equal(both.label_scores(prompts, rows), alone)
-        threading.Timer(0.02, server.kill).start()
-        for _ in range(5):
-            np.testing.assert_array_equal(both.label_scores(prompts, rows), alone)
-        assert not server.healthy()
+def test_an_endpoint_killed_in_mid_run_and_restarted_changes_nothing():
+    """A real process: killed while it computes, back a while later."""
+    server = ServerProcess.toy(seconds=0.02).start()
+    try:
+        with serving(Slow(0.02)) as other:
+            both = pool(server.url, other)
+            rows = both.encode(ROWS, WORDS)
+            threading.Timer(0.1, server.kill).start()
+            for _ in range(3):
+                np.testing.assert_array_equal(both.label_scores(population(), rows), expected(population()))
+            assert not server.healthy()
+            server.start()
+            before = both.traffic.bytes_down
+            np.testing.assert_array_equal(both.label_scores(population(), rows), expected(population()))
+        for _ in range(3):  # the restarted one alone
+            np.testing.assert_array_equal(both.label_scores(population(), rows), expected(population()))
+        assert both.traffic.bytes_down > before
+    finally:
+        server.kill()
 
 
 def test_where_every_endpoint_is_dead_the_pool_says_so():

@@ -1,6 +1,6 @@
 """What Prometheus may scrape: sums over all accounts, never one's own."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -11,6 +11,7 @@ class Metrics:
 
     def __init__(self) -> None:
         own = self._registry = CollectorRegistry()
+        ProcessCollector(registry=own)
         self.requests = Counter("bbt_requests", "Requests answered.", ("route", "status"), registry=own)
         self.seconds = Histogram("bbt_request_seconds", "From the head of a request on.", ("route",), registry=own)
         self.bytes_up = Counter("bbt_body_bytes_up", "Bytes of request bodies.", registry=own)
