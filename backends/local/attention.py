@@ -15,7 +15,9 @@ from torch.nn import functional
 from backends.local.packing import Group
 
 NAME = "bbt_packed"
-KeysAndValues: TypeAlias = tuple[Tensor, Tensor]
+KeysAndValues: TypeAlias = dict[nn.Module, tuple[Tensor, Tensor]]
+"""By attention module: keys and values, each (n, heads, prefix length, head size)."""
+
 NOT_UNDERSTOOD = ("sliding_window", "softcap", "s_aux", "position_bias")
 """What some models ask of an attention function beside queries, keys and values."""
 
@@ -31,13 +33,14 @@ class Packed:
     groups: tuple[Group, ...]
     read: Tensor
     """(S,) tokens that are read: the only ones that leave the last layer."""
-    prefix: dict[nn.Module, KeysAndValues] | None = None
-    """Each attention's (n, heads, prefix length, head size) keys and values left of every row."""
+    prefix: KeysAndValues | None = None
+    """What stands left of every row."""
     is_prefix: bool = False
     """Keys and values are all that is wanted."""
     stop: bool = False
     """The next attention keeps its keys and values and raises `Kept`."""
-    kept: dict[nn.Module, KeysAndValues] = field(default_factory=dict)
+    kept: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Keys and values, each (1, heads, P, head size)."""
 
     @property
     def n_tokens(self) -> int:
@@ -107,7 +110,7 @@ def _attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    prefix: KeysAndValues | None,
+    prefix: tuple[Tensor, Tensor] | None,
     scaling: float,
     causal: bool,
     out: Tensor,
@@ -138,7 +141,7 @@ def _attend(
     out.copy_(torch.baddbmm(from_left.view(-1, length, size), weights[..., n_left:], v).view(query.shape))
 
 
-def keys_and_values(packed: Packed) -> dict[nn.Module, KeysAndValues]:
+def keys_and_values(packed: Packed) -> KeysAndValues:
     """What a pass over prefixes kept, as `Packed.prefix` takes it."""
     (group,) = packed.groups
     return {
