@@ -96,7 +96,7 @@ def test_scores_are_those_of_a_plain_forward_with_hooks(
 @every_architecture
 def test_models_that_take_no_packed_rows_score_as_well(name, tiny_backend, reference, random_prompts):
     backend, prompts = tiny_backend(name), population(random_prompts, 2, 2)
-    backend._evaluator.packed = None
+    backend._evaluator.forward.packed = None
     found = normalised(scores(backend, BEFORE, prompts))
     np.testing.assert_allclose(found, expected(reference(name), name, BEFORE, prompts), atol=1e-4)
 

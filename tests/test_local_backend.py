@@ -98,13 +98,13 @@ def test_scores_are_those_of_a_plain_forward(name, case, tiny_backend, reference
 
 @every_architecture
 def test_every_supported_architecture_takes_packed_rows(name, tiny_backend):
-    assert tiny_backend(name)._evaluator.packed is not None
+    assert tiny_backend(name)._evaluator.forward.packed is not None
 
 
 @every_case
 def test_models_that_take_no_packed_rows_score_as_well(name, case, tiny_backend, reference, random_prompts):
     backend, prompts = tiny_backend(name), random_prompts(2, case.n_tokens)
-    backend._evaluator.packed = None
+    backend._evaluator.forward.packed = None
     expected = case.expected(reference(name), prompts)
     np.testing.assert_allclose(normalised(case.scores(backend, prompts)), expected, atol=1e-4)
 
@@ -115,7 +115,7 @@ def test_a_model_that_wants_more_of_its_attention_is_not_packed(config, tiny_fol
     tokenizer.save_pretrained(tmp_path)
     AutoModelForCausalLM.from_config(unusual(config, len(tokenizer))).save_pretrained(tmp_path)
     backend, prompts = LocalBackend(str(tmp_path), precision="fp32", device="cpu"), random_prompts(2, 5)
-    assert backend._evaluator.packed is None
+    assert backend._evaluator.forward.packed is None
     expected = BEFORE.expected(Reference(tmp_path, "causal"), prompts)
     np.testing.assert_allclose(normalised(BEFORE.scores(backend, prompts)), expected, atol=1e-4)
 
@@ -132,7 +132,7 @@ def unusual(name, vocab_size):
 def test_faster_kernels_say_in_half_precision_what_the_plain_ones_say(name, tiny_backend, random_prompts):
     backend, prompts = tiny_backend(name, precision="bf16"), random_prompts(8, 5)
     fast = normalised(BEFORE.scores(backend, prompts))
-    backend._evaluator.packed = None
+    backend._evaluator.forward.packed = None
     plain = normalised(BEFORE.scores(backend, prompts))
     assert np.abs(fast - plain).max() < 0.15
     assert rank_correlation(losses(fast), losses(plain)) > 0.9

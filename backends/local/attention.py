@@ -1,8 +1,7 @@
 """Attention over packed sequences: each token sees its own sequence and the prefix of its candidate.
 
 Registered with transformers as an attention implementation, so that it serves every model that lets its attention
-be chosen. Scores and sums are batched matrix products around an explicit softmax: on a CPU that is twice as fast as
-fused attention for rows of some 25 to 100 tokens; on a GPU the fused kernel is taken wherever there is no prefix.
+be chosen. Within a sequence it is PyTorch's fused attention, for all sequences of one length at once.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +14,12 @@ from torch.nn import functional
 from backends.local.packing import Group
 
 NAME = "bbt_packed"
-KeysAndValues: TypeAlias = tuple[Tensor, Tensor]
+KeysAndValues: TypeAlias = dict[nn.Module, tuple[Tensor, Tensor]]
+"""By attention module: keys and values, each (n, heads, prefix length, head size)."""
+
+FEW_QUERIES = 16
+"""Below so many queries a sequence, two fused attentions cost more to start than explicit products."""
+
 NOT_UNDERSTOOD = ("sliding_window", "softcap", "s_aux", "position_bias")
 """What some models ask of an attention function beside queries, keys and values."""
 
@@ -31,13 +35,14 @@ class Packed:
     groups: tuple[Group, ...]
     read: Tensor
     """(S,) tokens that are read: the only ones that leave the last layer."""
-    prefix: dict[nn.Module, KeysAndValues] | None = None
-    """Each attention's (n, heads, prefix length, head size) keys and values left of every row."""
+    prefix: KeysAndValues | None = None
+    """What stands left of every row."""
     is_prefix: bool = False
     """Keys and values are all that is wanted."""
     stop: bool = False
     """The next attention keeps its keys and values and raises `Kept`."""
-    kept: dict[nn.Module, KeysAndValues] = field(default_factory=dict)
+    kept: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Keys and values, each (1, heads, P, head size)."""
 
     @property
     def n_tokens(self) -> int:
@@ -77,18 +82,16 @@ def attention(
     out = torch.empty(query.shape[2], query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
     asked = token = 0
     for group in packed.groups:
-        n_queries = group.n_candidates * group.n_rows * (1 if reads else group.length)
+        queries = slice(asked, asked + group.n_candidates * group.n_rows * (1 if reads else group.length))
         tokens = slice(token, token + group.n_tokens)
-        _attend(
-            _by_sequence(query[0, :, asked : asked + n_queries], group),
-            _by_sequence(key[0, :, tokens], group),
-            _by_sequence(value[0, :, tokens], group),
-            packed.prefix[module] if packed.prefix else None,
-            scaling,
-            causal,
-            _by_sequence(out[asked : asked + n_queries].transpose(0, 1), group),
-        )
-        asked, token = asked + n_queries, token + group.n_tokens
+        q = _by_sequence(query[0, :, queries], group)
+        k, v = (_by_sequence(states[0, :, tokens], group) for states in (key, value))
+        if packed.prefix is None:
+            found = _within(q, k, v, scaling, causal)
+        else:
+            found = _after_prefix(q, k, v, packed.prefix[module], scaling, causal)
+        _by_sequence(out[queries].transpose(0, 1), group).copy_(found)
+        asked, token = queries.stop, tokens.stop
     return out[None], None
 
 
@@ -103,42 +106,57 @@ def _by_sequence(states: Tensor, group: Group) -> Tensor:
     return states.view(heads, group.n_candidates, group.n_rows, -1, size).transpose(0, 1)
 
 
-def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix: KeysAndValues | None,
-    scaling: float,
-    causal: bool,
-    out: Tensor,
-) -> None:
-    """Attention of one group, all of shape (n, heads, b, N, head size), written to `out`."""
-    if query.is_cuda and prefix is None:
-        q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
-        fused = functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling)
-        out.copy_(fused.view(query.transpose(1, 2).shape).transpose(1, 2))
-        return
+def _within(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool) -> Tensor:
+    """Attention within sequences: all of shape (n, heads, b, N, head size)."""
+    q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    found = functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling)
+    return found.view(query.transpose(1, 2).shape).transpose(1, 2)
+
+
+def _after_prefix(
+    query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], scaling: float, causal: bool
+) -> Tensor:
+    """Attention within sequences and to the prefix of their candidate, without a copy of it for each sequence."""
+    if query.device.type == "cpu" and query.shape[3] >= FEW_QUERIES:
+        return _merged(query, key, value, prefix, scaling, causal)
+    return _explicit(query, key, value, prefix, scaling, causal)
+
+
+def _merged(
+    query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], scaling: float, causal: bool
+) -> Tensor:
+    """Two fused attentions, weighted by the sums of their exponentials."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    n, heads, b, length, size = query.shape
+    q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    own, own_sum = fused(q, k, v, 0.0, causal, scale=scaling)
+    left, left_sum = fused(query.reshape(n, heads, b * length, size), *prefix, 0.0, False, scale=scaling)
+    own = own.view(n, b, heads, length, size).transpose(1, 2)
+    own_sum = own_sum.view(n, b, heads, length).transpose(1, 2)
+    share = torch.sigmoid(left_sum.view(n, heads, b, length) - own_sum)[..., None]
+    return torch.lerp(own, left.view(query.shape), share.to(own.dtype))
+
+
+def _explicit(
+    query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], scaling: float, causal: bool
+) -> Tensor:
+    """One softmax over the scores of both, as batched matrix products."""
     n, heads, b, length, size = query.shape
     q = torch.mul(query, scaling, out=torch.empty(query.shape, dtype=query.dtype, device=query.device))
     k, v = (states.reshape(-1, states.shape[3], size) for states in (key, value))
-    scores = torch.bmm(q.view(-1, length, size), k.transpose(1, 2))
-    if causal:
-        future = torch.ones(length, length, dtype=torch.bool, device=scores.device).triu_(1)
-        scores.masked_fill_(future, float("-inf"))
-    if prefix is None:
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
-        out.copy_(torch.bmm(weights, v).view(query.shape))
-        return
     prefix_key, prefix_value = (states.flatten(0, 1) for states in prefix)
     n_left = prefix_key.shape[1]
+    own = torch.bmm(q.view(-1, length, size), k.transpose(1, 2))
+    if causal:
+        own.masked_fill_(torch.ones_like(own[0], dtype=torch.bool).triu_(1), float("-inf"))
     left = torch.bmm(q.view(n * heads, b * length, size), prefix_key.transpose(1, 2))
-    scores = torch.cat([left.view(-1, length, n_left), scores], dim=-1)
+    scores = torch.cat([left.view(-1, length, n_left), own], dim=-1)
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(value.dtype)
     from_left = torch.bmm(weights[..., :n_left].reshape(n * heads, b * length, n_left), prefix_value)
-    out.copy_(torch.baddbmm(from_left.view(-1, length, size), weights[..., n_left:], v).view(query.shape))
+    return torch.baddbmm(from_left.view(-1, length, size), weights[..., n_left:], v).view(query.shape)
 
 
-def keys_and_values(packed: Packed) -> dict[nn.Module, KeysAndValues]:
+def keys_and_values(packed: Packed) -> KeysAndValues:
     """What a pass over prefixes kept, as `Packed.prefix` takes it."""
     (group,) = packed.groups
     return {

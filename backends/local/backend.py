@@ -18,7 +18,7 @@ from backends.local.loading import Kind, fingerprint, load, resolve_device, reso
 from backends.local.packed import first_position
 from backends.local.precision import disagreement
 from backends.local.rows import LocalRows
-from backends.local.trunk import embedding_layernorm, word_embeddings
+from backends.local.trunk import embedding_layernorm
 from bbt.backend import Backend, Features, ModelInfo, Row
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Prompts, Scores
@@ -52,7 +52,7 @@ class LocalBackend:
         self._dtype = dtype
         self._model, self._tokenizer, self._kind = load(model, kind, self._device, dtype, revision)
         self._evaluator = Evaluator(self._model, token_budget or TOKEN_BUDGETS.get(self._device.type, 16384))
-        self._words = word_embeddings(self._model)
+        self._words = self._evaluator.forward.words
         self._row_tokenizer = RowTokenizer(self._tokenizer, self._max_length(), self._kind == "causal")
         self._name, self._revision = model, revision
         self._on_trial = precision == "auto" and dtype is not torch.float32
@@ -86,7 +86,7 @@ class LocalBackend:
         label_ids = torch.tensor(self._row_tokenizer.label_ids(label_words, rows[0]), device=self._device)
         tokens = [self._row_tokenizer.row(row, reserved) for row in rows]
         n_prompt_tokens = sum(segment.n_tokens for segment in rows[0])
-        n_prefix = _common_prefix(tokens) if self._kind == "causal" and self._evaluator.packed else 0
+        n_prefix = _common_prefix(tokens) if self._kind == "causal" and self._evaluator.shares_prefixes else 0
         return LocalRows(tokens, label_ids, n_prompt_tokens, n_prefix)
 
     def label_scores(self, prompts: Prompts, encoded: LocalRows) -> Scores:
@@ -177,7 +177,7 @@ class LocalBackend:
             embedding_layernorm(self._model)
             if prompt.ndim != 3 or prompt.shape[::2] != (1, self._words.shape[1]):
                 raise BackendError(f"the anchor has shape {prompt.shape}, expected (1, T, {self._words.shape[1]}).")
-        self._evaluator.anchor = None if prompt is None else self._evaluator.tensor(prompt)
+        self._evaluator.put_anchor(prompt)
 
     def trainable(self) -> TrainableModel:
         """The model once more, with fp32 weights and gradients; see `GradientBackend.trainable`."""

@@ -1,7 +1,6 @@
 """A whole micro-batch as one row of tokens through a transformers model, with only what is read leaving the top.
 
-Nothing here knows an architecture. A model packs if, asked once at the start, it scores two short sequences packed
-as it scores them apart; any other model goes the plain way.
+Nothing here knows an architecture: `Forward` asks a model once whether it scores packed rows as it scores them apart.
 """
 
 from collections.abc import Iterator
@@ -59,9 +58,7 @@ class PackedTrunk:
         )
         return cast(Tensor, output.logits[0])
 
-    def keys_and_values(
-        self, embeddings: Tensor, positions: Tensor, groups: tuple[Group, ...]
-    ) -> dict[nn.Module, KeysAndValues]:
+    def keys_and_values(self, embeddings: Tensor, positions: Tensor, groups: tuple[Group, ...]) -> KeysAndValues:
         """Each attention's keys and values of prefixes of one length."""
         packed = Packed(groups, positions, is_prefix=True)
         try:

@@ -43,7 +43,7 @@ class Pack:
     """(S,), (S,) candidate, and row, of each sequence."""
 
 
-def packed(batch: MicroBatch, starts: Index, lengths: Sequence[int], reads: Sequence[int], skip: int = 0) -> Pack:
+def pack(batch: MicroBatch, starts: Index, lengths: Sequence[int], reads: Sequence[int], skip: int = 0) -> Pack:
     """Rows begin at `starts` in the rows laid end to end; the first `skip` tokens of each are left out."""
     n = batch.stop - batch.start
     groups, sources, candidates, positions, read, who, which = [], [], [], [], [], [], []
