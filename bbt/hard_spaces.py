@@ -20,7 +20,11 @@ def readable_ids(backend: Backend) -> list[int]:
     """
     words = require_hard(backend)
     texts = {i: words.prompt_text([i]) for i in backend.ordinary_ids()}
-    return [i for i, text in texts.items() if text.strip().isprintable() and words.prompt_ids(text) == [i]]
+    return [i for i, text in texts.items() if _printable(text.strip()) and words.prompt_ids(text) == [i]]
+
+
+def _printable(text: str) -> bool:
+    return bool(text) and text.isprintable()
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,23 @@ def test_a_million_tokens_cost_the_price():
     assert PriceConfig(up=2.0, down=8.0).of(500_000, 250_000) == 3.0
 
 
-@pytest.mark.parametrize("method", ["black-box", "manual", "token-search"])
+@pytest.mark.parametrize("method", ["black-box", "manual"])
 def test_the_estimate_is_what_the_run_then_costs(method, tiny_folder):
-    settings = config(tiny_folder("gpt2"), method={"name": method}, budget={"queries": 10, "dev_every": 8})
+    selection = {"baselines": False, "n_best": 3}
+    settings = config(tiny_folder("gpt2"), method={"name": method}, selection=selection)
     guess, result = estimate(settings), tune(settings).result
     cost = result["cost"]
     assert (guess.train_queries, guess.dev_queries) == (cost["train_queries"], cost["dev_queries"])
     assert guess.price == pytest.approx(total(result), rel=1e-12)
     assert guess.seconds is None
+
+
+@pytest.mark.parametrize("method", ["hard-prompt", "token-search"])
+def test_a_search_that_scores_nothing_twice_costs_at_most_the_estimate(method, tiny_folder):
+    settings = config(tiny_folder("gpt2"), method={"name": method})
+    guess, result = estimate(settings), tune(settings).result
+    assert guess.train_queries >= result["cost"]["train_queries"]
+    assert 0.5 * guess.price < total(result) <= guess.price
 
 
 def test_the_estimate_of_local_bytes_is_exact(tiny_folder):

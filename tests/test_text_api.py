@@ -107,7 +107,7 @@ def test_unknown_options_are_refused(option, message, serve, client):
 
 @pytest.mark.parametrize("method", ["hard-prompt", "token-search"])
 def test_a_prompt_of_words_is_tuned_through_the_endpoint(method, serve, tiny_folder):
-    peer = serve(max_length=600)
+    peer = serve("llama", max_length=600)
     outcome = tune(
         {
             "task": {"name": "sst2", "label_words": ["bad", "great"]},
