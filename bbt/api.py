@@ -106,7 +106,7 @@ def estimate(config: Config, runs: Path = RUNS) -> Estimate:
     """
     plan = load_method(config.method).plan(config)
     if plan is None:
-        raise ConfigError(f"method {config.method.name} trains on this machine: there are no queries to estimate.")
+        raise ConfigError(f"the queries of method {config.method.name} are not known beforehand: no estimate.")
     gauge = open_gauge(config)
     task = make_task(config.task, gauge.kind)
     split = make_split(config.data, task, config.seed)

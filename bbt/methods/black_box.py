@@ -51,7 +51,7 @@ class Search:
         self.spending = self._spending()
         self._p0 = self._initial()
         if self._anchor is not None:
-            e.backend.anchor(self._p0)
+            self.experiment.backend.anchor(self._p0)
         self.space = self._space()
         self._warn_of_cut_rows()
         self.tuner = self._tuner()

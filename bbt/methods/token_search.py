@@ -1,7 +1,7 @@
 """A discrete search over prompts of words: every prompt token is an unordered choice of a nevergrad optimizer."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -52,7 +52,7 @@ class ChoiceSearch(HardSearch):
         return self._choices
 
     def _optimizer(self) -> NevergradChoices:
-        settings = replace(self._settings(self.experiment.config.seed), intrinsic_dim=self._choices.intrinsic_dim)
+        settings = self._settings(self._choices.intrinsic_dim, self.experiment.config.seed)
         return NevergradChoices(self.method.optimizer, settings, len(self._choices.ids))
 
     def _candidates(self) -> TokenIds:
