@@ -39,18 +39,19 @@ def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
     """What a run would cost."""
     e = estimate
-    seconds = "unknown: no finished run of this model" if e.seconds is None else f"{e.seconds:,.0f}"
+    seconds = "unknown, no run yet" if e.seconds is None else f"{e.seconds:,.0f}"
     return [
         ("train queries", f"{e.train_queries:,}"),
         ("dev queries", f"{e.dev_queries:,}"),
         ("tested prompts", f"{e.tested_prompts}"),
         ("examples scored", f"{e.examples:,}"),
-        (f"tokens up, {e.counted}", f"{e.tokens_up:,}"),
+        ("tokens up", f"{e.tokens_up:,}"),
         ("tokens down", f"{e.tokens_down:,}"),
+        ("tokens are counted", e.counted),
         ("bytes up, about", f"{e.bytes_up:,}"),
         ("bytes down, about", f"{e.bytes_down:,}"),
         ("price", f"{e.price:,.4f}"),
-        ("seconds, at the speed of the last run", seconds),
+        ("seconds, as the last run", seconds),
     ]
 
 
