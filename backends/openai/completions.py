@@ -8,8 +8,9 @@ allowed at once would be renormalised over each other.)
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,8 +55,10 @@ class Completions:
         self._transport, self._model, self._list_size = transport, model, list_size
         self.one_by_one = one_by_one
 
-    def log_probs(self, contexts: Sequence[Context], token_ids: Sequence[int]) -> NDArray[np.float32]:
+    def log_probs(self, contexts: Iterable[Context], token_ids: Sequence[int]) -> NDArray[np.float32]:
         """(S, K): of every token after every context (all of one kind), over the whole vocabulary.
+
+        Contexts are taken list by list, so that a generator of embeddings never fills the memory.
 
         Raises:
             EndpointError: the endpoint refuses or is poisoned.
@@ -63,8 +66,14 @@ class Completions:
         """
         step = 1 if self.one_by_one else MAX_TOKEN_IDS
         chunks = [list(token_ids[i : i + step]) for i in range(0, len(token_ids), step)]
-        parts = [contexts[i : i + self._list_size] for i in range(0, len(contexts), self._list_size)]
-        return np.block([[self._request(_content(part), chunk) for chunk in chunks] for part in parts])
+        parts = [[self._request(content, chunk) for chunk in chunks] for content in self._lists(contexts)]
+        return np.block(parts) if parts else np.empty((0, len(token_ids)), dtype=np.float32)
+
+    def _lists(self, contexts: Iterable[Context]) -> Iterator[dict[str, Any]]:
+        """One request's contexts after the other."""
+        rest = iter(contexts)
+        while part := list(islice(rest, self._list_size)):
+            yield _content(part)
 
     def _request(self, content: dict[str, Any], token_ids: list[int]) -> NDArray[np.float32]:
         """(S, K) for one list of contexts."""

@@ -9,8 +9,8 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.local.encoding import RowTokenizer
 from backends.openai.answers import ChatAPI, CompletionsAPI, Sampling, TextAPI, label_log_probs, votes
+from backends.openai.vocabulary import VocabularyClient
 from backends.openai.words import read_words
 from backends.transport import Transport
 from bbt.backend import ModelInfo, Row, Traffic
@@ -39,7 +39,7 @@ class TextRows:
         return len(self.rows)
 
 
-class TextBackend:
+class TextBackend(VocabularyClient):
     """A model that answers text with text.
 
     `model` is its name at the endpoint; `vocabulary` the causal LM (bundled name, folder or hub name) whose words a
@@ -78,8 +78,7 @@ class TextBackend:
         self._transport = Transport(base, api_key_env=api_key_env, timeout=timeout, retries=retries, verify=verify)
         self._api = APIS[api](self._transport, model, Sampling(top_logprobs, n_answers, answer_tokens))
         self._name, self._url, self._concurrency = model, base, concurrency
-        self._words = read_words(vocabulary)
-        self._tokenizer = RowTokenizer(self._words.tokenizer, UNLIMITED, causal=True)
+        super().__init__(read_words(vocabulary), UNLIMITED)
         self._by_answers = scores == "answers" or not self._tells_log_probs(required=scores == "logprobs")
 
     @property
@@ -127,31 +126,6 @@ class TextBackend:
                 f"{self._url} takes text, which cannot hold a soft prompt; use method: hard-prompt or token-search."
             )
         return self.hard_scores(np.zeros((len(prompts), 0), dtype=np.int64), encoded)
-
-    def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of a text, in the search's vocabulary."""
-        return self._tokenizer.text_ids(text)
-
-    def prompt_text(self, token_ids: Sequence[int]) -> str:
-        """The text of a hard prompt's tokens."""
-        return self._tokenizer.text(token_ids)
-
-    def embed_text(self, text: str) -> Prompts:
-        """Word embeddings of a text in the search's vocabulary: (1, T, H)."""
-        return self.embed_ids(self.prompt_ids(text))
-
-    def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
-        """Word embeddings of token ids: (1, T, H)."""
-        return self._words.embedded(token_ids)
-
-    def ordinary_ids(self) -> list[int]:
-        """Ids of all tokens that are not special."""
-        return self._words.ordinary_ids()
-
-    def anchor(self, prompt: Prompts | None) -> None:
-        """Only None: text has no embeddings."""
-        if prompt is not None:
-            raise BackendError("an endpoint adds nothing after a LayerNorm; use prompt.placement: embedding.")
 
     def _tells_log_probs(self, required: bool) -> bool:
         try:

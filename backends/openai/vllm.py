@@ -1,16 +1,17 @@
 """`VLLMBackend`: soft prompts of a causal LM that vLLM serves with `--enable-prompt-embeds`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backends.local.encoding import RowTokenizer, TokenRow, TokenRows, prompt_id
+from backends.local.encoding import TokenRow, TokenRows, prompt_id
 from backends.local.loading import PRECISIONS
 from backends.openai.completions import Completions, Context
 from backends.openai.probe import probe, served_model
+from backends.openai.vocabulary import VocabularyClient
 from backends.openai.words import read_words
 from backends.transport import Transport
 from bbt.backend import ModelInfo, Row, Traffic
@@ -18,7 +19,7 @@ from bbt.errors import BackendError, unknown
 from bbt.types import Prompts, Scores, TokenIds
 
 
-class VLLMBackend:
+class VLLMBackend(VocabularyClient):
     """A causal LM behind vLLM's completions API: the client embeds text itself, the server sees embeddings.
 
     `model` is the bundled name, folder or hub name of what is served, for its tokenizer and word embeddings alone;
@@ -50,12 +51,13 @@ class VLLMBackend:
         self._transport = Transport(base, api_key_env=api_key_env, timeout=timeout, retries=retries, verify=verify)
         served = served_model(self._transport, served_name)
         self._name, self._url, self._dtype = model, base, PRECISIONS[precision]
-        self._words = read_words(model, revision)
+        words = read_words(model, revision)
         # One place of the server's length is the token that it generates.
-        self._max_length = min(self._words.max_length, (served.max_length or self._words.max_length + 1) - 1)
-        self._row_tokenizer = RowTokenizer(self._words.tokenizer, self._max_length, causal=True)
+        longest = words.max_length if served.max_length is None else served.max_length - 1
+        self._max_length = min(words.max_length, longest)
+        super().__init__(words, self._max_length)
         self._completions = Completions(self._transport, served.name, list_size)
-        probe(self._completions, self._words, self._row_tokenizer, self._dtype)
+        probe(self._completions, words, self._tokenizer, self._dtype)
 
     @property
     def traffic(self) -> Traffic:
@@ -82,7 +84,7 @@ class VLLMBackend:
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> TokenRows:
         """Tokenise rows once; see `Backend.encode`."""
-        return self._row_tokenizer.rows(rows, label_words)
+        return self._tokenizer.rows(rows, label_words)
 
     def label_scores(self, prompts: Prompts, encoded: TokenRows) -> Scores:
         """(n, T, H) -> (n, B, K) log-probabilities of the label words.
@@ -101,45 +103,18 @@ class VLLMBackend:
         finite = vectors.isfinite().flatten(1).all(dim=1).numpy()
         scores = np.full((len(prompts), encoded.n_examples, len(encoded.label_ids)), np.nan, dtype=np.float32)
         # All rows of a candidate in sequence: its keys and values are in the server's prefix cache then.
-        contexts = [self._embedded(row, vector) for vector in vectors[finite] for row in encoded.rows]
+        contexts = (self._embedded(row, vector) for vector in vectors[finite] for row in encoded.rows)
         scores[finite] = self._scores(contexts, encoded)
         return scores
 
     def hard_scores(self, token_ids: TokenIds, encoded: TokenRows) -> Scores:
         """(n, T) -> (n, B, K): prompts of words travel as token ids."""
-        return self._scores([filled(row, prompt) for prompt in token_ids.tolist() for row in encoded.rows], encoded)
+        return self._scores((filled(row, prompt) for prompt in token_ids.tolist() for row in encoded.rows), encoded)
 
-    def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of a text as it stands after other words."""
-        return self._row_tokenizer.text_ids(text)
-
-    def prompt_text(self, token_ids: Sequence[int]) -> str:
-        """The text of a hard prompt's tokens."""
-        return self._row_tokenizer.text(token_ids)
-
-    def embed_text(self, text: str) -> Prompts:
-        """Word embeddings of a text: (1, T, H)."""
-        return self.embed_ids(self._row_tokenizer.text_ids(text))
-
-    def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
-        """Word embeddings of token ids: (1, T, H)."""
-        return self._words.embedded(token_ids)
-
-    def ordinary_ids(self) -> list[int]:
-        """Ids of all tokens that are not special."""
-        return self._words.ordinary_ids()
-
-    def anchor(self, prompt: Prompts | None) -> None:
-        """Only None: the endpoint takes embeddings as they go into the model."""
-        if prompt is not None:
-            raise BackendError("an endpoint adds nothing after a LayerNorm; use prompt.placement: embedding.")
-
-    def _scores(self, contexts: Sequence[Context], encoded: TokenRows) -> Scores:
+    def _scores(self, contexts: Iterable[Context], encoded: TokenRows) -> Scores:
         """(n, B, K) for the rows of every candidate in sequence."""
-        shape = (-1, encoded.n_examples, len(encoded.label_ids))
-        if not contexts:
-            return np.empty((0, *shape[1:]), dtype=np.float32)
-        return self._completions.log_probs(contexts, encoded.label_ids).reshape(shape)
+        log_probs = self._completions.log_probs(contexts, encoded.label_ids)
+        return log_probs.reshape(-1, encoded.n_examples, len(encoded.label_ids))
 
     def _embedded(self, row: TokenRow, prompt: Tensor) -> Tensor:
         """(N, H): the row with the prompt (T, H) in its places, in the wire's precision."""
