@@ -15,6 +15,8 @@ BACKENDS = {
     "local": "backends.local:LocalBackend",
     "http": "backends.http:HttpBackend",
     "pool": "backends.pool:PoolBackend",
+    "text-api": "backends.openai:TextBackend",
+    "vllm": "backends.openai:VLLMBackend",
 }
 
 

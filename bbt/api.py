@@ -1,23 +1,26 @@
 """The top-level API: the one place, beside the command line, that puts `bbt` and `backends` together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from backends import load_backend
+from backends.gauge import open_gauge
 from bbt.backend import Backend
-from bbt.classifier import Classifier, predictions
+from bbt.classifier import Classifier
 from bbt.config import Config, ModelConfig, load_config, make_config
-from bbt.errors import BbtError, RunError
-from bbt.experiment import Experiment
-from bbt.losses import log_softmax
+from bbt.errors import BbtError, ConfigError, RunError
+from bbt.estimate import Estimate, estimated, speed_of_last
+from bbt.experiment import Experiment, limited
+from bbt.losses import log_softmax, predicted
 from bbt.methods import load_method
 from bbt.methods.saved import is_soft_prompt, load_classifier
 from bbt.objective import Ledger
 from bbt.observer import Observer
+from bbt.problem import make_split, make_task
 from bbt.prompts import SoftPrompt
 from bbt.records import RunFolder, read_result, write_atomically, write_result
 from bbt.tasks import Example, Task
@@ -72,24 +75,43 @@ def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> 
             raise
 
 
-def resume(path: Path, queries: int | None = None, observer: Observer | None = None) -> Outcome:
-    """Go on with a run as if it had never stopped; `queries` extends its budget first.
+def resume(
+    path: Path, queries: int | None = None, observer: Observer | None = None, ceiling: float | None = None
+) -> Outcome:
+    """Go on with a run as if it had never stopped; `queries` extends its budget first, `ceiling` its money.
 
     Methods whose log is no checkpoint (trainings) begin again from their seed, unless they have finished.
 
     Raises:
-        RunError: not a run, in use, or a budget that is no extension.
+        RunError: not a run, in use, or a budget or ceiling that is no extension.
     """
     with RunFolder(path) as folder:
         config = load_config(path / "config.yaml")
         method = load_method(config.method)
         if method.replays:
-            _extend(folder, config, queries)
-        elif queries is not None:
-            raise RunError(f"{path}: {config.method.name} has no budget of queries to extend.")
+            _extend(folder, "queries", config.budget.queries, queries)
+            _extend(folder, "ceiling", config.price.ceiling, ceiling)
+        elif queries is not None or ceiling is not None:
+            raise RunError(f"{path}: {config.method.name} has no budget to extend.")
         elif folder.log.of("result"):
             return Outcome(config, read_result(folder), Predictor(path).classifier, path)
         return _in_folder(config, open_backend(config.model), folder, observer)
+
+
+def estimate(config: Config, runs: Path = RUNS) -> Estimate:
+    """What a run of the config would cost at most, without calling its backend.
+
+    Raises:
+        ConfigError: a method whose queries cannot be known beforehand.
+    """
+    plan = load_method(config.method).plan(config)
+    if plan is None:
+        raise ConfigError(f"the queries of method {config.method.name} are not known beforehand: no estimate.")
+    gauge = open_gauge(config)
+    task = make_task(config.task, gauge.kind)
+    split = make_split(config.data, task, config.seed)
+    split = replace(split, test=limited(split.test, config.evaluation.rows))
+    return estimated(config, plan, task, split, gauge, speed_of_last(runs, config))
 
 
 def open_backend(config: ModelConfig) -> Backend:
@@ -138,7 +160,7 @@ class Predictor:
             ConfigError: the task has another number of labels.
         """
         own = Task(task.name, self.task.template, task.label_names, self.task.label_words, task.metrics)
-        return own.evaluate(labels_of(examples), predictions(self.classifier.scores(examples, Ledger())))
+        return own.evaluate(labels_of(examples), predicted(self.classifier.scores(examples, Ledger())))
 
 
 def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:
@@ -156,10 +178,18 @@ def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Ob
     return Outcome(config, result, trained.classifier, folder.path)
 
 
-def _extend(folder: RunFolder, config: Config, queries: int | None) -> None:
-    """Note a larger budget in the log."""
-    budget = max([config.budget.queries, *(event["queries"] for event in folder.log.of("extend"))])
-    if queries is not None and queries < budget:
-        raise RunError(f"{folder.path} has a budget of {budget} queries already; {queries} is no extension.")
-    if queries is not None and queries > budget:
-        folder.log.append({"event": "extend", "queries": queries})
+def _extend(folder: RunFolder, what: str, first: float | None, value: float | None) -> None:
+    """Note a larger budget of `queries`, or a higher price `ceiling`, in the log.
+
+    Raises:
+        RunError: it is less than the run has, or the run has none.
+    """
+    if value is None:
+        return
+    if first is None:
+        raise RunError(f"{folder.path} has no {what} to extend.")
+    present = max([first, *(event[what] for event in folder.log.of("extend") if what in event)])
+    if value < present:
+        raise RunError(f"{folder.path} has a budget of {present:g} {what} already; {value:g} is no extension.")
+    if value > present:
+        folder.log.append({"event": "extend", what: value})

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bbt.errors import BackendError
 from bbt.space import PromptSpace
-from bbt.types import DeepPrompts, Latents, Prompts, RowScores, Scores
+from bbt.types import DeepPrompts, Latents, Prompts, RowScores, Scores, TokenIds
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,13 @@ class LikelihoodBackend(Backend, Protocol):
 @dataclass
 class Traffic:
     """Bytes of answered exchanges with an endpoint, HTTP heads included. What a fault swallowed is counted nowhere:
-    how much of it crossed the wire cannot be known."""
+    how much of it crossed the wire cannot be known. Tokens are those that the endpoint says it bills; 0: it does not
+    say."""
 
     bytes_up: int = 0
     bytes_down: int = 0
+    tokens_up: int = 0
+    tokens_down: int = 0
 
 
 @runtime_checkable
@@ -225,6 +228,20 @@ class LatentBackend(Protocol):
 
     def latent_scores(self, latents: Latents, space: PromptSpace, encoded: Encoded) -> Scores:
         """`label_scores` of `space.prompts(latents)`: (n, d) -> (n, B, K) float32."""
+
+
+@runtime_checkable
+class HardBackend(Protocol):
+    """What a backend that takes prompts of words has besides: every text-only endpoint, and local models too."""
+
+    def hard_scores(self, token_ids: TokenIds, encoded: Encoded) -> Scores:
+        """Score every row under prompts of tokens: (n, T) -> (n, B, K) float32, as `label_scores`."""
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a text as it stands after other words, without special tokens."""
+
+    def prompt_text(self, token_ids: Sequence[int]) -> str:
+        """The text of a hard prompt's tokens."""
 
 
 def require_deep(backend: Backend) -> DeepBackend:
@@ -258,6 +275,17 @@ def require_likelihoods(backend: Backend) -> LikelihoodBackend:
     if isinstance(backend, LikelihoodBackend):
         return backend
     raise _lacking(backend, "token likelihoods")
+
+
+def require_hard(backend: Backend) -> HardBackend:
+    """The backend, if it takes prompts of words.
+
+    Raises:
+        BackendError: it does not.
+    """
+    if isinstance(backend, HardBackend):
+        return backend
+    raise _lacking(backend, "hard prompts (words)")
 
 
 def _lacking(backend: Backend, capability: str) -> BackendError:

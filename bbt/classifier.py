@@ -11,7 +11,7 @@ from bbt.backend import Backend
 from bbt.objective import Ledger, Scorer
 from bbt.prompts import SoftPrompt
 from bbt.tasks import Example, Task, Template
-from bbt.types import Labels, RowScores
+from bbt.types import RowScores
 
 
 class Classifier(Protocol):
@@ -51,8 +51,3 @@ class SoftPromptClassifier:
     def save(self, folder: Path) -> None:
         """As `prompt.safetensors`, which any `Predictor` loads by itself."""
         self.prompt.save(folder / "prompt.safetensors")
-
-
-def predictions(scores: RowScores) -> Labels:
-    """(B,) label indices of the highest scores."""
-    return np.asarray(scores.argmax(axis=-1))

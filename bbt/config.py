@@ -143,6 +143,19 @@ class BudgetConfig(Strict):
     patience: int | None = Field(None, ge=1)
 
 
+class PriceConfig(Strict):
+    """Money, in any currency, for a million tokens `up` to the endpoint and `down` from it. A search stops before the
+    run, its test included, would have cost more than the `ceiling`."""
+
+    up: float = Field(0.0, ge=0)
+    down: float = Field(0.0, ge=0)
+    ceiling: float | None = Field(None, gt=0)
+
+    def of(self, tokens_up: float, tokens_down: float) -> float:
+        """What these tokens cost."""
+        return (tokens_up * self.up + tokens_down * self.down) / 1e6
+
+
 class SelectionConfig(Strict):
     """Which candidates dev judges, and by what: the `n_best` of lowest training loss since the last check, the
     distribution's mean, and with `baselines` the untuned prompt; the manual one then stays unless the best of them
@@ -180,6 +193,7 @@ class Config(Strict):
     objective: ObjectiveConfig = ObjectiveConfig()
     budget: BudgetConfig = BudgetConfig()
     selection: SelectionConfig = SelectionConfig()
+    price: PriceConfig = PriceConfig()
 
     @property
     def label(self) -> str:

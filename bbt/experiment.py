@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from bbt.backend import Backend
-from bbt.classifier import Classifier, SoftPromptClassifier, predictions
+from bbt.classifier import Classifier, SoftPromptClassifier
 from bbt.config import Config
 from bbt.errors import BackendError
+from bbt.losses import predicted
 from bbt.objective import Ledger, Scorer, Verdict, verdicts
 from bbt.observer import Observer
 from bbt.problem import make_split, make_task, other_test
@@ -38,6 +39,7 @@ class Trained:
     train_queries: int
     n_parameters: int
     references: Mapping[str, Classifier] = field(default_factory=dict)
+    prompt_text: str | None = None
 
 
 class Experiment:
@@ -51,7 +53,7 @@ class Experiment:
         self.ledger = Ledger()
         self.task = make_task(config.task, backend.info.kind)
         split, rows = make_split(config.data, self.task, config.seed), config.evaluation.rows
-        self.split = replace(split, test=_limited(split.test, rows))
+        self.split = replace(split, test=limited(split.test, rows))
         self.other_tests = [
             other_test(name, Path(path) if path else None, self.task, backend.info.kind)
             for name, path in config.evaluation.also_test.items()
@@ -77,7 +79,14 @@ class Experiment:
         """A prompt (T, H), or deep (L, T, H), with its provenance, to which `facts` add; `anchor` (T, H) as in
         `SoftPrompt`, `task` where its wording is not the experiment's."""
         info, task = self.backend.info, task or self.task
-        provenance = {
+        words, names, template = task.label_words, task.label_names, task.template.source
+        origin = self.provenance(task, **facts)
+        prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, words, names, anchor, origin)
+        return SoftPromptClassifier(self.backend, task, prompt)
+
+    def provenance(self, task: Task, **facts: Any) -> dict[str, Any]:
+        """Where a prompt of this run comes from; `facts` add to it."""
+        return {
             "task": task.name,
             "metric": task.metrics[0],
             "method": self.config.method.name,
@@ -87,9 +96,6 @@ class Experiment:
             **facts,
             **environment(),
         }
-        words, names, template = task.label_words, task.label_names, task.template.source
-        prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, words, names, anchor, provenance)
-        return SoftPromptClassifier(self.backend, task, prompt)
 
     def judge(self, classifier: Classifier, who: str) -> Verdict:
         """How it does on dev; counts one dev query and logs it."""
@@ -122,7 +128,8 @@ class Experiment:
         costs = self.ledger.snapshot()
         references = trained.references if config.evaluation.references else {}
         ledgers = {name: Ledger() for name in (*references, "tuned")}
-        tested = {**references, "tuned": trained.classifier}
+        classifiers = {**references, "tuned": trained.classifier}
+        test = {name: self.tested(classifiers[name], ledger) for name, ledger in ledgers.items()}
         return {
             "task": self.task.name,
             "model": info.name,
@@ -132,32 +139,38 @@ class Experiment:
             "seed": config.seed,
             "test_examples": len(self.split.test),
             "test_note": config.data.note,
-            "test": {name: self.tested(tested[name], ledger) for name, ledger in ledgers.items()},
+            "test": test,
             "also_test": {
                 task.name: self._tested_elsewhere(trained.classifier, task, examples)
                 for task, examples in self.other_tests
             },
             "test_truncated": ledgers["tuned"].truncated,
             "selected": {"who": trained.who, **asdict(trained.verdict), "train_queries": trained.train_queries},
+            "prompt_text": trained.prompt_text,
             "n_parameters": trained.n_parameters,
             "cost": costs,
+            "price": {"search": self._price(self.ledger), "test": sum(map(self._price, ledgers.values()))},
             "peak_memory_mb": _peak_memory_mb(),
             "device": info.device,
             "precision": info.precision,
         }
+
+    def _price(self, ledger: Ledger) -> float:
+        """Money, by the config's price."""
+        return self.config.price.of(ledger.tokens_up, ledger.tokens_down)
 
     def tested(self, classifier: Classifier, ledger: Ledger) -> dict[str, float]:
         """The task's metrics on the test rows; none where nothing is to be tested."""
         if not self.split.test:
             return {}
         scores = classifier.scores(self.split.test, ledger)
-        return self.task.evaluate(labels_of(self.split.test), predictions(scores))
+        return self.task.evaluate(labels_of(self.split.test), predicted(scores))
 
     def _tested_elsewhere(self, classifier: Classifier, task: Task, examples: Sequence[Example]) -> dict[str, float]:
         """The other task's metrics, and how many of its rows they are of."""
-        rows = _limited(examples, self.config.evaluation.rows)
+        rows = limited(examples, self.config.evaluation.rows)
         scores = classifier.scores(rows, Ledger())
-        return {**task.evaluate(labels_of(rows), predictions(scores)), "examples": len(rows)}
+        return {**task.evaluate(labels_of(rows), predicted(scores)), "examples": len(rows)}
 
     def _begin(self) -> None:
         """The first event names model and rows, so that a changed one is noticed when the run is resumed."""
@@ -166,7 +179,7 @@ class Experiment:
             self.log.append({"event": "start", **facts, **environment(), "info": asdict(self.backend.info)})
 
 
-def _limited(examples: Sequence[Example], rows: int | None) -> list[Example]:
+def limited(examples: Sequence[Example], rows: int | None) -> list[Example]:
     """The same draw of test rows for every run, in their order."""
     if rows is None or rows >= len(examples):
         return list(examples)

@@ -47,8 +47,15 @@ def hinge(scores: Scores, labels: Labels, margin: float = 2.0) -> Losses:
 def negative_metric(scores: Scores, labels: Labels, metric: Metric) -> Losses:
     """Minus the task's metric of the argmax predictions: flat almost everywhere, but what is asked for. NaN where a
     candidate has a NaN, whose argmax means nothing."""
-    values = np.array([-metric(labels, row) for row in scores.argmax(axis=-1)])
+    values = np.array([-metric(labels, row) for row in predicted(scores)])
     return np.where(np.isnan(scores).any(axis=(1, 2)), np.nan, values)
+
+
+def predicted(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(..., K) -> (...): index of the highest score; -1 where all are equal, as where a sampled answer named no label:
+    that is no prediction of label 0."""
+    undecided = (scores == scores[..., :1]).all(axis=-1)
+    return np.where(undecided, -1, scores.argmax(axis=-1))
 
 
 def finite_losses(losses: Losses) -> Losses:

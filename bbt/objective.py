@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from bbt.backend import Backend, Encoded, LatentBackend, RemoteBackend, Traffic, require_deep
-from bbt.losses import cross_entropy, finite_losses
+from bbt.backend import Backend, Encoded, LatentBackend, RemoteBackend, Traffic, require_deep, require_hard
+from bbt.losses import cross_entropy, finite_losses, predicted
 from bbt.space import PromptSpace, Space
 from bbt.tasks import Example, Task
 from bbt.tasks.task import labels_of
-from bbt.types import Labels, Latents, Losses, Prompts, Scores
+from bbt.types import AnyPrompts, Labels, Latents, Losses, Scores
 
 
 @dataclass
@@ -21,7 +21,8 @@ class Ledger:
     A query is one candidate on the whole training set; dev queries are counted apart. `examples` are rows
     scored. `bytes_up` and `bytes_down` are what crossed the wire for that, or where there is none the prompts handed
     to the backend and the label scores returned. `seconds` is the time spent scoring train and dev prompts,
-    `backend_seconds` the backend's part of it; the optimizer's stands apart. `truncated` rows were longer than the
+    `backend_seconds` the backend's part of it; the optimizer's stands apart. `tokens_up` and `tokens_down` are what an
+    endpoint bills: the rows' tokens, prompt included, and those it generates. `truncated` rows were longer than the
     model, counted when they are encoded.
     """
 
@@ -31,6 +32,8 @@ class Ledger:
     truncated: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
+    tokens_up: int = 0
+    tokens_down: int = 0
     backend_seconds: float = 0.0
     optimizer_seconds: float = 0.0
     seconds: float = 0.0
@@ -65,27 +68,33 @@ class Scorer:
             self._ledger.truncated += self._encoded[n_prompt_tokens].n_truncated
         return self._encoded[n_prompt_tokens]
 
-    def scores(self, prompts: Prompts) -> Scores:
-        """(n, T, H), or deep (n, L, T, H), -> (n, B, K), counted.
+    def scores(self, prompts: AnyPrompts) -> Scores:
+        """Soft prompts (n, T, H), deep (n, L, T, H) or hard (n, T) -> (n, B, K), counted.
 
         Raises:
-            BackendError: deep prompts on a backend that does not take them.
+            BackendError: deep or hard prompts on a backend that does not take them.
         """
-        encoded = self.encoded(prompts.shape[-2])
-        if prompts.ndim == 4:
-            deep = require_deep(self._backend)
-            return self._counted(prompts.nbytes, lambda: deep.deep_label_scores(prompts, encoded))
-        return self._counted(prompts.nbytes, lambda: self._backend.label_scores(prompts, encoded))
+        score: Callable[[AnyPrompts, Encoded], Scores]
+        if prompts.ndim == 2:
+            score = require_hard(self._backend).hard_scores
+        elif prompts.ndim == 4:
+            score = require_deep(self._backend).deep_label_scores
+        else:
+            score = self._backend.label_scores
+        encoded = self.encoded(prompts.shape[1] if prompts.ndim == 2 else prompts.shape[-2])
+        return self._counted(prompts.nbytes, encoded, lambda: score(prompts, encoded))
 
     def latent_scores(self, latents: Latents, space: Space) -> Scores:
         """Scores of the space's prompts: (n, d) -> (n, B, K), counted. A backend that can hold the space gets z."""
-        backend, encoded = self._backend, self.encoded(space.n_prompt_tokens)
+        backend = self._backend
         if not (isinstance(backend, LatentBackend) and isinstance(space, PromptSpace)):
             return self.scores(space.prompts(latents))
-        return self._counted(latents.nbytes, lambda: backend.latent_scores(latents, space, encoded))
+        encoded = self.encoded(space.n_prompt_tokens)
+        return self._counted(latents.nbytes, encoded, lambda: backend.latent_scores(latents, space, encoded))
 
-    def _counted(self, bytes_up: int, score: Callable[[], Scores]) -> Scores:
-        """Scores (n, B, K), with what they cost in the ledger: `bytes_up` where the backend knows of no traffic."""
+    def _counted(self, bytes_up: int, encoded: Encoded, score: Callable[[], Scores]) -> Scores:
+        """Scores (n, B, K), with what they cost in the ledger: `bytes_up` where the backend knows of no traffic, the
+        rows' own tokens and one a score where it is not told what is billed."""
         remote = self._backend if isinstance(self._backend, RemoteBackend) else None
         before = replace(remote.traffic) if remote else Traffic()
         start = time.perf_counter()
@@ -95,6 +104,8 @@ class Scorer:
         after = remote.traffic if remote else Traffic(bytes_up, scores.nbytes)
         self._ledger.bytes_up += after.bytes_up - before.bytes_up
         self._ledger.bytes_down += after.bytes_down - before.bytes_down
+        self._ledger.tokens_up += after.tokens_up - before.tokens_up or len(scores) * encoded.n_tokens
+        self._ledger.tokens_down += after.tokens_down - before.tokens_down or len(scores) * encoded.n_examples
         return scores
 
 
@@ -104,13 +115,16 @@ class Objective:
     def __init__(self, scorer: Scorer, loss: Callable[[Scores, Labels], Losses], ledger: Ledger) -> None:
         self._scorer, self._loss, self._ledger = scorer, loss, ledger
 
-    def losses(self, prompts: Prompts) -> Losses:
-        """(n, T, H) -> (n,); a broken candidate is +inf. Counts n train queries."""
+    def losses(self, prompts: AnyPrompts) -> Losses:
+        """(n, T, H) or (n, T) -> (n,); a broken candidate is +inf. Counts n train queries."""
         return self._judged(self._scorer.scores(prompts))
 
     def latent_losses(self, latents: Latents, space: Space) -> Losses:
         """Losses of the space's prompts: (n, d) -> (n,), as `losses`."""
         return self._judged(self._scorer.latent_scores(latents, space))
+
+    def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
+        """Told of losses that a resumed run has recorded."""
 
     def _judged(self, scores: Scores) -> Losses:
         self._ledger.train_queries += len(scores)
@@ -133,7 +147,7 @@ class Verdict:
 def verdicts(task: Task, labels: Labels, scores: Scores) -> list[Verdict]:
     """(n, B, K) -> n verdicts; NaN scores are the worst there is."""
     losses = finite_losses(cross_entropy(scores, labels))
-    metrics = [task.metric(labels, row) for row in np.nan_to_num(scores).argmax(axis=-1)]
+    metrics = [task.metric(labels, row) for row in predicted(np.nan_to_num(scores))]
     broken = ~np.isfinite(losses)
     return [Verdict(0.0 if b else m, float(v)) for m, v, b in zip(metrics, losses, broken, strict=True)]
 
@@ -149,8 +163,11 @@ class Judge:
         """B, the dev rows."""
         return len(self._scorer.labels)
 
-    def verdicts(self, prompts: Prompts) -> list[Verdict]:
-        """(n, T, H) -> n verdicts. Counts n dev queries."""
+    def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
+        """(n, T, H) or (n, T) -> n verdicts. Counts n dev queries."""
         scores = self._scorer.scores(prompts)
         self._ledger.dev_queries += len(prompts)
         return verdicts(self._task, self._scorer.labels, scores)
+
+    def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
+        """Told of verdicts that a resumed run has recorded."""

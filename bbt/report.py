@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from bbt.estimate import Estimate
 from bbt.records import EventLog
 from bbt.types import Event
 
@@ -18,7 +19,8 @@ def result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
     """What the run cost, each count with its unit."""
-    cost = result["cost"]
+    cost, price = result["cost"], result.get("price") or {}
+    money = [(f"price of the {part}", f"{paid:,.4f}") for part, paid in price.items() if paid]
     return [
         ("tuned numbers", f"{result['n_parameters']:,}"),
         ("train queries", f"{cost['train_queries']:,}"),
@@ -26,10 +28,30 @@ def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("examples scored", f"{cost['examples']:,}"),
         ("prompt bytes in", f"{cost['bytes_up']:,}"),
         ("score bytes out", f"{cost['bytes_down']:,}"),
+        *money,
         ("seconds", f"{cost['seconds'] + cost['optimizer_seconds']:.1f}"),
         ("of them in the optimizer", f"{cost['optimizer_seconds']:.1f}"),
         ("queries per second", f"{cost['train_queries'] / max(cost['seconds'], 1e-9):.1f}"),
         ("peak memory (MB)", f"{result['peak_memory_mb']:,.0f}"),
+    ]
+
+
+def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
+    """What a run would cost."""
+    e = estimate
+    seconds = "unknown, no run yet" if e.seconds is None else f"{e.seconds:,.0f}"
+    return [
+        ("train queries", f"{e.train_queries:,}"),
+        ("dev queries", f"{e.dev_queries:,}"),
+        ("tested prompts", f"{e.tested_prompts}"),
+        ("examples scored", f"{e.examples:,}"),
+        ("tokens up", f"{e.tokens_up:,}"),
+        ("tokens down", f"{e.tokens_down:,}"),
+        ("tokens are counted", e.counted),
+        ("bytes up, about", f"{e.bytes_up:,}"),
+        ("bytes down, about", f"{e.bytes_down:,}"),
+        ("price", f"{e.price:,.4f}"),
+        ("seconds, as the last run", seconds),
     ]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bbt.errors import ConfigError
-from bbt.types import Latents, Prompts
+from bbt.types import AnyPrompts, Latents, Prompts
 
 Projection = Literal["uniform", "normal", "orthonormal"]
 
@@ -97,7 +97,7 @@ def _on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 class Space(Protocol):
-    """What a search runs over: a prompt for every z."""
+    """What a search runs over: a prompt for every z, soft (n, T, H), deep (n, L, T, H) or hard (n, T)."""
 
     @property
     def intrinsic_dim(self) -> int:
@@ -108,15 +108,15 @@ class Space(Protocol):
         """T."""
 
     @property
-    def p0(self) -> Prompts:
+    def p0(self) -> AnyPrompts:
         """The prompt at z = 0, a population of one."""
 
     @property
-    def no_prompt(self) -> Prompts:
-        """(1, 0, H): the manual prompt, the template's words alone."""
+    def no_prompt(self) -> AnyPrompts:
+        """The manual prompt, the template's words alone: a population of one without tokens."""
 
-    def prompts(self, latents: Latents) -> Prompts:
-        """(n, d) -> n prompts."""
+    def prompts(self, latents: Latents) -> AnyPrompts:
+        """(n, d) -> n prompts, always the same for the same latents."""
 
 
 @dataclass(frozen=True)

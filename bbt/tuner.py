@@ -14,15 +14,20 @@ from bbt.observer import Progress
 from bbt.optimizers import Optimizer
 from bbt.records import EventLog, decode_losses, encode_losses
 from bbt.space import Space
-from bbt.types import Latents, Losses, Prompts
+from bbt.spending import Spending
+from bbt.types import AnyPrompts, Latents, Losses
+
+EXHAUSTED = 20
+"""Generations without one new prompt after which a search has seen what it will see."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt that dev has judged: `who` says where it came from, (T, H) or (L, T, H) its embeddings."""
+    """A prompt that dev has judged: `who` says where it came from; embeddings (T, H), deep ones (L, T, H), or tokens
+    (T,)."""
 
     who: str
-    prompt: Prompts
+    prompt: AnyPrompts
     verdict: Verdict
     train_queries: int
 
@@ -58,24 +63,28 @@ class Tuner:
     log: EventLog
     schedule: Schedule
     on_progress: Callable[[Progress], None] = lambda progress: None
+    spending: Spending | None = None
     best: Candidate | None = field(default=None, init=False)
     manual: Candidate | None = field(default=None, init=False)
     _contenders: list[tuple[float, NDArray[np.float64]]] = field(default_factory=list, init=False)
     _checks_without_better: int = field(default=0, init=False)
+    _generations_without_query: int = field(default=0, init=False)
+    _last_check: int = field(default=0, init=False)
+    _ceilings_reached: int = field(default=0, init=False)
 
     def run(self) -> Candidate:
         """Spend the budget; returns the best candidate by dev, or the manual prompt where that is not clearly worse."""
         if self.schedule.baselines:
             self._judge_baselines()
-        last_check = self.ledger.train_queries
-        while self.ledger.train_queries < max(self.schedule.budgets) and not self._out_of_patience():
+        self._last_check = self.ledger.train_queries
+        while self.ledger.train_queries < max(self.schedule.budgets) and not self._done():
             before = self.ledger.train_queries
             self._generation()
             spent = self.ledger.train_queries
+            self._generations_without_query = 0 if spent > before else self._generations_without_query + 1
             a_budget_ends = any(before < budget <= spent for budget in self.schedule.budgets)
-            if a_budget_ends or spent - last_check >= self.schedule.dev_every:
+            if a_budget_ends or spent - self._last_check >= self.schedule.dev_every:
                 self._check()
-                last_check = spent
         if self.best is None:
             self._check()
         assert self.best is not None
@@ -99,7 +108,9 @@ class Tuner:
         recorded = self.log.recall("generation", candidates=checksum)
         if recorded:
             self.ledger.restore(recorded["ledger"])
-            return decode_losses(recorded["losses"])
+            losses = decode_losses(recorded["losses"])
+            self.objective.recall(latents, self.space, losses)
+            return losses
         start = time.perf_counter()
         losses = self.objective.latent_losses(latents, self.space)
         self.ledger.seconds += time.perf_counter() - start
@@ -131,9 +142,10 @@ class Tuner:
         names = ["mean", *(f"train best {i + 1}" for i in range(len(latents) - 1))]
         self._keep_best(self._judged({name: prompt[None] for name, prompt in zip(names, prompts, strict=True)}))
         self._contenders = []
+        self._last_check = self.ledger.train_queries
         self._checks_without_better = self._checks_without_better + 1 if self.best is best else 0
 
-    def _judged(self, prompts: dict[str, Prompts]) -> list[Candidate]:
+    def _judged(self, prompts: dict[str, AnyPrompts]) -> list[Candidate]:
         """Named prompts, one a population of one, with their verdicts, recalled or scored."""
         names = list(prompts)
         recorded = self.log.recall("dev", names=names)
@@ -142,6 +154,7 @@ class Tuner:
             verdicts = [
                 Verdict(*pair) for pair in zip(recorded["metrics"], decode_losses(recorded["losses"]), strict=True)
             ]
+            self.judge.recall(list(prompts.values()), verdicts)
         else:
             start = time.perf_counter()
             verdicts = self._verdicts(list(prompts.values()))
@@ -156,7 +169,7 @@ class Tuner:
             if self.best is None or candidate.verdict.better_than(self.best.verdict, self.schedule.by):
                 self.best = candidate
 
-    def _verdicts(self, prompts: list[Prompts]) -> list[Verdict]:
+    def _verdicts(self, prompts: list[AnyPrompts]) -> list[Verdict]:
         """One call for all prompts of one length."""
         if len({prompt.shape for prompt in prompts}) == 1:
             return self.judge.verdicts(np.concatenate(prompts))
@@ -165,8 +178,21 @@ class Tuner:
     def _append(self, kind: str, **facts: object) -> None:
         self.log.append({"event": kind, **facts, "ledger": self.ledger.snapshot()})
 
-    def _out_of_patience(self) -> bool:
-        return self.schedule.patience is not None and self._checks_without_better >= self.schedule.patience
+    def _done(self) -> bool:
+        """Out of patience or money, or a hard search finds only prompts that it has scored before."""
+        patience = self.schedule.patience
+        impatient = patience is not None and self._checks_without_better >= patience
+        return impatient or self._generations_without_query >= EXHAUSTED or self._out_of_money()
+
+    def _out_of_money(self) -> bool:
+        """Whether another generation would exceed the last ceiling; dev is asked at each."""
+        if self.spending is None:
+            return False
+        reached = self.spending.reached()
+        if reached > self._ceilings_reached and self.ledger.train_queries > self._last_check:
+            self._check()
+        self._ceilings_reached = reached
+        return reached == len(self.spending.ceilings)
 
 
 def penalised(losses: Losses) -> Losses:

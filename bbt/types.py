@@ -18,6 +18,12 @@ Prompts: TypeAlias = NDArray[np.float32]
 DeepPrompts: TypeAlias = NDArray[np.float32]
 """(n, L, T, H) a prompt for every layer: the word embeddings' and what is added before layers 1 to L - 1."""
 
+TokenIds: TypeAlias = NDArray[np.int64]
+"""(n, T) hard prompts: tokens of the model's vocabulary."""
+
+AnyPrompts: TypeAlias = NDArray[Any]
+"""Soft prompts (n, T, H), deep ones (n, L, T, H) or hard ones (n, T)."""
+
 Scores: TypeAlias = NDArray[np.float32]
 """(n, B, K) label scores, defined up to one constant per (candidate, example)."""
 

@@ -1,6 +1,7 @@
 """Fixtures that several files share: tiny models on disk, backends over them, and their references."""
 
 import os
+from contextlib import ExitStack
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may wait for a network
 
@@ -49,3 +50,12 @@ def random_prompts():
         return (scale * rng.standard_normal((n, n_tokens, hidden_size))).astype(np.float32)
 
     return make
+
+
+@pytest.fixture
+def serve(reference):
+    """name, settings -> a peer that serves the tiny model of that name as vLLM does."""
+    from vllm_peer import make_peer, serving
+
+    with ExitStack() as stack:
+        yield lambda name="gpt2", **settings: stack.enter_context(serving(make_peer(reference(name), **settings)))

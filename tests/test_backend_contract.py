@@ -6,9 +6,10 @@ from functools import cache
 import numpy as np
 import pytest
 from serving import serving
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, CAUSAL
 
 from backends.http import HttpBackend
+from backends.openai import VLLMBackend
 from backends.pool import PoolBackend
 from bbt.backend import Backend
 from bbt.errors import BackendError, LabelWordError
@@ -35,9 +36,17 @@ def server(tiny_folder):
         yield cache(start)
 
 
-@pytest.fixture(params=[(kind, name) for kind in ("local", "http", "pool") for name in ARCHITECTURES], ids="-".join)
-def backend(request, tiny_backend, server) -> Backend:
+KINDS = [
+    *((kind, name) for kind in ("local", "http", "pool") for name in ARCHITECTURES),
+    *(("vllm", n) for n in CAUSAL),
+]
+
+
+@pytest.fixture(params=KINDS, ids="-".join)
+def backend(request, tiny_backend, server, serve, tiny_folder) -> Backend:
     kind, name = request.param
+    if kind == "vllm":
+        return VLLMBackend(str(tiny_folder(name)), url=serve(name, max_length=65).url)
     if kind == "local":
         return tiny_backend(name)
     url, model = server(name)
@@ -64,7 +73,7 @@ def test_info_tells_the_truth_about_the_embeddings(backend):
     info, words = backend.info, backend.embed_ids(range(backend.info.vocab_size))[0]
     assert words.shape == (info.vocab_size, info.hidden_size)
     assert info.embedding_std == pytest.approx(words.std(), rel=1e-3)
-    assert (info.n_layers, info.max_length, info.precision, info.device) == (2, 64, "float32", "cpu")
+    assert (info.n_layers, info.max_length, info.precision) == (2, 64, "float32")
 
 
 def test_encoded_rows_are_counted(backend, encoded):

@@ -91,6 +91,7 @@ def llama_tokenizer() -> PreTrainedTokenizerFast:
     """Llama's metaspace kind: a beginning-of-sequence token before the text."""
     raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    raw.decoder = decoders.Metaspace(prepend_scheme="first")
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     raw.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=600, special_tokens=special))
     raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])

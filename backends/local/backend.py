@@ -21,7 +21,7 @@ from backends.local.rows import LocalRows
 from backends.local.trunk import embedding_layernorm
 from bbt.backend import Backend, Features, ModelInfo, Row
 from bbt.errors import BackendError
-from bbt.types import DeepPrompts, Prompts, Scores
+from bbt.types import DeepPrompts, Prompts, Scores, TokenIds
 
 TOKEN_BUDGETS = {"cpu": 2048, "cuda": 65536}
 
@@ -156,6 +156,19 @@ class LocalBackend:
             masked_log_likelihoods(self._model, ids, at, mask).numpy()
             for ids, at in zip(encoded.ids, places, strict=True)
         ]
+
+    def hard_scores(self, token_ids: TokenIds, encoded: LocalRows) -> Scores:
+        """(n, T) -> (n, B, K): the scores of the tokens' word embeddings."""
+        words = self.embed_ids(token_ids.ravel().tolist())
+        return self.label_scores(words.reshape(*token_ids.shape, words.shape[-1]), encoded)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a text as it stands after other words."""
+        return self._row_tokenizer.text_ids(text)
+
+    def prompt_text(self, token_ids: Sequence[int]) -> str:
+        """The text of a hard prompt's tokens."""
+        return self._row_tokenizer.text(token_ids)
 
     def embed_text(self, text: str) -> Prompts:
         """Word embeddings of a text: (1, T, H)."""

@@ -28,6 +28,30 @@ class TokenRow:
     truncated: bool
 
 
+@dataclass
+class TokenRows:
+    """One split, tokenised, with the label words' ids."""
+
+    rows: list[TokenRow]
+    label_ids: list[int]
+    n_prompt_tokens: int
+
+    @property
+    def n_examples(self) -> int:
+        """B."""
+        return len(self.rows)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all rows, prompt tokens included."""
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def n_truncated(self) -> int:
+        """Rows whose text was cut."""
+        return sum(row.truncated for row in self.rows)
+
+
 @dataclass(frozen=True)
 class _Token:
     """`text` is the number of the segment whose own text the token belongs to; None: the template."""
@@ -66,6 +90,18 @@ class RowTokenizer:
                 twin = label_words[ids.index(ids[i])]
                 raise LabelWordError(f"label words {twin!r} and {word!r} are the same token for this model.")
         return ids
+
+    def rows(self, rows: Sequence[Row], label_words: Sequence[str]) -> TokenRows:
+        """Tokenise one split and its label words.
+
+        Raises:
+            BackendError, LabelWordError: as `row` and `label_ids`, or there are no rows.
+        """
+        if not rows:
+            raise BackendError("there are no rows to encode.")
+        label_ids = self.label_ids(label_words, rows[0])
+        n_prompt_tokens = sum(segment.n_tokens for segment in rows[0])
+        return TokenRows([self.row(row) for row in rows], label_ids, n_prompt_tokens)
 
     def row(self, row: Row, reserved: int = 0) -> TokenRow:
         """Tokenise one row; if it is longer than the model less the `reserved` positions, its longest text is cut

@@ -78,7 +78,7 @@ def load(
     try:
         random = shape != model
         config = random_config(shape, revision) if random else AutoConfig.from_pretrained(source, revision=revision)
-        kind = kind or _kind_of(config)
+        kind = kind or kind_of(config)
         auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
         if random:
             tokenizer = random_tokenizer(shape, kind, revision)
@@ -99,7 +99,7 @@ def load(
     return loaded.to(device).eval().requires_grad_(False), tokenizer, kind
 
 
-def _kind_of(config: Any) -> Kind:
+def kind_of(config: Any) -> Kind:
     """From the architecture in config.json; a model type known to one auto class only decides otherwise."""
     names = " ".join(config.architectures or [])
     if "MaskedLM" in names or "ForPreTraining" in names:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bbt.cli.options import AsJson, Runs
-from bbt.cli.printing import print_result
+from bbt.cli.printing import print_estimate, print_result
 from bbt.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def run(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. budget.queries=500.")
     ] = None,
     runs: Runs = Path("runs"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only estimate the cost; calls nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Tune a prompt as a config says, in a new run folder.
@@ -30,6 +31,9 @@ def run(
     from bbt.config import load_config
 
     settings = load_config(config, set_ or ())
+    if dry_run:
+        print_estimate(api.estimate(settings, runs), as_json)
+        return
     with progress_bar() as observer:
         outcome = api.run(settings, runs, observer)
     _print_outcome(outcome, as_json)
@@ -38,6 +42,7 @@ def run(
 def resume(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     budget: Annotated[int | None, typer.Option(help="Extend the budget to this many queries.")] = None,
+    ceiling: Annotated[float | None, typer.Option(help="Raise the price ceiling to this.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a stopped run, bit for bit as if it had never stopped, or extend a finished one.
@@ -47,7 +52,7 @@ def resume(
     from bbt import api
 
     with progress_bar() as observer:
-        outcome = api.resume(run, budget, observer)
+        outcome = api.resume(run, budget, observer, ceiling)
     _print_outcome(outcome, as_json)
 
 

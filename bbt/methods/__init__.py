@@ -19,6 +19,11 @@ METHODS = {
     "feature-bilstm": ("bbt.baselines.feature_bilstm:FeatureBiLSTM", "an LSTM on frozen hidden states"),
     "feature-mlp": ("bbt.methods.feature_mlp:FeatureMLP", "a perceptron on frozen hidden states"),
     "in-context": ("bbt.methods.in_context:InContext", "solved training rows before the text"),
+    "hard-prompt": (
+        "bbt.methods.hard_prompt:HardPromptTuning",
+        "p0 + A z rounded to the nearest words: a readable prompt",
+    ),
+    "token-search": ("bbt.methods.token_search:TokenSearch", "a discrete search over prompts of words (nevergrad)"),
     "manual": ("bbt.methods.manual:Manual", "the template's words alone"),
     "prompt-mixture": ("bbt.methods.prompt_mixture:PromptMixture", "a searched mixture of prompts tuned before"),
     "prompt-selection": ("bbt.methods.prompt_selection:PromptSelection", "the best of several manual prompts"),

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from bbt.backend import Backend
 from bbt.classifier import Classifier
-from bbt.config import Strict
+from bbt.config import Config, Strict
 from bbt.errors import RunError
+from bbt.estimate import Plan
 from bbt.experiment import Experiment, Trained
 from bbt.tasks import Task
 
@@ -24,6 +25,10 @@ class Method(Strict):
     @abstractmethod
     def train(self, experiment: Experiment) -> Trained:
         """Train on the experiment's train rows, select on its dev rows; every cost goes into its ledger."""
+
+    def plan(self, config: Config) -> Plan | None:
+        """The queries that `train` will make at most; None: they cannot be known beforehand."""
+        return None
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
         """What `train` made, from the run folder it was saved in. Soft prompts need none: they load by themselves.

@@ -8,24 +8,32 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from bbt.classifier import SoftPromptClassifier
+from bbt.classifier import Classifier
+from bbt.config import Config
+from bbt.estimate import Plan, search_plan
 from bbt.experiment import Experiment, Trained
 from bbt.initial import initial_prompts
 from bbt.losses import cross_entropy, hinge, negative_metric
 from bbt.methods.base import Method
-from bbt.objective import Judge, Objective
+from bbt.objective import Judge, Ledger, Objective, Scorer
 from bbt.optimizers import Optimizer, Settings, make_optimizer
 from bbt.records import decode_losses, encode_losses
 from bbt.space import PromptSpace, Recipe, Space, normal_scale
+from bbt.spending import Spending
 from bbt.tasks import TASKS
 from bbt.tuner import Candidate, Schedule, Tuner
-from bbt.types import Labels, Losses, Prompts, Scores
+from bbt.types import AnyPrompts, Labels, Losses, Prompts, Scores
 
 
 class BlackBox(Method):
     """Its settings are the config's own sections: prompt, optimizer, objective, budget, selection."""
 
     replays: ClassVar[bool] = True
+
+    def plan(self, config: Config) -> Plan:
+        """Those of its loop."""
+        screened = config.prompt.n_screened if config.prompt.init == "vocabulary" else 1
+        return search_plan(config, screened if screened > 1 else 0)
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
@@ -39,11 +47,11 @@ class Search:
     experiment: Experiment
 
     def __post_init__(self) -> None:
-        e = self.experiment
-        self.objective = Objective(e.train, training_loss(e), e.ledger)
+        self.objective = self._objective()
+        self.spending = self._spending()
         self._p0 = self._initial()
         if self._anchor is not None:
-            e.backend.anchor(self._p0)
+            self.experiment.backend.anchor(self._p0)
         self.space = self._space()
         self._warn_of_cut_rows()
         self.tuner = self._tuner()
@@ -59,7 +67,7 @@ class Search:
             best.verdict,
             best.train_queries,
             self.space.intrinsic_dim,
-            {"manual": e.manual, "untuned": e.soft_prompt(self.space.p0[0], self._anchor)},
+            self._references(),
         )
 
     @property
@@ -67,11 +75,24 @@ class Search:
         """The initial word embeddings (T, H) where the prompt is added after their LayerNorm."""
         return self._p0[0] if self.experiment.config.prompt.placement == "layernorm" else None
 
-    def _classifier(self, best: Candidate) -> SoftPromptClassifier:
+    def _classifier(self, best: Candidate) -> Classifier:
         """The best candidate, with how it was found."""
         anchor = None if best.who == "manual" else self._anchor
         facts: dict[str, Any] = {"who": best.who, "train_queries": best.train_queries, "dev": asdict(best.verdict)}
         return self.experiment.soft_prompt(best.prompt, anchor, **facts)
+
+    def _references(self) -> dict[str, Classifier]:
+        """What the search started from."""
+        e = self.experiment
+        return {"manual": e.manual, "untuned": e.soft_prompt(self.space.p0[0], self._anchor)}
+
+    def _objective(self) -> Objective:
+        e = self.experiment
+        return Objective(e.train, training_loss(e), e.ledger)
+
+    def _judge(self) -> Judge:
+        e = self.experiment
+        return Judge(e.dev, e.task, e.ledger)
 
     def _tuner(self) -> Tuner:
         e, c = self.experiment, self.experiment.config
@@ -79,11 +100,12 @@ class Search:
             self._optimizer(),
             self.space,
             self.objective,
-            Judge(e.dev, e.task, e.ledger),
+            self._judge(),
             e.ledger,
             e.log,
             Schedule(self._budgets(), c.budget.dev_every, c.budget.patience, **c.selection.model_dump()),
             e.observer.progressed,
+            self.spending,
         )
 
     def _optimizer(self) -> Optimizer:
@@ -97,8 +119,30 @@ class Search:
 
     def _budgets(self) -> tuple[int, ...]:
         """The budget in queries and what it was extended to."""
-        e = self.experiment
-        return (e.config.budget.queries, *(event["queries"] for event in e.log.of("extend")))
+        return (self.experiment.config.budget.queries, *self._extensions("queries"))
+
+    def _extensions(self, what: str) -> list[Any]:
+        """The `queries` or `ceiling` of every extension of the run."""
+        return [event[what] for event in self.experiment.log.of("extend") if what in event]
+
+    def _spending(self) -> Spending | None:
+        """The search's money, if the config sets a ceiling.
+
+        Raises:
+            ConfigError: a ceiling that is too low to begin with.
+        """
+        e, c = self.experiment, self.experiment.config
+        if c.price.ceiling is None:
+            return None
+        ceilings = (c.price.ceiling, *self._extensions("ceiling"))
+        n_tokens = c.prompt.n_prompt_tokens
+        train, dev = e.train.encoded(n_tokens), e.dev.encoded(n_tokens)
+        test = Scorer(e.backend, e.task, e.split.test, Ledger()).encoded(n_tokens)
+        n_tested, n_judged = 3 if c.evaluation.references else 1, 1 + c.selection.n_best
+        population = c.optimizer.population_size
+        spending = Spending(c.price, e.ledger, ceilings, train, dev, test, n_tested, population, n_judged)
+        spending.check(c.prompt.n_screened)
+        return spending
 
     def _initial(self) -> Prompts:
         """p0 (1, T, H), screened where asked for."""
@@ -117,8 +161,8 @@ class Search:
         scale = c.alpha / math.sqrt(d) if c.scale == "paper" else normal_scale(std, d, sigma0, c.alpha)
         return PromptSpace.drawn(p0, Recipe(seed, d, c.projection, scale))
 
-    def _screened(self, prompts: Prompts) -> Prompts:
-        """The initial prompt of lowest training loss (1, T, H)."""
+    def _screened(self, prompts: AnyPrompts) -> AnyPrompts:
+        """The initial prompt of lowest training loss, a population of one."""
         if len(prompts) == 1:
             return prompts
         e = self.experiment

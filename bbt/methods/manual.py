@@ -1,11 +1,17 @@
 """The manual prompt: nothing is tuned."""
 
+from bbt.config import Config
+from bbt.estimate import Plan
 from bbt.experiment import Experiment, Trained
 from bbt.methods.base import Method
 
 
 class Manual(Method):
     """The template's words and the label words as they are (BBT section 4.2)."""
+
+    def plan(self, config: Config) -> Plan:
+        """One look at dev."""
+        return Plan(train=0, dev=0, manual_dev=1, test=0, manual_test=1)
 
     def train(self, experiment: Experiment) -> Trained:
         """Judge it once on dev, for the table."""

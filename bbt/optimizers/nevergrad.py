@@ -30,20 +30,23 @@ class Nevergrad:
             raise ConfigError(
                 unknown("optimizer", name, also_valid) + f"{hint} Or any of nevergrad's {len(known)} names."
             )
-        array = ng.p.Array(shape=(settings.intrinsic_dim,)).set_mutation(sigma=settings.sigma0)
-        if settings.bounds:
-            array = array.set_bounds(*settings.bounds)
-        array.random_state = np.random.RandomState(settings.seed)
+        space = self._space(ng, settings)
+        space.random_state = np.random.RandomState(settings.seed)
         self._population_size = settings.population_size
         self._generator = OwnGenerator(settings.seed)  # many of its optimizers draw from the global one
         try:
             with self._generator:
                 self._optimizer = ng.optimizers.registry[name](
-                    parametrization=array, budget=settings.budget, num_workers=settings.population_size
+                    parametrization=space, budget=settings.budget, num_workers=settings.population_size
                 )
         except Exception as error:  # one that cannot work in parallel, or misses a package of its own
             raise ConfigError(f"nevergrad's {name} cannot search whole populations here: {error}") from error
         self._asked: list[Any] = []
+
+    def _space(self, ng: Any, settings: Settings) -> Any:
+        """nevergrad's description of what is searched."""
+        array = ng.p.Array(shape=(settings.intrinsic_dim,)).set_mutation(sigma=settings.sigma0)
+        return array.set_bounds(*settings.bounds) if settings.bounds else array
 
     def ask(self) -> Latents:
         """The next population (n, d)."""
@@ -63,6 +66,22 @@ class Nevergrad:
         """(d,) nevergrad's own recommendation."""
         with self._generator:
             return np.array(self._optimizer.provide_recommendation().value)
+
+
+class NevergradChoices(Nevergrad):
+    """A nevergrad optimizer over `intrinsic_dim` unordered choices among `n_choices`: latents (n, d) hold the number
+    of each choice.
+
+    Raises:
+        ConfigError: as `Nevergrad`.
+    """
+
+    def __init__(self, name: str, settings: Settings, n_choices: int) -> None:
+        self._n_choices = n_choices
+        super().__init__(name, settings)
+
+    def _space(self, ng: Any, settings: Settings) -> Any:
+        return ng.p.Choice(range(self._n_choices), repetitions=settings.intrinsic_dim)
 
 
 def registry_names() -> list[str]:

@@ -1,0 +1,135 @@
+"""`/v1/completions` in vLLM's dialect: the log-probabilities of chosen tokens after a prompt of text, token ids or
+embeddings.
+
+`logprob_token_ids` gives up to 128 of them in one request. Servers that do not know the field ignore it, as they
+ignore any; with those a request a token, which alone is allowed by `allowed_token_ids`, is as exact. (All label ids
+allowed at once would be renormalised over each other.)
+"""
+
+import base64
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from requests import Response
+from torch import Tensor
+
+from backends.transport import AnswerError, Transport, read_json
+from bbt.errors import EndpointError
+
+Context: TypeAlias = str | list[int] | Tensor
+"""What stands before the token: text, token ids, or embeddings (N, H)."""
+
+MAX_TOKEN_IDS = 128
+"""What vLLM takes in `logprob_token_ids`."""
+
+NEXT_TOKEN = {
+    "max_tokens": 1,
+    "temperature": 0,
+    "top_p": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "repetition_penalty": 1,
+    "return_tokens_as_token_ids": True,
+}
+"""Neutral settings, since a model may bring others; tokens by id, since two may have the same text."""
+
+
+class IgnoredFieldError(EndpointError):
+    """An answer without the tokens that were asked for."""
+
+
+class Completions:
+    """Next-token log-probabilities of `model`.
+
+    `list_size` contexts travel in a request: 16 to 256 are equally fast (measured), and concurrent requests to one
+    replica add nothing. `one_by_one` is for servers that ignore `logprob_token_ids`.
+    """
+
+    def __init__(self, transport: Transport, model: str, list_size: int = 64, one_by_one: bool = False) -> None:
+        self._transport, self._model, self._list_size = transport, model, list_size
+        self.one_by_one = one_by_one
+
+    def log_probs(self, contexts: Iterable[Context], token_ids: Sequence[int]) -> NDArray[np.float32]:
+        """(S, K): of every token after every context (all of one kind), over the whole vocabulary.
+
+        Contexts are taken list by list, so that a generator of embeddings never fills the memory.
+
+        Raises:
+            EndpointError: the endpoint refuses or is poisoned.
+            IgnoredFieldError: it ignores which tokens were asked for.
+        """
+        step = 1 if self.one_by_one else MAX_TOKEN_IDS
+        chunks = [list(token_ids[i : i + step]) for i in range(0, len(token_ids), step)]
+        parts = [[self._request(content, chunk) for chunk in chunks] for content in self._lists(contexts)]
+        return np.block(parts) if parts else np.empty((0, len(token_ids)), dtype=np.float32)
+
+    def _lists(self, contexts: Iterable[Context]) -> Iterator[dict[str, Any]]:
+        """One request's contexts after the other."""
+        rest = iter(contexts)
+        while part := list(islice(rest, self._list_size)):
+            yield _content(part)
+
+    def _request(self, content: dict[str, Any], token_ids: list[int]) -> NDArray[np.float32]:
+        """(S, K) for one list of contexts."""
+        asked = (
+            {"logprobs": 0, "allowed_token_ids": token_ids}
+            if self.one_by_one
+            else {"logprobs": 1, "logprob_token_ids": token_ids}
+        )
+        body = {"model": self._model, **content, **NEXT_TOKEN, **asked}
+        (contexts,) = content.values()
+        try:
+            answers = self._transport.call("POST", "/v1/completions", partial(_read, n=len(contexts)), json=body)
+        except EndpointError as error:
+            if error.status == 400 and "Out of range float" in str(error):
+                raise EndpointError(
+                    f"{self._transport.url} is poisoned: it finds NaN in finite input. Its prefix cache keeps what an "
+                    "earlier request put there; restart it, then go on with bbt resume.",
+                    error.status,
+                ) from error
+            raise
+        keys = [f"token_id:{token}" for token in token_ids]
+        if any(key not in answer for answer in answers for key in keys):
+            raise IgnoredFieldError(f"{self._transport.url}: its answers lack the tokens asked for, such as {keys[0]}.")
+        return np.array([[answer[key] for key in keys] for answer in answers], dtype=np.float32)
+
+
+def _content(contexts: Sequence[Context]) -> dict[str, Any]:
+    """The request's field for contexts of this kind."""
+    embeddings = [_encoded(context) for context in contexts if isinstance(context, Tensor)]
+    return {"prompt_embeds": embeddings} if embeddings else {"prompt": list(contexts)}
+
+
+def _encoded(embeddings: Tensor) -> str:
+    """(N, H) as base64 of `torch.save`, which would write the whole storage of a view: a clone has its own."""
+    buffer = io.BytesIO()
+    torch.save(embeddings.clone(), buffer)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _read(response: Response, n: int) -> list[dict[str, float]]:
+    """For each context, in order, the log-probabilities told, by token.
+
+    Raises:
+        AnswerError: not n choices with log-probabilities.
+    """
+    try:
+        choices = sorted(read_json(response)["choices"], key=lambda choice: int(choice["index"]))
+        answers = [_told(choice["logprobs"]) for choice in choices]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise AnswerError(f"choices without log-probabilities ({response.text[:80]!r})") from error
+    if [choice["index"] for choice in choices] != list(range(n)):
+        raise AnswerError(f"{len(choices)} choices for {n} prompts")
+    return answers
+
+
+def _told(logprobs: dict[str, Any]) -> dict[str, float]:
+    """Of the first token: the sampled one and the top list."""
+    pairs = {logprobs["tokens"][0]: logprobs["token_logprobs"][0], **((logprobs["top_logprobs"] or [{}])[0] or {})}
+    return {token: float(value) for token, value in pairs.items()}

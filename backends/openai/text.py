@@ -1,0 +1,159 @@
+"""`TextBackend`: a model behind an OpenAI-compatible API that takes text only, and so hard prompts only."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.openai.answers import ChatAPI, CompletionsAPI, Sampling, TextAPI, label_log_probs, votes
+from backends.openai.vocabulary import VocabularyClient
+from backends.openai.words import read_words
+from backends.transport import Transport
+from bbt.backend import ModelInfo, Row, Traffic
+from bbt.errors import BackendError, ConfigError, EndpointError, unknown
+from bbt.types import Prompts, Scores, TokenIds
+
+APIS: dict[str, type[TextAPI]] = {"completions": CompletionsAPI, "chat": ChatAPI}
+SCORES = ("auto", "logprobs", "answers")
+UNLIMITED = 10**9
+PROBE = "I liked this film. The sentiment is"
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """One split as text; `n_tokens` counts by the search's own vocabulary."""
+
+    rows: Sequence[Row]
+    label_words: tuple[str, ...]
+    n_prompt_tokens: int
+    n_tokens: int
+    n_truncated: int = 0
+
+    @property
+    def n_examples(self) -> int:
+        """B."""
+        return len(self.rows)
+
+
+class TextBackend(VocabularyClient):
+    """A model that answers text with text.
+
+    `model` is its name at the endpoint; `vocabulary` the causal LM (bundled name, folder or hub name) whose words a
+    prompt is made of, since the endpoint's own may be unknown. `api` is `completions` or `chat`. `scores`: the label
+    words' log-probabilities among the `top_logprobs` most likely next tokens (OpenAI lists up to 20 in chat and 5 in
+    completions, llama.cpp as many as there are), or the votes of `n_answers` answers of `answer_tokens` tokens; `auto`
+    takes what the endpoint gives. `concurrency` requests are under way at once. A text that is too long is the
+    endpoint's to refuse. `api_key_env`, `timeout`, `retries` and `verify` are those of `Transport`.
+
+    Raises:
+        EndpointError: the endpoint refuses, or does not give the log-probabilities asked for.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        url: str,
+        api: str = "completions",
+        vocabulary: str = "gpt2-mini",
+        scores: str = "auto",
+        top_logprobs: int = 20,
+        n_answers: int = 1,
+        answer_tokens: int = 8,
+        concurrency: int = 8,
+        api_key_env: str | None = None,
+        timeout: float = 120.0,
+        retries: int = 8,
+        verify: bool | str = True,
+    ) -> None:
+        if api not in APIS:
+            raise ConfigError(unknown("api", api, APIS))
+        if scores not in SCORES:
+            raise ConfigError(unknown("scores", scores, SCORES))
+        base = url.rstrip("/").removesuffix("/v1")
+        self._transport = Transport(base, api_key_env=api_key_env, timeout=timeout, retries=retries, verify=verify)
+        self._api = APIS[api](self._transport, model, Sampling(top_logprobs, n_answers, answer_tokens))
+        self._name, self._url, self._concurrency = model, base, concurrency
+        super().__init__(read_words(vocabulary), UNLIMITED)
+        self._by_answers = scores == "answers" or not self._tells_log_probs(required=scores == "logprobs")
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes and billed tokens of all scoring calls so far."""
+        return self._transport.traffic
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """The endpoint's name for the model, and facts about the vocabulary; `precision` is how labels are scored."""
+        words = self._words
+        return ModelInfo(
+            name=self._name,
+            kind="causal",
+            architecture="text-only API",
+            hidden_size=int(words.matrix.shape[1]),
+            n_layers=words.n_layers,
+            vocab_size=int(words.matrix.shape[0]),
+            max_length=UNLIMITED,
+            embedding_std=words.embedding_std,
+            fingerprint=hashlib.sha256(f"{self._name} {words.fingerprint}".encode()).hexdigest()[:12],
+            device=self._url,
+            precision="sampled answers" if self._by_answers else "listed log-probabilities",
+        )
+
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> TextRows:
+        """Keep the rows as text; label words may have several tokens."""
+        if not rows:
+            raise BackendError("there are no rows to encode.")
+        n_tokens = sum(len(self._tokenizer.row(row).ids) for row in rows)
+        return TextRows(rows, tuple(label_words), sum(segment.n_tokens for segment in rows[0]), n_tokens)
+
+    def hard_scores(self, token_ids: TokenIds, encoded: TextRows) -> Scores:
+        """(n, T) -> (n, B, K): each row with the prompt's words in its places is one request."""
+        score = self._vote if self._by_answers else self._log_probs
+        texts = [self._filled(row, prompt) for prompt in token_ids.tolist() for row in encoded.rows]
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            scores = list(pool.map(partial(score, words=encoded.label_words), texts))
+        return np.array(scores, dtype=np.float32).reshape(len(token_ids), encoded.n_examples, len(encoded.label_words))
+
+    def label_scores(self, prompts: Prompts, encoded: TextRows) -> Scores:
+        """(1, 0, H) -> (1, B, K): only rows without a soft prompt can be sent as text."""
+        if prompts.ndim != 3 or prompts.shape[1] or encoded.n_prompt_tokens:
+            raise BackendError(
+                f"{self._url} takes text, which cannot hold a soft prompt; use method: hard-prompt or token-search."
+            )
+        return self.hard_scores(np.zeros((len(prompts), 0), dtype=np.int64), encoded)
+
+    def _tells_log_probs(self, required: bool) -> bool:
+        try:
+            if self._api.top_tokens(PROBE, counted=False):
+                return True
+        except EndpointError as error:
+            if required or error.status != 400:
+                raise
+        if required:
+            raise EndpointError(f"{self._url} gives no log-probabilities; set model.options.scores to answers.")
+        return False
+
+    def _log_probs(self, text: str, words: Sequence[str]) -> NDArray[np.float32]:
+        tokens = self._api.top_tokens(text)
+        if not tokens:
+            raise EndpointError(f"{self._url} gave log-probabilities before but none now.")
+        return label_log_probs(tokens, words)
+
+    def _vote(self, text: str, words: Sequence[str]) -> NDArray[np.float32]:
+        return votes(self._api.answers(text), words)
+
+    def _filled(self, row: Row, prompt: Sequence[int]) -> str:
+        """The row as text, the prompt's words in its places, up to where the label word comes."""
+        text, rest = "", list(prompt)
+        for segment in row:
+            if segment.kind == "prompt":
+                words, rest = self.prompt_text(rest[: segment.n_tokens]), rest[segment.n_tokens :]
+                text = f"{text.rstrip()} {words.lstrip()}" if text.strip() else words
+            else:
+                text += segment.text
+        return text.rstrip()

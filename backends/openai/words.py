@@ -1,0 +1,135 @@
+"""Tokenizer and word embeddings of a causal LM, without the rest of its weights.
+
+What a client needs to embed text itself: of a sharded checkpoint only the file that holds the matrix is read (or
+fetched from the hub), and of that file only the matrix.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backends.local.loading import kind_of, resolve
+from bbt.errors import BackendError
+from bbt.types import Prompts
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Words:
+    """`matrix` (V, H) in fp32 as the checkpoint holds it; facts from its config."""
+
+    tokenizer: Any
+    matrix: Tensor
+    architecture: str
+    n_layers: int
+    max_length: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hex digits over all word embeddings, with the architecture in front."""
+        digest = hashlib.sha256(self.architecture.encode())
+        digest.update(self.matrix.numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    @property
+    def embedding_std(self) -> float:
+        """Standard deviation over all word embeddings."""
+        return float(np.float32(self.matrix.double().std().item()))
+
+    def embedded(self, token_ids: Sequence[int]) -> Prompts:
+        """Word embeddings of token ids: (1, T, H)."""
+        return np.asarray(self.matrix[list(token_ids)][None].numpy())
+
+    def ordinary_ids(self) -> list[int]:
+        """Ids of all tokens that are not special."""
+        special = set(self.tokenizer.all_special_ids)
+        return [i for i in range(len(self.tokenizer)) if i not in special]
+
+
+def read_words(model: str, revision: str | None = None) -> Words:
+    """Tokenizer and word embeddings of a bundled model, a folder or a hub name.
+
+    Raises:
+        BackendError: not found, no causal LM, no fast tokenizer, or no safetensors with its word embeddings.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoTokenizer
+
+    source = resolve(model)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        if kind_of(config) != "causal":
+            raise BackendError(f"model {model!r} is a masked LM; this kind of endpoint serves causal LMs only.")
+        matrix = _matrix(source, revision, _parameter_name(config))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackendError(
+            f"cannot read the tokenizer and word embeddings of {model!r}: {reason} The client embeds text itself: "
+            "give the folder or hub name of the causal LM that the endpoint serves."
+        ) from error
+    if not tokenizer.is_fast:
+        raise BackendError(f"model {model!r} has no fast tokenizer (tokenizer.json), which truncation needs.")
+    text = config.get_text_config()
+    return Words(
+        tokenizer,
+        matrix,
+        (config.architectures or [type(config).__name__])[0],
+        int(text.num_hidden_layers),
+        int(getattr(text, "max_position_embeddings", None) or tokenizer.model_max_length),
+    )
+
+
+def _parameter_name(config: Any) -> str:
+    """The word embeddings' name in the model, found without a byte of its weights."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    words = model.get_input_embeddings().weight
+    return next(str(name) for name, weight in model.named_parameters() if weight is words)
+
+
+def _matrix(source: str, revision: str | None, name: str) -> Tensor:
+    """The checkpoint's tensor of that name; checkpoints may leave out the leading parts of it."""
+    from safetensors import safe_open
+
+    index = _file(source, INDEX, revision)
+    if index:
+        shards: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        key = _key(shards, name)
+        file = _file(source, shards[key], revision)
+    else:
+        file = _file(source, SINGLE, revision)
+    if file is None:
+        raise OSError(f"it has no {SINGLE}, nor {INDEX} with all its files.")
+    with safe_open(file, "pt") as handle:
+        key = _key(handle.keys(), name)
+        matrix: Tensor = handle.get_tensor(key)
+        return matrix.float().contiguous()
+
+
+def _key(keys: Any, name: str) -> str:
+    parts = name.split(".")
+    tails = [".".join(parts[i:]) for i in range(len(parts) - 1)]
+    present = set(keys)
+    found = next((tail for tail in tails if tail in present), None)
+    if found is None:
+        raise KeyError(f"its files hold no tensor {name}.")
+    return found
+
+
+def _file(source: str, name: str, revision: str | None) -> Path | None:
+    """The path of one file of the model, fetched if it is on the hub; None where there is none."""
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return Path(path) if path else None

@@ -1,0 +1,73 @@
+"""What searches over prompts of words have in common: nothing is scored twice, and the outcome can be read."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bbt.backend import Backend, require_hard
+from bbt.classifier import Classifier
+from bbt.errors import ConfigError
+from bbt.experiment import Trained
+from bbt.hard_prompts import HardPrompt, HardPromptClassifier
+from bbt.memory import RememberingJudge, RememberingObjective
+from bbt.methods.base import Method
+from bbt.methods.black_box import Search, training_loss
+from bbt.tasks import Task
+from bbt.tuner import Candidate
+from bbt.types import TokenIds
+
+
+class HardMethod(Method):
+    """A method whose prompts are words."""
+
+    replays: ClassVar[bool] = True
+
+    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
+        """From `prompt.json`."""
+        return HardPromptClassifier.loaded(HardPrompt.load(folder), backend)
+
+
+class HardSearch(Search):
+    """A search whose space holds token ids (n, T)."""
+
+    def __post_init__(self) -> None:
+        require_hard(self.experiment.backend)
+        if self.experiment.config.prompt.placement != "embedding":
+            raise ConfigError("words have no place after a LayerNorm; use prompt.placement: embedding.")
+        super().__post_init__()
+
+    def run(self) -> Trained:
+        """Spend the budget, or find no new prompt any more."""
+        trained = super().run()
+        assert isinstance(trained.classifier, HardPromptClassifier)
+        return replace(trained, prompt_text=trained.classifier.prompt.text)
+
+    def _objective(self) -> RememberingObjective:
+        e = self.experiment
+        return RememberingObjective(e.train, training_loss(e), e.ledger)
+
+    def _judge(self) -> RememberingJudge:
+        e = self.experiment
+        return RememberingJudge(e.dev, e.task, e.ledger)
+
+    def _references(self) -> dict[str, Classifier]:
+        return {"manual": self._hard(self.space.no_prompt[0]), "untuned": self._hard(self.space.p0[0])}
+
+    def _classifier(self, best: Candidate) -> HardPromptClassifier:
+        return self._hard(best.prompt, who=best.who, train_queries=best.train_queries, dev=asdict(best.verdict))
+
+    def _hard(self, token_ids: TokenIds, **facts: Any) -> HardPromptClassifier:
+        """A prompt (T,) with its provenance, to which `facts` add."""
+        e, task, ids = self.experiment, self.experiment.task, np.asarray(token_ids).tolist()
+        prompt = HardPrompt(
+            require_hard(e.backend).prompt_text(ids),
+            tuple(ids),
+            e.backend.info.name,
+            task.template.source,
+            task.label_words,
+            task.label_names,
+            e.provenance(task, **facts),
+        )
+        return HardPromptClassifier(e.backend, task, prompt)

@@ -1,0 +1,169 @@
+"""A real HTTP server over a tiny model in plain transformers that speaks vLLM's dialect of `/v1/completions`, as it was
+measured on vLLM 0.32, and OpenAI's chat: what it answers is computed. It is no proof for vLLM itself:
+tests/test_live_endpoints.py is.
+"""
+
+import base64
+import io
+import json
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+from transformers import AutoTokenizer
+
+
+@dataclass
+class Peer:
+    """What is served, and how.
+
+    `embeds` is --enable-prompt-embeds, `chosen` whether logprob_token_ids is known, `tells` whether log-probabilities
+    are told at all; `other_words` serves other word embeddings, `wrong_ids` another tokenizer. `log` holds every
+    request's body.
+    """
+
+    model: object
+    tokenizer: object
+    name: str = "peer"
+    max_length: int = 64
+    embeds: bool = True
+    chosen: bool = True
+    tells: bool = True
+    key: str | None = None
+    other_words: bool = False
+    wrong_ids: bool = False
+    poisoned: bool = False
+    log: list = field(default_factory=list)
+    url: str = ""
+
+    def completions(self, body):
+        """Status and body for one request."""
+        if body["model"] != self.name:
+            return refusal(404, f"The model `{body['model']}` does not exist.")
+        if "prompt_embeds" in body and not self.embeds:
+            return refusal(400, "You must set `--enable-prompt-embeds` to input `prompt_embeds`.")
+        prompts = body.get("prompt_embeds") or body["prompt"]
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        if len(prompts) > 1024 or len(body.get("logprob_token_ids") or ()) > 128:
+            return refusal(400, "which is greater than max allowed")
+        try:
+            inputs = [self._embeddings(prompt, "prompt_embeds" in body) for prompt in prompts]
+        except ValueError as error:
+            return refusal(400, str(error))
+        if not all(item.isfinite().all() for item in inputs):
+            self.poisoned = True
+        if self.poisoned:
+            return refusal(400, "Out of range float values are not JSON compliant: nan")
+        choices = [{"index": i, **self._choice(item, body)} for i, item in enumerate(inputs)]
+        usage = {"prompt_tokens": sum(map(len, inputs)), "completion_tokens": body["max_tokens"] * len(inputs)}
+        return 200, {"object": "text_completion", "choices": choices, "usage": usage}
+
+    def chat(self, body):
+        """The same, asked and told as in a chat."""
+        text = body["messages"][-1]["content"]
+        status, answer = self.completions({**body, "prompt": text, "logprobs": body.get("top_logprobs", 0)})
+        for choice in answer.get("choices", []):
+            choice["message"] = {"role": "assistant", "content": choice.pop("text")}
+            if choice["logprobs"]:
+                top = choice["logprobs"]["top_logprobs"][0].items()
+                choice["logprobs"] = {"content": [{"top_logprobs": [{"token": t, "logprob": v} for t, v in top]}]}
+        return status, answer
+
+    def _embeddings(self, prompt, embedded):
+        if embedded:
+            raw = base64.b64decode(prompt, validate=True)
+            tensor = torch.load(io.BytesIO(raw), weights_only=True).float()
+            if len(raw) > tensor.nbytes + 4096:
+                raise ValueError(f"{len(raw)} bytes for a tensor of {tensor.nbytes}: the storage of a view")
+            if tensor.ndim != 2 or tensor.shape[1] != self.model.config.hidden_size:
+                raise ValueError("`prompt_embeds` hidden_size does not match the model's hidden_size")
+        else:
+            ids = prompt if isinstance(prompt, list) else self.tokenizer(prompt)["input_ids"][self.wrong_ids :]
+            tensor = self.model.get_input_embeddings()(torch.tensor(ids))
+            tensor = tensor.roll(1, dims=1) if self.other_words else tensor
+        if len(tensor) >= self.max_length:
+            raise ValueError(f"This model's maximum context length is {self.max_length} tokens.")
+        return tensor
+
+    @torch.no_grad()
+    def _choice(self, embeddings, body):
+        log_probs = self.model(inputs_embeds=embeddings[None]).logits[0, -1].log_softmax(-1)
+        allowed = body.get("allowed_token_ids")
+        sampled = allowed[int(log_probs[allowed].argmax())] if allowed else int(log_probs.argmax())
+        listed = [sampled, *log_probs.topk(min(body.get("logprobs") or 0, len(log_probs))).indices.tolist()]
+        listed += (body.get("logprob_token_ids") or []) if self.chosen else []
+        name = (lambda i: f"token_id:{i}") if body.get("return_tokens_as_token_ids") else self.tokenizer.decode
+        told = {
+            "tokens": [name(sampled)],
+            "token_logprobs": [log_probs[sampled].item()],
+            "top_logprobs": [{name(i): log_probs[i].item() for i in listed}],
+        }
+        return {"text": self._continued(embeddings, body["max_tokens"]), "logprobs": told if self.tells else None}
+
+    def _continued(self, embeddings, n_tokens):
+        """The most likely text of so many tokens."""
+        ids = []
+        for _ in range(n_tokens):
+            ids.append(int(self.model(inputs_embeds=embeddings[None]).logits[0, -1].argmax()))
+            embeddings = torch.cat([embeddings, self.model.get_input_embeddings()(torch.tensor(ids[-1:]))])
+        return self.tokenizer.decode(ids)
+
+
+def refusal(status, message):
+    return status, {"error": {"message": message, "type": "BadRequestError", "code": status}}
+
+
+class Handler(BaseHTTPRequestHandler):
+    def __init__(self, peer, *args):
+        self.peer = peer
+        super().__init__(*args)
+
+    def do_GET(self):
+        if self.path != "/v1/models":
+            return self._answer(404, {"detail": "Not Found"})
+        return self._answer(200, {"data": [{"id": self.peer.name, "max_model_len": self.peer.max_length}]})
+
+    def do_POST(self):
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.peer.key and self.headers.get("Authorization") != f"Bearer {self.peer.key}":
+            return self._answer(401, {"error": "Unauthorized"})
+        if "Content-Encoding" in self.headers:
+            return self._answer(*refusal(400, "There was an error parsing the body"))
+        body = json.loads(raw)
+        self.peer.log.append(body)
+        answer = self.peer.chat if self.path == "/v1/chat/completions" else self.peer.completions
+        return self._answer(*answer(body))
+
+    def _answer(self, status, body):
+        raw = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *args):
+        pass
+
+
+def make_peer(reference, **settings):
+    """A peer of a `reference` model with a tokenizer of its own."""
+    return Peer(reference.model, AutoTokenizer.from_pretrained(reference.folder), **settings)
+
+
+@contextmanager
+def serving(peer):
+    """The peer at its `url`, on a free port of loopback."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, peer))
+    peer.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield peer
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
