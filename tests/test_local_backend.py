@@ -375,12 +375,3 @@ def test_a_bundled_model_scores_as_in_plain_transformers(bundled):
     expected = bundled.case.expected(bundled.reference, prompts, texts)
     scores = bundled.case.scores(backend, prompts, texts)
     np.testing.assert_allclose(normalised(scores), expected, atol=1e-4)
-
-
-def test_half_precision_ranks_a_population_on_a_bundled_model(bundled):
-    found = []
-    for precision in ("fp32", "bf16"):
-        backend = LocalBackend(model=bundled.name, precision=precision, device="cpu")
-        prompts = prompts_near_words(backend, 16)
-        found.append(losses(bundled.case.scores(backend, prompts, bundled.texts), bundled.labels))
-    assert rank_correlation(*found) >= 0.99

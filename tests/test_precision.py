@@ -94,6 +94,6 @@ def test_the_head_rounds_nothing_while_it_scores(name, tiny_backend):
         model.base_model.register_forward_hook(put)
     with torch.inference_mode():
         expected = exact(inputs_embeds=states.float()).logits[..., words]
-        with backend._evaluator._trunk.scoring(words):
+        with backend._evaluator.forward.trunk.scoring(words):
             found = backend._model(inputs_embeds=states).logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
