@@ -81,7 +81,7 @@ def _result_at(events: list[Event], budget: int | None, first: int) -> Event | N
     current, found = first, None
     for event in events:
         if event["event"] == "extend":
-            current = event["queries"]
+            current = event.get("queries", current)
         elif event["event"] == "result" and budget in (None, current):
             found = event
     return found
