@@ -134,7 +134,7 @@ def _merged(
     own = own.view(n, b, heads, length, size).transpose(1, 2)
     own_sum = own_sum.view(n, b, heads, length).transpose(1, 2)
     share = torch.sigmoid(left_sum.view(n, heads, b, length) - own_sum)[..., None]
-    return torch.lerp(own, left.view(query.shape), share.to(own.dtype))
+    return torch.lerp(own.float(), left.view(query.shape).float(), share).to(own.dtype)
 
 
 def _explicit(
