@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 from toy import ToyBackend
 
@@ -110,7 +109,7 @@ def test_the_test_rows_are_the_same_draw_for_every_seed():
 def test_a_run_without_a_budget_of_queries_cannot_be_extended(tmp_path):
     toy = {"backend": "toy:ToyBackend", "name": "toy"}
     outcome = run(make_config({"name": "m", "model": toy, "method": {"name": "manual"}}), tmp_path)
-    with pytest.raises(RunError, match="no budget of queries"):
+    with pytest.raises(RunError, match="no budget to extend"):
         resume(outcome.folder, 500)
 
 
@@ -125,12 +124,10 @@ def test_a_run_that_begins_again_forgets_what_it_had_done(tmp_path):
 
 
 def test_another_model_is_refused(config, tmp_path, tiny_folder):
-    outcome = tune(config)
-    outcome.save(tmp_path)
+    tune(config).save(tmp_path)
+    if (tmp_path / "prompt.safetensors").is_file():
+        pytest.skip("a soft prompt knows its own model: tests/test_prompts.py")
     saved = (tmp_path / "config.yaml").read_text()
-    (tmp_path / "config.yaml").write_text(saved.replace("/bert", "/roberta"))
-    if not (tmp_path / "prompt.safetensors").is_file():
-        tiny_folder("roberta")
-        with pytest.raises(PromptError, match="was trained on"):
-            Predictor(tmp_path)
-    assert np.isfinite(outcome.result["selected"]["loss"])
+    (tmp_path / "config.yaml").write_text(saved.replace(str(tiny_folder("bert")), str(tiny_folder("roberta"))))
+    with pytest.raises(PromptError, match="was trained on"):
+        Predictor(tmp_path)

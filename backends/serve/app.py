@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from backends.serve.device import BusyError, Device
+from backends.serve.device import BusyError, Device, ModelError
 from backends.serve.gate import Gate, refusal
 from backends.serve.keys import Account, Keys, QuotaError
 from backends.serve.limits import Limits
@@ -32,6 +32,7 @@ STATUS: dict[type[Exception], int] = {
     BbtError: 422,
     BusyError: 429,
     QuotaError: 429,
+    ModelError: 500,
 }
 """How each fault is answered; the body names it and says what to do."""
 

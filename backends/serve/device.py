@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import structlog
 
 from bbt.backend import Backend, Encoded
+from bbt.errors import BbtError
 from bbt.types import Prompts, Scores
 
 T = TypeVar("T")
+log = structlog.get_logger("bbt.serve")
 
 
 class BusyError(Exception):
@@ -23,6 +26,13 @@ class BusyError(Exception):
     def __init__(self, wait: float) -> None:
         super().__init__("the server is busy")
         self.wait = wait
+
+
+class ModelError(Exception):
+    """The model failed at a request that is sound; how is in the log and not for the caller."""
+
+    def __init__(self) -> None:
+        super().__init__("the model failed; the server's log says how")
 
 
 @dataclass
@@ -167,8 +177,10 @@ class Device:
             self.backend.anchor(first.anchor)
             scores = self.backend.label_scores(np.concatenate([prompts for _, prompts in sound]), first.encoded)
         except Exception as error:
+            if not isinstance(error, BbtError):
+                log.exception("the model failed")
             for job, _ in sound:
-                job.answer.set_exception(error)
+                job.answer.set_exception(error if isinstance(error, BbtError) else ModelError())
             return
         self._on_scored(len(sound), scores.shape[0] * scores.shape[1], time.perf_counter() - start)
         ends = np.cumsum([len(prompts) for _, prompts in sound])[:-1]
