@@ -69,9 +69,9 @@ class Losses(Observer):
 @pytest.mark.parametrize("method", TRAININGS)
 def test_training_lowers_the_loss(name, method, setting, last_wins):
     rate = 5e-2 if method in ("prompt-tuning", "prefix-tuning") else 5e-3
-    start, end = (tune(setting(name, method, steps=n, learning_rate=r)) for n, r in ((1, 1e-12), (10, rate)))
+    start, end = (tune(setting(name, method, steps=n, learning_rate=r)) for n, r in ((1, 1e-12), (20, rate)))
     assert train_loss(end) < train_loss(start) - 0.05
-    assert end.result["cost"]["train_queries"] == 10
+    assert end.result["cost"]["train_queries"] == 20
 
 
 def train_loss(outcome):

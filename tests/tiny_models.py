@@ -1,5 +1,6 @@
 """Random-weight models of every supported architecture, with real fast tokenizers, as folders on disk."""
 
+import string
 from pathlib import Path
 
 import torch
@@ -34,12 +35,14 @@ CORPUS = [
 
 
 def wordpiece() -> PreTrainedTokenizerFast:
-    """BERT's kind, lower case."""
-    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    """BERT's kind, lower case: the corpus' words and letters (a trained one would differ from run to run)."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = sorted({word for line in CORPUS for word in line.lower().split()})
+    letters = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
+    pieces = dict.fromkeys([*special, *letters, *words])
+    raw = Tokenizer(models.WordPiece({piece: at for at, piece in enumerate(pieces)}, unk_token="[UNK]"))
     raw.normalizer = normalizers.BertNormalizer(lowercase=True)
     raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    raw.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
     raw.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,

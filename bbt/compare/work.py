@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -72,7 +72,7 @@ class Work:
         with ThreadPoolExecutor(self.n_workers) as pool:
             futures = [pool.submit(self._attend, cell) for cell in cells]
             try:
-                done = [future.result() for future in as_completed(futures)]
+                done = [future.result() for future in futures]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in list(self._children):
