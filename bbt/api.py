@@ -14,7 +14,7 @@ from bbt.classifier import Classifier
 from bbt.config import Config, ModelConfig, load_config, make_config
 from bbt.errors import BbtError, ConfigError, RunError
 from bbt.estimate import Estimate, estimated, speed_of_last
-from bbt.experiment import Experiment, limited
+from bbt.experiment import Experiment, limited, other_tests
 from bbt.losses import log_softmax, predicted
 from bbt.methods import load_method
 from bbt.methods.saved import is_soft_prompt, load_classifier
@@ -111,7 +111,8 @@ def estimate(config: Config, runs: Path = RUNS) -> Estimate:
     task = make_task(config.task, gauge.kind)
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
-    return estimated(config, plan, task, split, gauge, speed_of_last(runs, config))
+    others = [rows for _, rows in other_tests(config, task, gauge.kind)]
+    return estimated(config, plan, task, split, others, gauge, speed_of_last(runs, config))
 
 
 def open_backend(config: ModelConfig) -> Backend:

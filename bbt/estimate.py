@@ -15,7 +15,8 @@ from bbt.tasks import Example, Split, Task
 
 @dataclass(frozen=True)
 class Plan:
-    """Queries of a run: prompts scored on train, dev and test rows; the `manual` ones have no prompt tokens."""
+    """Queries of a run: prompts scored on train, dev and test rows; the `manual` ones have no prompt tokens. On the
+    rows of other tests (`evaluation.also_test`) one prompt is scored."""
 
     train: int
     dev: int
@@ -80,8 +81,16 @@ def search_plan(config: Config, n_screened: int) -> Plan:
     return Plan(spent, judged + baselines, baselines, 1 + references, references)
 
 
-def estimated(config: Config, plan: Plan, task: Task, split: Split, gauge: Gauge, speed: float | None) -> Estimate:
-    """The plan's cost on these rows; `speed` in examples a second, if it is known."""
+def estimated(
+    config: Config,
+    plan: Plan,
+    task: Task,
+    split: Split,
+    others: Sequence[Sequence[Example]],
+    gauge: Gauge,
+    speed: float | None,
+) -> Estimate:
+    """The plan's cost on these rows and on those of `others`; `speed` in examples a second, if it is known."""
     n_tokens = config.prompt.n_prompt_tokens
     parts: list[tuple[int, Sequence[Example], int]] = [
         (plan.train, split.train, n_tokens),
@@ -89,6 +98,7 @@ def estimated(config: Config, plan: Plan, task: Task, split: Split, gauge: Gauge
         (plan.manual_dev, split.dev, 0),
         (plan.test, split.test, n_tokens),
         (plan.manual_test, split.test, 0),
+        *((1, rows, n_tokens if plan.test else 0) for rows in others),
     ]
     examples = sum(n * len(rows) for n, rows, _ in parts)
     up = sum(n * gauge.tokens(task.rows(rows, t)) for n, rows, t in parts if n)

@@ -54,10 +54,7 @@ class Experiment:
         self.task = make_task(config.task, backend.info.kind)
         split, rows = make_split(config.data, self.task, config.seed), config.evaluation.rows
         self.split = replace(split, test=limited(split.test, rows))
-        self.other_tests = [
-            other_test(name, Path(path) if path else None, self.task, backend.info.kind)
-            for name, path in config.evaluation.also_test.items()
-        ]
+        self.other_tests = other_tests(config, self.task, backend.info.kind)
         backend.anchor(None)  # an earlier experiment may have left one
         self.train = Scorer(backend, self.task, self.split.train, self.ledger)
         self.dev = Scorer(backend, self.task, self.split.dev, self.ledger)
@@ -130,6 +127,11 @@ class Experiment:
         ledgers = {name: Ledger() for name in (*references, "tuned")}
         classifiers = {**references, "tuned": trained.classifier}
         test = {name: self.tested(classifiers[name], ledger) for name, ledger in ledgers.items()}
+        elsewhere = Ledger()
+        also_test = {
+            task.name: {**_metrics(trained.classifier, task, rows, elsewhere), "examples": len(rows)}
+            for task, rows in self.other_tests
+        }
         return {
             "task": self.task.name,
             "model": info.name,
@@ -140,16 +142,16 @@ class Experiment:
             "test_examples": len(self.split.test),
             "test_note": config.data.note,
             "test": test,
-            "also_test": {
-                task.name: self._tested_elsewhere(trained.classifier, task, examples)
-                for task, examples in self.other_tests
-            },
+            "also_test": also_test,
             "test_truncated": ledgers["tuned"].truncated,
             "selected": {"who": trained.who, **asdict(trained.verdict), "train_queries": trained.train_queries},
             "prompt_text": trained.prompt_text,
             "n_parameters": trained.n_parameters,
             "cost": costs,
-            "price": {"search": self._price(self.ledger), "test": sum(map(self._price, ledgers.values()))},
+            "price": {
+                "search": self._price(self.ledger),
+                "test": sum(map(self._price, (*ledgers.values(), elsewhere))),
+            },
             "peak_memory_mb": _peak_memory_mb(),
             "device": info.device,
             "precision": info.precision,
@@ -161,16 +163,7 @@ class Experiment:
 
     def tested(self, classifier: Classifier, ledger: Ledger) -> dict[str, float]:
         """The task's metrics on the test rows; none where nothing is to be tested."""
-        if not self.split.test:
-            return {}
-        scores = classifier.scores(self.split.test, ledger)
-        return self.task.evaluate(labels_of(self.split.test), predicted(scores))
-
-    def _tested_elsewhere(self, classifier: Classifier, task: Task, examples: Sequence[Example]) -> dict[str, float]:
-        """The other task's metrics, and how many of its rows they are of."""
-        rows = limited(examples, self.config.evaluation.rows)
-        scores = classifier.scores(rows, Ledger())
-        return {**task.evaluate(labels_of(rows), predicted(scores)), "examples": len(rows)}
+        return _metrics(classifier, self.task, self.split.test, ledger) if self.split.test else {}
 
     def _begin(self) -> None:
         """The first event names model and rows, so that a changed one is noticed when the run is resumed."""
@@ -179,12 +172,24 @@ class Experiment:
             self.log.append({"event": "start", **facts, **environment(), "info": asdict(self.backend.info)})
 
 
+def other_tests(config: Config, task: Task, kind: str) -> list[tuple[Task, list[Example]]]:
+    """The `also_test` of a config: each task, asked in this one's words, and its rows."""
+    tests = [
+        other_test(name, Path(path) if path else None, task, kind) for name, path in config.evaluation.also_test.items()
+    ]
+    return [(other, limited(rows, config.evaluation.rows)) for other, rows in tests]
+
+
 def limited(examples: Sequence[Example], rows: int | None) -> list[Example]:
     """The same draw of test rows for every run, in their order."""
     if rows is None or rows >= len(examples):
         return list(examples)
     chosen = np.sort(stable_uniform(0, len(examples)).argsort(kind="stable")[:rows])
     return [examples[i] for i in chosen]
+
+
+def _metrics(classifier: Classifier, task: Task, rows: Sequence[Example], ledger: Ledger) -> dict[str, float]:
+    return task.evaluate(labels_of(rows), predicted(classifier.scores(rows, ledger)))
 
 
 def _fingerprint(split: Split) -> str:

@@ -1,5 +1,6 @@
 """A run's money: what it has spent, and how far that is from its ceilings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bbt.backend import Encoded
@@ -12,7 +13,7 @@ from bbt.objective import Ledger
 class Spending:
     """What a search may still cost.
 
-    `train` and `dev` are the rows of one query, `test` those of one tested prompt, of which there are `n_tested`;
+    `train` and `dev` are the rows of one query; `tests` are rows and by how many prompts they are tested in the end;
     a generation has `population_size` train queries and is followed by a check of `n_judged` dev queries. Every
     extension of a run adds one of the `ceilings`, the last ends it.
     """
@@ -22,8 +23,7 @@ class Spending:
     ceilings: tuple[float, ...]
     train: Encoded
     dev: Encoded
-    test: Encoded
-    n_tested: int
+    tests: Sequence[tuple[int, Encoded]]
     population_size: int
     n_judged: int
 
@@ -35,7 +35,7 @@ class Spending:
 
     def cost(self, n_train: int, n_dev: int) -> float:
         """Of so many queries and the test: by the rows' tokens, or by what was billed so far, if that is more."""
-        parts = ((n_train, self.train), (n_dev, self.dev), (self.n_tested, self.test))
+        parts = ((n_train, self.train), (n_dev, self.dev), *self.tests)
         examples = sum(n * rows.n_examples for n, rows in parts)
         counted = self.price.of(sum(n * rows.n_tokens for n, rows in parts), examples)
         if not self.ledger.examples:

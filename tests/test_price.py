@@ -39,7 +39,8 @@ def test_a_million_tokens_cost_the_price():
 @pytest.mark.parametrize("method", ["black-box", "manual"])
 def test_the_estimate_is_what_the_run_then_costs(method, tiny_folder):
     selection = {"baselines": False, "n_best": 3}
-    settings = config(tiny_folder("gpt2"), method={"name": method}, selection=selection)
+    evaluation = {"rows": 10, "also_test": {"sst2": None}}
+    settings = config(tiny_folder("gpt2"), method={"name": method}, selection=selection, evaluation=evaluation)
     guess, result = estimate(settings), tune(settings).result
     cost = result["cost"]
     assert (guess.train_queries, guess.dev_queries) == (cost["train_queries"], cost["dev_queries"])
@@ -89,9 +90,11 @@ def test_the_command_line_estimates_without_calling_anything(tiny_folder, tmp_pa
 
 
 def test_the_search_stops_before_the_ceiling_and_is_saved(tiny_folder, tmp_path):
-    free = tune(config(tiny_folder("gpt2"))).result
+    evaluation = {"rows": 10, "also_test": {"sst2": None}}
+    free = tune(config(tiny_folder("gpt2"), evaluation=evaluation)).result
     ceiling = 0.6 * free["price"]["search"] + free["price"]["test"]
-    settings = config(tiny_folder("gpt2"), price={"up": 2.0, "down": 5.0, "ceiling": ceiling})
+    price = {"up": 2.0, "down": 5.0, "ceiling": ceiling}
+    settings = config(tiny_folder("gpt2"), price=price, evaluation=evaluation)
     outcome = run(settings, tmp_path)
     assert 0.7 * ceiling < total(outcome.result) <= ceiling
     assert 4 <= outcome.result["cost"]["train_queries"] < 40

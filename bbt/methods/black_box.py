@@ -137,10 +137,11 @@ class Search:
         ceilings = (c.price.ceiling, *self._extensions("ceiling"))
         n_tokens = c.prompt.n_prompt_tokens
         train, dev = e.train.encoded(n_tokens), e.dev.encoded(n_tokens)
-        test = Scorer(e.backend, e.task, e.split.test, Ledger()).encoded(n_tokens)
-        n_tested, n_judged = 3 if c.evaluation.references else 1, 1 + c.selection.n_best
-        population = c.optimizer.population_size
-        spending = Spending(c.price, e.ledger, ceilings, train, dev, test, n_tested, population, n_judged)
+        tested = [(3 if c.evaluation.references else 1, e.task, e.split.test)]
+        tested += [(1, task, rows) for task, rows in e.other_tests]
+        tests = [(n, Scorer(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
+        population, n_judged = c.optimizer.population_size, 1 + c.selection.n_best
+        spending = Spending(c.price, e.ledger, ceilings, train, dev, tests, population, n_judged)
         spending.check(c.prompt.n_screened)
         return spending
 
