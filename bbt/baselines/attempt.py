@@ -94,7 +94,7 @@ class Mixture(nn.Module):
         return self.target + torch.einsum("bj,jth->bth", self.attention(words, prompts), prompts)
 
     def attention(self, words: Tensor, prompts: Tensor) -> Tensor:
-        """(b, t + 1) weights of the prompts; the temperature is H * e (paper, section 3.3)."""
+        """(b, t + 1) weights of the prompts; the temperature is H * e, as in the paper."""
         queries = self.norm(self.up(nn.functional.silu(self.down(words))))
         keys = prompts.amax(dim=1)
         return torch.softmax(queries @ keys.T / (words.shape[1] * math.e), dim=-1)

@@ -8,8 +8,8 @@ from bbt.baselines.peft_training import PeftTraining
 
 
 class Lora(PeftTraining):
-    """`rank` and `alpha` as in the paper's RoBERTa runs (table 9: r = alpha = 8); `target_modules`: none takes PEFT's
-    choice for the architecture, the query and value projections, as in the paper."""
+    """`rank` and `alpha` as in the paper's RoBERTa-base runs (table 9: r = alpha = 8); `target_modules`: none takes
+    PEFT's choice for the architecture, the query and value projections, as in the paper."""
 
     learning_rate: float = Field(1e-3, gt=0)
     steps: int = Field(50, gt=0)

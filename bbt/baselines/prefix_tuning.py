@@ -12,7 +12,7 @@ from bbt.errors import BackendError
 
 
 class PrefixTuning(PeftTraining):
-    """`n_prefix_tokens` in every layer (P-Tuning v2, section 4.3: about 20 do for simple classification); with
+    """`n_prefix_tokens` in every layer (fewer than 20 do for simple classification: P-Tuning v2, section 3.3); with
     `projection` they come out of a reparameterising network (Li & Liang, section 4.3), `projection_size` wide, which
     is left behind after training."""
 

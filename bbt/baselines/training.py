@@ -64,7 +64,7 @@ class Training(Method):
             return Loop(self, self.subject(experiment, model), experiment).run()
 
     def make_optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """AdamW, or Adafactor at a constant rate without parameter scaling (Lester et al. 2021, section 4)."""
+        """AdamW, or Adafactor at a constant rate without parameter scaling (Lester et al. 2021, section 3)."""
         if self.optimizer == "adamw":
             return torch.optim.AdamW(parameters, self.learning_rate, weight_decay=self.weight_decay)
         from transformers import Adafactor

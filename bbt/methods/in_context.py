@@ -31,7 +31,7 @@ FILE = "demonstrations.json"
 
 class InContext(Method):
     """Tries `n_orders` random orders of the training rows, of which dev picks one: orders matter (Lu et al. 2022,
-    arXiv 2104.08786). BBT's baseline is a single order of up to 32 rows (BBT section 4.2).
+    arXiv 2104.08786). BBT's baseline is a single order of up to 32 rows (BBT section 4.1).
 
     At most `n_demonstrations` rows are shown (none: all that fit), a line each.
     """

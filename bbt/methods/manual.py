@@ -7,7 +7,7 @@ from bbt.methods.base import Method
 
 
 class Manual(Method):
-    """The template's words and the label words as they are (BBT section 4.2)."""
+    """The template's words and the label words as they are (BBT section 4.1)."""
 
     def plan(self, config: Config) -> Plan:
         """One look at dev."""

@@ -19,7 +19,7 @@ class PromptSelection(Method):
     """Chooses among `templates` (all with the task's label words).
 
     perplexity: the lowest mean perplexity over the training rows, prompt and text together and without a label
-    (Gonen et al. 2022, arXiv 2212.04037, section 3). A masked LM has none: pseudo-perplexity, from each token masked
+    (Gonen et al. 2022, arXiv 2212.04037). A masked LM has none: pseudo-perplexity, from each token masked
     in turn, takes its place (Salazar et al. 2020, arXiv 1910.14659). The training labels are not used.
     dev: the dev metric, or dev loss, by `selection.by`.
     """
