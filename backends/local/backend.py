@@ -23,7 +23,7 @@ from bbt.backend import Backend, Features, ModelInfo, Row
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Prompts, Scores, TokenIds
 
-TOKEN_BUDGETS = {"cpu": 2048, "cuda": 65536}
+TOKEN_BUDGETS = {"cpu": 4096, "cuda": 65536}
 
 
 class LocalBackend:
