@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from reference import normalised
+from typer.testing import CliRunner
 
 from backends.bench import Workload, measure, table
 from backends.bench.memory import peak_memory_mb
 from backends.bench.plain import PlainLoop
 from backends.bench.rates import MatrixRate, operations
 from backends.bench.workload import Generations
+from bbt.cli import app
 from bbt.errors import BackendError
 from bbt.tasks.template import Template
 
@@ -146,3 +148,12 @@ def test_the_plain_loop_in_full_precision_beside_half(tiny_folder):
 def test_an_unknown_model_is_the_backends_error():
     with pytest.raises(BackendError, match="cannot load model 'no/such'"):
         measure(Workload("no/such"))
+
+
+def test_the_command_prints_a_table_or_json(tiny_folder):
+    small = ["--population", "3", "--prompt-tokens", "3", "--dim", "4", "--repeats", "1", "--device", "cpu"]
+    command = ["bench", str(tiny_folder("bert")), *small, "--precision", "fp32", "--against", "plain"]
+    result = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert result["against"]["max_log_probability_difference"] < 1e-4
+    assert (result["population_size"], result["rows"]) == (3, 32)
+    assert "times as fast as plain" in CliRunner().invoke(app, command).stdout
