@@ -3,17 +3,17 @@
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends.openai.answers import ChatAPI, CompletionsAPI, Sampling, TextAPI, label_log_probs, votes
-from backends.openai.vocabulary import VocabularyClient
+from backends.openai.vocabulary import VocabularyClient, api_root
 from backends.openai.words import read_words
 from backends.transport import Transport
-from bbt.backend import ModelInfo, Row, Traffic
+from bbt.backend import ModelInfo, Row
 from bbt.errors import BackendError, ConfigError, EndpointError, unknown
 from bbt.types import Prompts, Scores, TokenIds
 
@@ -74,35 +74,18 @@ class TextBackend(VocabularyClient):
             raise ConfigError(unknown("api", api, APIS))
         if scores not in SCORES:
             raise ConfigError(unknown("scores", scores, SCORES))
-        base = url.rstrip("/").removesuffix("/v1")
-        self._transport = Transport(base, api_key_env=api_key_env, timeout=timeout, retries=retries, verify=verify)
-        self._api = APIS[api](self._transport, model, Sampling(top_logprobs, n_answers, answer_tokens))
-        self._name, self._url, self._concurrency = model, base, concurrency
-        super().__init__(read_words(vocabulary), UNLIMITED)
+        transport = Transport(api_root(url), api_key_env=api_key_env, timeout=timeout, retries=retries, verify=verify)
+        super().__init__(model, transport, read_words(vocabulary), UNLIMITED)
+        self._api = APIS[api](transport, model, Sampling(top_logprobs, n_answers, answer_tokens))
+        self._concurrency = concurrency
         self._by_answers = scores == "answers" or not self._tells_log_probs(required=scores == "logprobs")
-
-    @property
-    def traffic(self) -> Traffic:
-        """Bytes and billed tokens of all scoring calls so far."""
-        return self._transport.traffic
 
     @cached_property
     def info(self) -> ModelInfo:
         """The endpoint's name for the model, and facts about the vocabulary; `precision` is how labels are scored."""
-        words = self._words
-        return ModelInfo(
-            name=self._name,
-            kind="causal",
-            architecture="text-only API",
-            hidden_size=int(words.matrix.shape[1]),
-            n_layers=words.n_layers,
-            vocab_size=int(words.matrix.shape[0]),
-            max_length=UNLIMITED,
-            embedding_std=words.embedding_std,
-            fingerprint=hashlib.sha256(f"{self._name} {words.fingerprint}".encode()).hexdigest()[:12],
-            device=self._url,
-            precision="sampled answers" if self._by_answers else "listed log-probabilities",
-        )
+        known = self._info("sampled answers" if self._by_answers else "listed log-probabilities")
+        fingerprint = hashlib.sha256(f"{known.name} {known.fingerprint}".encode()).hexdigest()[:12]
+        return replace(known, architecture="text-only API", fingerprint=fingerprint)
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> TextRows:
         """Keep the rows as text; label words may have several tokens."""
@@ -123,7 +106,8 @@ class TextBackend(VocabularyClient):
         """(1, 0, H) -> (1, B, K): only rows without a soft prompt can be sent as text."""
         if prompts.ndim != 3 or prompts.shape[1] or encoded.n_prompt_tokens:
             raise BackendError(
-                f"{self._url} takes text, which cannot hold a soft prompt; use method: hard-prompt or token-search."
+                f"{self._transport.url} takes text, which cannot hold a soft prompt; "
+                "use method: hard-prompt or token-search."
             )
         return self.hard_scores(np.zeros((len(prompts), 0), dtype=np.int64), encoded)
 
@@ -135,13 +119,15 @@ class TextBackend(VocabularyClient):
             if required or error.status != 400:
                 raise
         if required:
-            raise EndpointError(f"{self._url} gives no log-probabilities; set model.options.scores to answers.")
+            raise EndpointError(
+                f"{self._transport.url} gives no log-probabilities; set model.options.scores to answers."
+            )
         return False
 
     def _log_probs(self, text: str, words: Sequence[str]) -> NDArray[np.float32]:
         tokens = self._api.top_tokens(text)
         if not tokens:
-            raise EndpointError(f"{self._url} gave log-probabilities before but none now.")
+            raise EndpointError(f"{self._transport.url} gave log-probabilities before but none now.")
         return label_log_probs(tokens, words)
 
     def _vote(self, text: str, words: Sequence[str]) -> NDArray[np.float32]:

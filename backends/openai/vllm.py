@@ -11,10 +11,10 @@ from backends.local.encoding import TokenRow, TokenRows, prompt_id
 from backends.local.loading import PRECISIONS
 from backends.openai.completions import Completions, Context
 from backends.openai.probe import probe, served_model
-from backends.openai.vocabulary import VocabularyClient
+from backends.openai.vocabulary import VocabularyClient, api_root
 from backends.openai.words import read_words
 from backends.transport import Transport
-from bbt.backend import ModelInfo, Row, Traffic
+from bbt.backend import ModelInfo, Row
 from bbt.errors import BackendError, unknown
 from bbt.types import Prompts, Scores, TokenIds
 
@@ -47,40 +47,20 @@ class VLLMBackend(VocabularyClient):
     ) -> None:
         if precision not in PRECISIONS:
             raise BackendError(unknown("precision", precision, PRECISIONS))
-        base = url.rstrip("/").removesuffix("/v1")
-        self._transport = Transport(base, api_key_env=api_key_env, timeout=timeout, retries=retries, verify=verify)
-        served = served_model(self._transport, served_name)
-        self._name, self._url, self._dtype = model, base, PRECISIONS[precision]
+        transport = Transport(api_root(url), api_key_env=api_key_env, timeout=timeout, retries=retries, verify=verify)
+        served = served_model(transport, served_name)
+        self._dtype = PRECISIONS[precision]
         words = read_words(model, revision)
         # One place of the server's length is the token that it generates.
         longest = words.max_length if served.max_length is None else served.max_length - 1
-        self._max_length = min(words.max_length, longest)
-        super().__init__(words, self._max_length)
-        self._completions = Completions(self._transport, served.name, list_size)
+        super().__init__(model, transport, words, min(words.max_length, longest))
+        self._completions = Completions(transport, served.name, list_size)
         probe(self._completions, words, self._tokenizer, self._dtype)
-
-    @property
-    def traffic(self) -> Traffic:
-        """Bytes of all scoring calls so far."""
-        return self._transport.traffic
 
     @cached_property
     def info(self) -> ModelInfo:
         """Facts about the model; `device` is the endpoint, `precision` that of the embeddings on the wire."""
-        words = self._words
-        return ModelInfo(
-            name=self._name,
-            kind="causal",
-            architecture=words.architecture,
-            hidden_size=int(words.matrix.shape[1]),
-            n_layers=words.n_layers,
-            vocab_size=int(words.matrix.shape[0]),
-            max_length=self._max_length,
-            embedding_std=words.embedding_std,
-            fingerprint=words.fingerprint,
-            device=self._url,
-            precision=str(self._dtype).removeprefix("torch."),
-        )
+        return self._info(str(self._dtype).removeprefix("torch."))
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> TokenRows:
         """Tokenise rows once; see `Backend.encode`."""

@@ -4,16 +4,45 @@ from collections.abc import Sequence
 
 from backends.local.encoding import RowTokenizer
 from backends.openai.words import Words
+from backends.transport import Transport
+from bbt.backend import ModelInfo, Traffic
 from bbt.errors import BackendError
 from bbt.types import Prompts
 
 
-class VocabularyClient:
-    """The part of `Backend` and `HardBackend` that needs no endpoint."""
+def api_root(url: str) -> str:
+    """The address before `/v1`, which users may give or leave out."""
+    return url.rstrip("/").removesuffix("/v1")
 
-    def __init__(self, words: Words, max_length: int) -> None:
-        self._words = words
+
+class VocabularyClient:
+    """What `Backend`, `RemoteBackend` and `HardBackend` ask for and no endpoint need answer, of the model `name`."""
+
+    def __init__(self, name: str, transport: Transport, words: Words, max_length: int) -> None:
+        self._name, self._transport, self._words, self._max_length = name, transport, words, max_length
         self._tokenizer = RowTokenizer(words.tokenizer, max_length, causal=True)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes of all scoring calls so far, and the tokens that were billed if the endpoint says so."""
+        return self._transport.traffic
+
+    def _info(self, precision: str) -> ModelInfo:
+        """What the words tell of the model."""
+        words = self._words
+        return ModelInfo(
+            name=self._name,
+            kind="causal",
+            architecture=words.architecture,
+            hidden_size=int(words.matrix.shape[1]),
+            n_layers=words.n_layers,
+            vocab_size=int(words.matrix.shape[0]),
+            max_length=self._max_length,
+            embedding_std=words.embedding_std,
+            fingerprint=words.fingerprint,
+            device=self._transport.url,
+            precision=precision,
+        )
 
     def prompt_ids(self, text: str) -> list[int]:
         """Token ids of a text as it stands after other words."""
