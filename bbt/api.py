@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from backends import load_backend
 from backends.gauge import open_gauge
@@ -43,7 +44,7 @@ class Outcome:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.yaml", self.config.to_yaml())
-        self.classifier.save(folder)
+        _save(self.classifier, folder)
         write_result(folder, self.result)
 
 
@@ -174,9 +175,22 @@ def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Ob
         folder.log.forget()
     trained = method.train(experiment)
     result = experiment.result(trained)
-    trained.classifier.save(folder.path)
+    _save(trained.classifier, folder.path)
     folder.write_result(result)
     return Outcome(config, result, trained.classifier, folder.path)
+
+
+def _save(classifier: Classifier, folder: Path) -> None:
+    """What a `Predictor` loads.
+
+    Raises:
+        OSError: a full disk, which safetensors tells in an error of its own.
+    """
+    try:
+        classifier.save(folder)
+    except SafetensorError as error:
+        what_to_do = f"Mend that, then save again or bbt resume {folder}."
+        raise OSError(f"cannot save to {folder}: {error}. {what_to_do}") from error
 
 
 def _extend(folder: RunFolder, what: str, first: float | None, value: float | None) -> None:

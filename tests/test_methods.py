@@ -63,6 +63,17 @@ def test_a_method_s_result_can_be_loaded_and_scores_as_it_did(config, tmp_path):
     assert [set(row["probabilities"]) for row in again.predict(texts)] == [{"negative", "positive"}] * 2
 
 
+def test_what_cannot_be_written_is_an_error_of_the_system_and_can_be_saved_again(tmp_path):
+    outcome = tune(make_config({"model": {"backend": "toy:ToyBackend", "name": "toy"}, "method": {"name": "manual"}}))
+    in_the_way = tmp_path / "prompt.partial"
+    in_the_way.mkdir()
+    with pytest.raises(OSError, match=r"cannot save to .* save again or bbt resume"):
+        outcome.save(tmp_path)
+    in_the_way.rmdir()
+    outcome.save(tmp_path)
+    assert (tmp_path / "prompt.safetensors").exists()
+
+
 def test_a_method_is_deterministic(config):
     first, second = tune(config).result, tune(config).result
     for volatile in ("cost", "peak_memory_mb"):
