@@ -54,6 +54,10 @@ class RunError(BbtError):
 def unknown(what: str, name: str, valid: Iterable[str]) -> str:
     """The sentence for an unknown name: what was given, the nearest valid name, all valid names."""
     names = sorted(valid)
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {what} {name!r}.{hint} Valid: {', '.join(names)}."
+    return f"unknown {what} {name!r}.{did_you_mean(name, names)} Valid: {', '.join(names)}."
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """The question after the nearest valid name, a blank before it; empty if none is near."""
+    near = difflib.get_close_matches(name.lower(), sorted(valid), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -89,6 +89,8 @@ def test_blank_lines_of_jsonl_are_skipped(tmp_path):
         ("d.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', r"d\.jsonl:2: no column 'label'"),
         ("d.jsonl", '{"text": "a", "label": 1}\n{"text": \n', r"d\.jsonl:2: not JSON"),
         ("d.jsonl", "[1, 2]\n", r"d\.jsonl:1: expected a JSON object, got list"),
+        ("d.csv", "text,label\n", r"d\.csv holds no rows"),
+        ("d.jsonl", "", r"d\.jsonl holds no rows"),
         ("d.parquet", "x", r"format '\.parquet' is not known. Give a \.jsonl, \.csv or \.tsv"),
         ("d.csv", b"text,label\n\xff\xfe,1\n", r"d\.csv is not UTF-8 text"),
         ("d.jsonl", b'{"text": "\xff", "label": 1}\n', r"d\.jsonl is not UTF-8 text"),

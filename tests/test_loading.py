@@ -78,6 +78,12 @@ def test_an_unknown_model_says_what_a_model_may_be():
     with pytest.raises(BackendError, match=r"cannot load model 'no-such-model'.*Give a folder, a name on the hub") as e:
         LocalBackend(model="no-such-model", device="cpu")
     assert all(name in str(e.value) for name in bundled_models())
+    assert "Did you mean" not in str(e.value)
+
+
+def test_a_misspelt_bundled_model_suggests_the_nearest():
+    with pytest.raises(BackendError, match=r"model 'minilm-mln'.* Did you mean 'minilm-mlm'\? Give a folder"):
+        LocalBackend(model="minilm-mln", device="cpu")
 
 
 def test_a_model_of_the_other_kind_is_refused(tiny_backend):

@@ -7,7 +7,7 @@ import torch
 
 from backends.local.shapes import PREFIX, random_config, random_model, random_tokenizer
 from backends.models import bundled_models
-from bbt.errors import BackendError, unknown
+from bbt.errors import BackendError, did_you_mean, unknown
 
 Kind = Literal["masked", "causal"]
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -89,8 +89,8 @@ def load(
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackendError(
-            f"cannot load model {model!r}: {reason} Give a folder, a name on the hub, or one of: "
-            f"{', '.join(bundled_models())}."
+            f"cannot load model {model!r}: {reason}{did_you_mean(model, bundled_models())} "
+            f"Give a folder, a name on the hub, or one of: {', '.join(bundled_models())}."
         ) from error
     if not tokenizer.is_fast:
         raise BackendError(f"model {model!r} has no fast tokenizer (tokenizer.json), which truncation needs.")

@@ -100,9 +100,12 @@ def read_examples(path: Path, columns: Columns, labels: Sequence[str]) -> list[E
     """All rows of a csv, tsv or jsonl file.
 
     Raises:
-        DataError: no such file, another format, a missing column, an unknown label; names file and line.
+        DataError: no such file, another format, no row, a missing column, an unknown label; names file and line.
     """
-    return [to_example(record, f"{path}:{line}", columns, labels) for line, record in _records(path)]
+    examples = [to_example(record, f"{path}:{line}", columns, labels) for line, record in _records(path)]
+    if not examples:
+        raise DataError(f"{path} holds no rows.")
+    return examples
 
 
 def to_example(record: dict[str, Any], where: str, columns: Columns, labels: Sequence[str]) -> Example:
