@@ -167,13 +167,25 @@ def test_words_say_what_the_seeds_can_and_cannot_show():
 def test_every_method_is_tested_against_the_first_or_the_named_ones():
     (table,) = paired_tables(comparison())
     assert table.rows[0][:2] == ("cma - manual", "+5.00 (p = 0.25, n = 3)")
-    assert cell_of(table, "cma - manual", "pairs f1") == "-"
+    assert table.head == ("difference", "films accuracy", "films → yelp accuracy")  # pairs has one seed
     (other,) = paired_tables(comparison(against=["cma"]))
     assert other.rows[0][:2] == ("manual - cma", "-5.00 (p = 0.25, n = 3)")
     lines = pair_in_words(comparison(), "cma", "manual")
     assert lines[0].startswith("films accuracy: cma is 5.00 points above manual")
     with pytest.raises(ConfigError, match=r"unknown method of the plan 'cna'\. Did you mean 'cma'\?"):
         pair_in_words(comparison(), "cna", "manual")
+
+
+def test_a_row_of_which_nothing_can_be_tested_is_left_out():
+    (table,) = paired_tables(comparison(lambda cell: cell.budget != 200 or cell.seed == 0, budgets=[100, 200]))
+    assert [row[0] for row in table.rows] == ["cma at 100 - manual"]
+
+
+def test_tasks_with_one_budget_each_share_a_row():
+    tasks = {**TREE["tasks"], "pairs": {**TREE["tasks"]["pairs"], "budgets": [40]}}
+    table = score_table(comparison(tasks=tasks))
+    assert [row[0] for row in table.rows] == ["manual", "cma"]
+    assert "a budget of 40 queries" in table.notes[2]
 
 
 def test_different_budgets_are_not_paired():

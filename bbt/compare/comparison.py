@@ -26,10 +26,14 @@ class Comparison:
         return groups
 
     def label(self, cell: Cell) -> str:
-        """What a cell's row is called."""
-        several = len({other.budget for other in self.cells if other.budget}) > 1
-        at = f" at {cell.budget}" if cell.budget and several else ""
+        """What a cell's row is called: with its budget where a task has several."""
+        at = f" at {cell.budget}" if cell.budget and self._several_budgets else ""
         return cell.method + at + (f", k = {cell.k}" if cell.k is not None else "")
+
+    @cached_property
+    def _several_budgets(self) -> bool:
+        budgets = {(cell.task, cell.budget) for cell in self.cells if cell.budget}
+        return len(budgets) > len({task for task, _ in budgets})
 
     def _order(self, cell: Cell) -> tuple[int, int, int]:
         return list(self.plan.methods).index(cell.method), cell.budget or 0, cell.k or 0

@@ -111,12 +111,16 @@ def paired_tables(comparison: Comparison) -> list[Table]:
 
 
 def _paired_table(comparison: Comparison, reference: str) -> Iterator[Table]:
+    """Of what can be tested: no row and no column without a figure."""
     others = [method for method in comparison.plan.methods if method != reference]
     pairs = [pair for method in others for pair in comparison.pairs(method, reference)]
-    rows = [(f"{a} - {b}", *(_cell(comparison, a, b, column) for column in comparison.columns)) for a, b in pairs]
-    if any(cell != NOTHING for row in rows for cell in row[1:]):
-        head = ("difference", *(f"{test} {metric}" for test, metric in comparison.columns))
-        yield Table(f"Against {reference}, paired over seeds (points)", head, tuple(rows), NOTES)
+    cells = {pair: [_cell(comparison, *pair, column) for column in comparison.columns] for pair in pairs}
+    rows = {f"{a} - {b}": row for (a, b), row in cells.items() if any(cell != NOTHING for cell in row)}
+    if rows:
+        kept = [i for i in range(len(comparison.columns)) if any(row[i] != NOTHING for row in rows.values())]
+        head = ("difference", *(" ".join(comparison.columns[i]) for i in kept))
+        body = tuple((name, *(row[i] for i in kept)) for name, row in rows.items())
+        yield Table(f"Against {reference}, paired over seeds (points)", head, body, NOTES)
 
 
 def _cell(comparison: Comparison, a: str, b: str, column: tuple[str, str]) -> str:
