@@ -59,5 +59,5 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> str:
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """The question after the nearest valid name, a blank before it; empty if none is near."""
-    near = difflib.get_close_matches(name.lower(), sorted(valid), n=1)
+    near = difflib.get_close_matches(name.lower(), list(valid), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
