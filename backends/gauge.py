@@ -8,7 +8,7 @@ from backends.local.encoding import RowTokenizer
 from backends.local.loading import PRECISIONS, kind_of, resolve
 from bbt.backend import Row
 from bbt.config import Config
-from bbt.estimate import Wire
+from bbt.runs.estimate import Wire
 
 CHARACTERS_PER_TOKEN = 4
 """Where there is no tokenizer: the rule of thumb for English."""

@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from bbt.api import Predictor, resume, run, tune
-    from bbt.prompts import SoftPrompt
+    from bbt.prompts.soft import SoftPrompt
 
 __all__ = ["Predictor", "SoftPrompt", "__version__", "resume", "run", "tune"]
 

@@ -11,19 +11,20 @@ from safetensors import SafetensorError
 from backends import load_backend
 from backends.gauge import open_gauge
 from bbt.backend import Backend
-from bbt.classifier import Classifier
+from bbt.build import make_split, make_task
 from bbt.config import Config, ModelConfig, load_config, make_config
 from bbt.errors import BbtError, ConfigError, RunError
-from bbt.estimate import Estimate, estimated, speed_of_last
-from bbt.experiment import Experiment, limited, other_tests
-from bbt.losses import log_softmax, predicted
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, limited, other_tests
+from bbt.files import write_atomically
 from bbt.methods import load_method
 from bbt.methods.saved import is_soft_prompt, load_classifier
-from bbt.objective import Ledger
-from bbt.observer import Observer
-from bbt.problem import make_split, make_task
-from bbt.prompts import SoftPrompt
-from bbt.records import RunFolder, read_result, write_atomically, write_result
+from bbt.prompts.soft import SoftPrompt
+from bbt.runs.estimate import Estimate, estimated, speed_of_last
+from bbt.runs.folder import RunFolder, read_result, write_result
+from bbt.runs.observer import Observer
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import log_softmax, predicted
 from bbt.tasks import Example, Task
 from bbt.tasks.task import labels_of
 

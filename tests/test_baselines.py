@@ -14,12 +14,13 @@ from bbt.api import Predictor, run, tune
 from bbt.baselines.adapter import Adapter
 from bbt.config import make_config
 from bbt.errors import BackendError, RunError
-from bbt.experiment import Experiment
-from bbt.losses import cross_entropy
+from bbt.experiment.experiment import Experiment
 from bbt.methods import load_method
-from bbt.objective import Ledger, Verdict
-from bbt.observer import Observer
-from bbt.prompts import SoftPrompt
+from bbt.prompts.soft import SoftPrompt
+from bbt.runs.observer import Observer
+from bbt.scoring.judge import Verdict
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import cross_entropy
 from bbt.tasks import Example
 from bbt.tasks.task import labels_of
 
@@ -98,7 +99,7 @@ def test_what_is_loaded_scores_as_what_was_trained(method, setting, tmp_path, la
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS)
 def test_a_forward_only_backend_is_refused(method):
-    with pytest.raises(BackendError, match=f"^{method} needs gradients, which ToyBackend cannot give: .*black-box"):
+    with pytest.raises(BackendError, match=f"^{method} needs gradients, which ToyBackend does not offer; .*black-box"):
         tune(make_config({"method": {"name": method}}), ToyBackend())
 
 

@@ -9,12 +9,12 @@ from toy import ToyBackend
 
 from bbt.api import resume, run, tune
 from bbt.config import make_config
-from bbt.deep_space import DeepSpace
 from bbt.errors import BackendError, ConfigError
 from bbt.optimizers import Settings, make_optimizer
 from bbt.optimizers.layerwise import Layerwise
-from bbt.prompts import SoftPrompt
-from bbt.space import PromptSpace, random_projection
+from bbt.prompts.soft import SoftPrompt
+from bbt.spaces.deep import DeepSpace
+from bbt.spaces.soft import PromptSpace, random_projection
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

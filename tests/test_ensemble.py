@@ -8,8 +8,8 @@ from bbt.api import Predictor, run
 from bbt.config import make_config
 from bbt.errors import ConfigError
 from bbt.methods.ensemble import averaged
-from bbt.objective import Ledger
-from bbt.records import EventLog
+from bbt.runs.log import EventLog
+from bbt.scoring.ledger import Ledger
 
 TEXTS = ["a joy from start to end", "dull and slow", "the plot"]
 

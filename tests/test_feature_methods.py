@@ -11,7 +11,7 @@ from bbt.baselines.feature_bilstm import BiLSTM
 from bbt.config import make_config
 from bbt.errors import BackendError, RunError
 from bbt.methods.feature_mlp import FeatureMLP, logits, perceptron, pooled
-from bbt.records import EventLog
+from bbt.runs.log import EventLog
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -69,12 +69,12 @@ def test_they_learn_from_the_bundled_models_features(method, tmp_path):
 @pytest.mark.parametrize("method", ["feature-mlp", "feature-bilstm"])
 def test_many_rows_are_scored_in_batches(method, tiny_folder, monkeypatch):
     outcome = tune(settings(str(tiny_folder("bert")), method, hidden_size=4))
-    from bbt.objective import Ledger
+    from bbt.scoring.ledger import Ledger
     from bbt.tasks import Example
 
     examples = [Example(f"a film {'bad ' * i}", 0) for i in range(7)]
     whole = outcome.classifier.scores(examples, Ledger())
-    monkeypatch.setattr("bbt.features.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("bbt.experiment.features.ROWS_AT_ONCE", 3)
     np.testing.assert_allclose(outcome.classifier.scores(examples, Ledger()), whole, atol=1e-5)
 
 

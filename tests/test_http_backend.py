@@ -9,7 +9,7 @@ import bbt
 from backends.http import HttpBackend
 from bbt.backend import Traffic
 from bbt.errors import BackendError, EndpointError, LabelWordError
-from bbt.space import PromptSpace, Recipe
+from bbt.spaces.soft import PromptSpace, Recipe
 from bbt.tasks.template import Template
 
 TEMPLATE = Template("{prompt} . {text} . It was {mask}")

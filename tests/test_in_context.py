@@ -9,8 +9,8 @@ from bbt.api import run, tune
 from bbt.backend import Segment
 from bbt.config import make_config
 from bbt.methods.in_context import InContextClassifier, alternating, demonstrated
-from bbt.objective import Ledger
-from bbt.records import EventLog
+from bbt.runs.log import EventLog
+from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, Task, Template
 
 TASK = Task("films", Template("{prompt} . {text} . It was {mask}"), ("no", "yes"), ("bad", "great"))

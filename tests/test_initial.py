@@ -4,8 +4,8 @@ from toy import HIDDEN, TASK, ToyBackend
 
 from bbt.config import PromptConfig
 from bbt.errors import ConfigError, PromptError
-from bbt.initial import initial_prompts
-from bbt.prompts import SoftPrompt
+from bbt.prompts.soft import SoftPrompt
+from bbt.spaces.initial import initial_prompts
 
 
 def initial(seed=0, **settings):

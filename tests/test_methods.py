@@ -8,7 +8,7 @@ from toy import ToyBackend
 from bbt.api import Predictor, resume, run, tune
 from bbt.config import MethodConfig, make_config
 from bbt.errors import ConfigError, PromptError, RunError
-from bbt.experiment import Experiment
+from bbt.experiment.experiment import Experiment
 from bbt.methods import METHODS, load_method
 
 TINY = {

@@ -13,7 +13,7 @@ import backends.transport
 from backends.pool import PoolBackend
 from backends.pool.round import Round
 from bbt.errors import BackendError, ConfigError, EndpointError
-from bbt.space import PromptSpace, Recipe
+from bbt.spaces.soft import PromptSpace, Recipe
 from bbt.tasks import Example
 
 ROWS = TASK.rows([Example(str(number), 1) for number in (1.5, -0.5, 3)], 2)

@@ -11,7 +11,7 @@ from bbt.api import estimate, resume, run, tune
 from bbt.cli import app
 from bbt.config import PriceConfig, make_config
 from bbt.errors import ConfigError, RunError
-from bbt.report import cost_rows
+from bbt.runs.report import cost_rows
 
 
 def config(folder, **sections):

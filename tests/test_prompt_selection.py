@@ -7,8 +7,8 @@ import torch
 from bbt.api import run
 from bbt.config import make_config
 from bbt.errors import ConfigError
-from bbt.experiment import Experiment
-from bbt.records import EventLog
+from bbt.experiment.experiment import Experiment
+from bbt.runs.log import EventLog
 
 TEMPLATES = ["{text} . It was {mask} .", "{mask} News : {text}", "{text} Question : is it a good film ? {mask} ."]
 

@@ -9,16 +9,10 @@ import yaml
 from bbt.api import resume, run
 from bbt.config import make_config
 from bbt.errors import BbtError, ConfigError, RunError
-from bbt.records import (
-    EventLog,
-    RunFolder,
-    decode_losses,
-    encode_losses,
-    environment,
-    read_result,
-    run_summaries,
-    write_atomically,
-)
+from bbt.files import write_atomically
+from bbt.runs.environment import environment
+from bbt.runs.folder import RunFolder, read_result, run_summaries
+from bbt.runs.log import EventLog, decode_losses, encode_losses
 
 TOY = {
     "name": "toy",
@@ -101,7 +95,7 @@ def test_a_run_is_held_by_one_handle_at_a_time(tmp_path):
     folder = RunFolder.create(tmp_path, "name", "seed: 0\n")
     with pytest.raises(RunError, match="in use by another process"):
         RunFolder(folder.path)
-    other = f"from pathlib import Path; from bbt.records import RunFolder; RunFolder(Path({str(folder.path)!r}))"
+    other = f"from pathlib import Path; from bbt.runs.folder import RunFolder; RunFolder(Path({str(folder.path)!r}))"
     refused = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
     assert "RunError" in refused.stderr
     assert "in use by another process" in refused.stderr

@@ -3,9 +3,9 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from bbt.backend import Segment
+from bbt.build import make_task
 from bbt.config import TaskConfig
 from bbt.errors import ConfigError
-from bbt.problem import make_task
 from bbt.tasks import METRICS, TASKS, Example, Task, Template, task_spec
 from bbt.tasks.builtin import builtin_task
 from bbt.tasks.task import labels_of

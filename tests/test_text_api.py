@@ -8,7 +8,7 @@ from backends.openai.answers import label_log_probs, votes
 from bbt.api import tune
 from bbt.backend import HardBackend
 from bbt.errors import BackendError, ConfigError, EndpointError
-from bbt.losses import log_softmax
+from bbt.scoring.losses import log_softmax
 from bbt.tasks.template import Template
 
 TEMPLATE = Template("I say : {prompt} . {text} . It was {mask}")

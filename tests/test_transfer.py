@@ -12,13 +12,13 @@ from bbt.api import run, tune
 from bbt.baselines.attempt import Mixture
 from bbt.config import make_config
 from bbt.errors import BackendError, PromptError
-from bbt.experiment import Experiment
-from bbt.initial import saved_prompt
+from bbt.experiment.experiment import Experiment
 from bbt.methods import load_method
 from bbt.methods.black_box import Search
 from bbt.methods.prompt_mixture import MixtureSearch
-from bbt.objective import Ledger
-from bbt.prompts import SoftPrompt
+from bbt.prompts.soft import SoftPrompt
+from bbt.scoring.ledger import Ledger
+from bbt.spaces.initial import saved_prompt
 from bbt.tasks import Example
 
 T = 2

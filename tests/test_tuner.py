@@ -5,12 +5,14 @@ import numpy as np
 import pytest
 from toy import HIDDEN, TASK, ToyBackend, toy_scorer
 
-from bbt.losses import cross_entropy
-from bbt.objective import Judge, Ledger, Objective, Verdict
 from bbt.optimizers import Settings, make_optimizer
-from bbt.records import EventLog
-from bbt.space import PromptSpace, random_projection
-from bbt.tuner import Candidate, Schedule, Tuner, penalised
+from bbt.runs.log import EventLog
+from bbt.scoring.judge import Judge, Verdict
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import cross_entropy
+from bbt.scoring.objective import Objective
+from bbt.search.tuner import Candidate, Schedule, Tuner, penalised
+from bbt.spaces.soft import PromptSpace, random_projection
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from bbt.backend import ModelInfo, Row
-from bbt.objective import Ledger, Scorer
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.scorer import Scorer
 from bbt.tasks import Example, Task, Template
 
 HIDDEN = 4

@@ -15,7 +15,7 @@ from backends.bench.rates import MatrixRate, operations
 from backends.bench.workload import Generations, Workload
 from backends.local.loading import load
 from backends.local.precision import rank_correlation
-from bbt.losses import log_softmax
+from bbt.scoring.losses import log_softmax
 
 Against = Literal["plain", "plain-fp32"]
 

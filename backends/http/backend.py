@@ -9,7 +9,7 @@ import numpy as np
 from backends.http.client import Client, NotRegisteredError, ProjectionError, RowsId
 from bbt.backend import ModelInfo, Row, Traffic
 from bbt.errors import BackendError
-from bbt.space import PromptSpace
+from bbt.spaces.soft import PromptSpace
 from bbt.types import Latents, Prompts, Scores
 
 

@@ -14,7 +14,7 @@ from backends.wire import MEDIA_TYPE, WireError, pack, unpack
 from bbt import errors
 from bbt.backend import ModelInfo, Traffic
 from bbt.errors import BbtError, EndpointError
-from bbt.space import PromptSpace
+from bbt.spaces.soft import PromptSpace
 from bbt.types import Prompts, Scores
 
 T = TypeVar("T")

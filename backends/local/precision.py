@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bbt.backend import Backend
+from bbt.draws import stable_choice, stable_normal
 from bbt.errors import BbtError
-from bbt.losses import cross_entropy
-from bbt.space import stable_choice, stable_normal
+from bbt.scoring.losses import cross_entropy
 from bbt.tasks.builtin import builtin_task
 from bbt.tasks.data import bundled_splits
 from bbt.tasks.task import labels_of

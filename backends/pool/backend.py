@@ -14,8 +14,8 @@ from backends.pool.member import Member, PoolRows
 from backends.pool.round import Round
 from bbt.backend import ModelInfo, Row, Traffic
 from bbt.errors import BackendError, ConfigError
-from bbt.losses import log_softmax
-from bbt.space import PromptSpace
+from bbt.scoring.losses import log_softmax
+from bbt.spaces.soft import PromptSpace
 from bbt.types import Latents, Prompts, Scores
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from backends.serve.store import Holdings, Rows
 from backends.wire import unpack
 from bbt.backend import Encoded, Segment
 from bbt.errors import BackendError
-from bbt.space import PromptSpace, Recipe
+from bbt.spaces.soft import PromptSpace, Recipe
 from bbt.types import Latents, Prompts, Scores
 
 

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 from backends.serve.limits import Limits
 from bbt.backend import Encoded
-from bbt.space import PromptSpace
+from bbt.spaces.soft import PromptSpace
 from bbt.types import Prompts
 
 T = TypeVar("T")

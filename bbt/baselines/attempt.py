@@ -16,14 +16,13 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bbt.backend import Backend, Trainable
-from bbt.baselines.gradients import require_gradients
+from bbt.backend import Backend, GradientBackend, Trainable, require
 from bbt.baselines.training import Subject, Training
-from bbt.classifier import Classifier
 from bbt.errors import RunError
-from bbt.experiment import Experiment
-from bbt.initial import initial_prompts, saved_prompt
-from bbt.objective import Ledger
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment
+from bbt.scoring.ledger import Ledger
+from bbt.spaces.initial import initial_prompts, saved_prompt
 from bbt.tasks import Example, Task
 from bbt.types import RowScores
 
@@ -66,7 +65,7 @@ class Attempt(Training):
         """
         if not (folder / FILE).is_file():
             raise RunError(f"{folder} holds no {FILE}: has its run finished? `bbt resume {folder}` goes on.")
-        model = require_gradients(backend, "attempt").trainable()
+        model = require(backend, GradientBackend, "attempt").trainable()
         arrays = load_file(folder / FILE)
         mixture = Mixture(arrays["sources"], arrays["target"], self.bottleneck)
         mixture.load_state_dict(arrays)

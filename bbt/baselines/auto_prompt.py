@@ -13,17 +13,16 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from bbt.backend import Trainable
-from bbt.baselines.gradients import require_gradients
+from bbt.backend import GradientBackend, Trainable, require
 from bbt.baselines.selection import Selection
 from bbt.baselines.training import batches
-from bbt.classifier import SoftPromptClassifier
-from bbt.experiment import Experiment, Trained
-from bbt.initial import random_ids
-from bbt.losses import cross_entropy
+from bbt.experiment.classifiers import SoftPromptClassifier
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
-from bbt.objective import Objective
-from bbt.observer import Progress
+from bbt.runs.observer import Progress
+from bbt.scoring.losses import cross_entropy
+from bbt.scoring.objective import Objective
+from bbt.spaces.initial import random_ids
 
 
 class AutoPrompt(Method):
@@ -41,7 +40,7 @@ class AutoPrompt(Method):
         Raises:
             BackendError: a forward-only backend.
         """
-        model = require_gradients(experiment.backend, experiment.config.method.name).trainable()
+        model = require(experiment.backend, GradientBackend, experiment.config.method.name).trainable()
         with torch.random.fork_rng():
             torch.manual_seed(experiment.config.seed)
             return Search(self, experiment, model).run()

@@ -13,7 +13,7 @@ from bbt.backend import Trainable
 from bbt.baselines.peft_training import peft_imported
 from bbt.baselines.soft import soft_prompt_subject
 from bbt.baselines.training import Subject, Training
-from bbt.experiment import Experiment
+from bbt.experiment.experiment import Experiment
 
 
 class PTuning(Training):

@@ -6,10 +6,10 @@ from pydantic import Field
 from bbt.backend import Trainable
 from bbt.baselines.soft import soft_prompt_subject
 from bbt.baselines.training import Subject, Training
-from bbt.experiment import Experiment
-from bbt.initial import initial_prompts
-from bbt.losses import cross_entropy
-from bbt.objective import Objective
+from bbt.experiment.experiment import Experiment
+from bbt.scoring.losses import cross_entropy
+from bbt.scoring.objective import Objective
+from bbt.spaces.initial import initial_prompts
 
 
 class PromptTuning(Training):

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from bbt.classifier import Classifier
-from bbt.experiment import Experiment
-from bbt.objective import Verdict
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment
+from bbt.scoring.judge import Verdict
 
 State = TypeVar("State")
 

@@ -12,13 +12,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from bbt.backend import Trainable
-from bbt.baselines.gradients import require_gradients
+from bbt.backend import GradientBackend, Trainable, require
 from bbt.baselines.selection import Best, Selection
-from bbt.classifier import Classifier
-from bbt.experiment import Experiment, Trained
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
-from bbt.observer import Progress
+from bbt.runs.observer import Progress
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Training(Method):
         Raises:
             BackendError: a forward-only backend.
         """
-        model = require_gradients(experiment.backend, experiment.config.method.name).trainable()
+        model = require(experiment.backend, GradientBackend, experiment.config.method.name).trainable()
         with torch.random.fork_rng():
             torch.manual_seed(experiment.config.seed)
             return Loop(self, self.subject(experiment, model), experiment).run()

@@ -24,7 +24,7 @@ def evaluate(
     Example: bbt eval runs/quickstart --task sst2
     """
     from bbt.api import Predictor
-    from bbt.problem import test_examples
+    from bbt.build import test_examples
     from bbt.tasks.builtin import builtin_task
 
     predictor = Predictor(prompt, backend_options(option))

@@ -8,7 +8,7 @@ from typing import Any
 from bbt.compare.plan import Cell
 from bbt.config import Config, load_config
 from bbt.errors import RunError
-from bbt.records import EventLog
+from bbt.runs.log import EventLog
 from bbt.types import Event
 
 ARROW = " → "

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from bbt.backend import Backend
-from bbt.classifier import Classifier
 from bbt.config import Config, Strict
 from bbt.errors import RunError
-from bbt.estimate import Plan
-from bbt.experiment import Experiment, Trained
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.runs.estimate import Plan
 from bbt.tasks import Task
 
 

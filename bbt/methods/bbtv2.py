@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from bbt.backend import require_deep
-from bbt.deep_space import DeepSpace
+from bbt.backend import DeepBackend, require
 from bbt.errors import ConfigError
-from bbt.experiment import Experiment, Trained
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
 from bbt.methods.black_box import Search
 from bbt.optimizers import Optimizer, make_optimizer
 from bbt.optimizers.layerwise import Layerwise
+from bbt.spaces.deep import DeepSpace
 
 
 class BBTv2(Method):
@@ -25,7 +25,7 @@ class BBTv2(Method):
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
-        require_deep(experiment.backend)
+        require(experiment.backend, DeepBackend)
         return DeepSearch(experiment).run()
 
 
@@ -50,7 +50,7 @@ class DeepSearch(Search):
             return [float(std) for std in recorded["stds"]]
         deep = np.zeros((1, e.backend.info.n_layers, *self._p0.shape[1:]), np.float32)
         deep[:, 0] = self._p0
-        stds = require_deep(e.backend).hidden_stds(deep, e.train.encoded(deep.shape[-2])).tolist()
+        stds = require(e.backend, DeepBackend).hidden_stds(deep, e.train.encoded(deep.shape[-2])).tolist()
         e.ledger.train_queries += 1
         e.ledger.examples += len(e.split.train)
         e.log.append({"event": "hidden_stds", "stds": stds, "ledger": e.ledger.snapshot()})

@@ -8,20 +8,23 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from bbt.classifier import Classifier
 from bbt.config import Config
-from bbt.estimate import Plan, search_plan
-from bbt.experiment import Experiment, Trained
-from bbt.initial import initial_prompts
-from bbt.losses import cross_entropy, hinge, negative_metric
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
-from bbt.objective import Judge, Ledger, Objective, Scorer
 from bbt.optimizers import Optimizer, Settings, make_optimizer
-from bbt.records import decode_losses, encode_losses
-from bbt.space import PromptSpace, Recipe, Space, normal_scale
-from bbt.spending import Spending
+from bbt.runs.estimate import Plan, search_plan
+from bbt.runs.log import decode_losses, encode_losses
+from bbt.scoring.judge import Judge
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import cross_entropy, hinge, negative_metric
+from bbt.scoring.objective import Objective
+from bbt.scoring.scorer import Scorer
+from bbt.scoring.spending import Spending
+from bbt.search.tuner import Candidate, Schedule, Tuner
+from bbt.spaces.initial import initial_prompts
+from bbt.spaces.soft import PromptSpace, Recipe, Space, normal_scale
 from bbt.tasks import TASKS
-from bbt.tuner import Candidate, Schedule, Tuner
 from bbt.types import AnyPrompts, Labels, Losses, Prompts, Scores
 
 

@@ -9,17 +9,18 @@ import numpy as np
 from pydantic import Field
 
 from bbt.backend import Backend
-from bbt.classifier import Classifier
 from bbt.config import Config, MethodConfig, load_config
 from bbt.errors import ConfigError, RunError
-from bbt.experiment import Experiment, Trained
-from bbt.losses import log_softmax
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.files import write_atomically
 from bbt.methods import load_method
 from bbt.methods.base import Method
 from bbt.methods.saved import load_classifier
-from bbt.objective import Ledger
-from bbt.observer import Progress
-from bbt.records import write_atomically, write_result
+from bbt.runs.folder import write_result
+from bbt.runs.observer import Progress
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import log_softmax
 from bbt.tasks import Example, Task
 from bbt.types import RowScores
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from bbt.backend import Backend, Features
-from bbt.classifier import Classifier
 from bbt.errors import RunError
-from bbt.experiment import Experiment, Trained
-from bbt.features import all_features, feature_batches
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.features import all_features, feature_batches
 from bbt.methods.base import Method
-from bbt.objective import Ledger
-from bbt.observer import Progress
+from bbt.runs.observer import Progress
+from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, Task
 from bbt.types import Labels, RowScores
 

@@ -5,19 +5,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from bbt.config import Config
-from bbt.estimate import Plan
-from bbt.experiment import Experiment, Trained
-from bbt.hard_spaces import RoundedSpace, readable_ids
-from bbt.initial import initial_prompts
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.black_box import BlackBox
 from bbt.methods.hard_search import HardMethod, HardSearch
-from bbt.rounding import Metric, Rule, rounded
+from bbt.runs.estimate import Plan
+from bbt.spaces.hard import RoundedSpace, readable_ids
+from bbt.spaces.initial import initial_prompts
+from bbt.spaces.rounding import Metric, Rule, rounded
 from bbt.types import Prompts
 
 
 class HardPromptTuning(HardMethod):
-    """`metric` is the distance between a prompt token and the words, `rounding` the rule (`bbt.rounding.rounded`);
-    the other settings are the config's own sections, as those of black-box."""
+    """`metric` is the distance between a prompt token and the words, `rounding` the rule
+    (`bbt.spaces.rounding.rounded`); the other settings are the config's own sections, as those of black-box."""
 
     metric: Metric = "cosine"
     rounding: Rule = "nearest"

@@ -6,16 +6,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from bbt.backend import Backend, require_hard
-from bbt.classifier import Classifier
+from bbt.backend import Backend, HardBackend, require
 from bbt.errors import ConfigError
-from bbt.experiment import Trained
-from bbt.hard_prompts import HardPrompt, HardPromptClassifier
-from bbt.memory import RememberingJudge, RememberingObjective
+from bbt.experiment.classifiers import Classifier, HardPromptClassifier
+from bbt.experiment.experiment import Trained
 from bbt.methods.base import Method
 from bbt.methods.black_box import Search, training_loss
+from bbt.prompts.hard import HardPrompt
+from bbt.scoring.remembering import RememberingJudge, RememberingObjective
+from bbt.search.tuner import Candidate
 from bbt.tasks import Task
-from bbt.tuner import Candidate
 from bbt.types import TokenIds
 
 
@@ -33,7 +33,7 @@ class HardSearch(Search):
     """A search whose space holds token ids (n, T)."""
 
     def __post_init__(self) -> None:
-        require_hard(self.experiment.backend)
+        require(self.experiment.backend, HardBackend)
         if self.experiment.config.prompt.placement != "embedding":
             raise ConfigError("words have no place after a LayerNorm; use prompt.placement: embedding.")
         super().__post_init__()
@@ -62,7 +62,7 @@ class HardSearch(Search):
         """A prompt (T,) with its provenance, to which `facts` add."""
         e, task, ids = self.experiment, self.experiment.task, np.asarray(token_ids).tolist()
         prompt = HardPrompt(
-            require_hard(e.backend).prompt_text(ids),
+            require(e.backend, HardBackend).prompt_text(ids),
             tuple(ids),
             e.backend.info.name,
             task.template.source,

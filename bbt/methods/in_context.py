@@ -16,13 +16,14 @@ import numpy as np
 from pydantic import Field
 
 from bbt.backend import Backend, Encoded, Row, Segment
-from bbt.classifier import Classifier
-from bbt.experiment import Experiment, Trained
+from bbt.draws import stable_uniform
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.files import write_atomically
 from bbt.methods.base import Method
-from bbt.objective import Ledger, Scorer
-from bbt.observer import Progress
-from bbt.records import write_atomically
-from bbt.space import stable_uniform
+from bbt.runs.observer import Progress
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.scorer import Scorer
 from bbt.tasks import Example, Task
 from bbt.types import RowScores
 

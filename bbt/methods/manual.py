@@ -1,9 +1,9 @@
 """The manual prompt: nothing is tuned."""
 
 from bbt.config import Config
-from bbt.estimate import Plan
-from bbt.experiment import Experiment, Trained
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
+from bbt.runs.estimate import Plan
 
 
 class Manual(Method):

@@ -7,11 +7,11 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field
 
-from bbt.experiment import Experiment, Trained
-from bbt.initial import saved_prompt
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
 from bbt.methods.black_box import Search
-from bbt.space import PromptSpace
+from bbt.spaces.initial import saved_prompt
+from bbt.spaces.soft import PromptSpace
 from bbt.types import Prompts
 
 

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from bbt.backend import require_likelihoods
-from bbt.experiment import Experiment, Trained
+from bbt.backend import LikelihoodBackend, require
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
-from bbt.observer import Progress
+from bbt.runs.observer import Progress
 from bbt.tasks import Task, Template
 
 
@@ -56,7 +56,7 @@ def perplexity(experiment: Experiment, task: Task) -> float:
     A masked LM's forward pass a token is counted: one training row of N tokens is N examples, and a train query is
     as many examples as there are training rows.
     """
-    e, backend = experiment, require_likelihoods(experiment.backend)
+    e, backend = experiment, require(experiment.backend, LikelihoodBackend)
     backend.anchor(None)
     start = time.perf_counter()
     encoded = backend.encode(task.rows(e.split.train, 0), task.label_words)

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 from bbt.backend import Backend
-from bbt.classifier import Classifier, SoftPromptClassifier
+from bbt.build import make_task
 from bbt.config import load_config
 from bbt.errors import PromptError, RunError
+from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
 from bbt.methods import load_method
-from bbt.problem import make_task
-from bbt.prompts import SoftPrompt
+from bbt.prompts.soft import SoftPrompt
 from bbt.tasks import Task
 
 

@@ -7,15 +7,15 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from bbt.backend import require_hard
+from bbt.backend import HardBackend, require
 from bbt.config import Config
+from bbt.draws import stable_uniform
 from bbt.errors import ConfigError
-from bbt.estimate import Plan, search_plan
-from bbt.experiment import Experiment, Trained
-from bbt.hard_spaces import ChoiceSpace, readable_ids
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.hard_search import HardMethod, HardSearch
 from bbt.optimizers.nevergrad import NevergradChoices
-from bbt.space import stable_uniform
+from bbt.runs.estimate import Plan, search_plan
+from bbt.spaces.hard import ChoiceSpace, readable_ids
 from bbt.types import Prompts, TokenIds
 
 
@@ -62,7 +62,7 @@ class ChoiceSearch(HardSearch):
         if self.method.words == "vocabulary":
             order = stable_uniform(e.config.seed, len(readable)).argsort(kind="stable")
             return np.array(readable)[order[:n_words]]
-        read, words = require_hard(e.backend).prompt_ids, set(readable)
+        read, words = require(e.backend, HardBackend).prompt_ids, set(readable)
         used = Counter(i for example in e.split.train for i in read(f"{example.text} {example.text_pair}"))
         ids = [i for i, _ in used.most_common() if i in words][:n_words]
         if len(ids) < 2:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bbt.errors import ConfigError
-from bbt.optimizers.base import Settings
-from bbt.optimizers.generator import OwnGenerator
+from bbt.optimizers.base import OwnGenerator, Settings
 from bbt.types import Latents, Losses
 
 MAX_FULL_DIM = 2000

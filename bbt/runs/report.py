@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from bbt.estimate import Estimate
-from bbt.records import EventLog
+from bbt.runs.estimate import Estimate
+from bbt.runs.log import EventLog
 from bbt.types import Event
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.space import stable_uniform
+from bbt.draws import stable_uniform
 from bbt.types import Prompts, TokenIds
 
 Metric = Literal["cosine", "l2"]

@@ -1,19 +1,12 @@
 """`HardPrompt`: a prompt of words that can be saved, loaded and read, and the classifier it makes."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bbt.backend import Backend
 from bbt.errors import PromptError
-from bbt.objective import Ledger, Scorer
-from bbt.records import write_atomically
-from bbt.tasks import Example, Task, Template
-from bbt.types import RowScores
+from bbt.files import write_atomically
 
 FILE, FORMAT = "prompt.json", "bbt-hard-prompt/1"
 
@@ -54,27 +47,3 @@ class HardPrompt:
             return cls(**facts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptError(f"{file} is not a hard prompt of format {FORMAT} ({error!r}).") from error
-
-
-@dataclass(frozen=True)
-class HardPromptClassifier:
-    """A hard prompt on its model."""
-
-    backend: Backend
-    task: Task
-    prompt: HardPrompt
-
-    @classmethod
-    def loaded(cls, prompt: HardPrompt, backend: Backend) -> "HardPromptClassifier":
-        """A saved prompt with the template and label words it was tuned with."""
-        task = Task("saved prompt", Template(prompt.template), prompt.label_names, prompt.label_words)
-        return cls(backend, task, prompt)
-
-    def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """(B, K) scores under this prompt."""
-        ids = np.array([self.prompt.token_ids], dtype=np.int64)
-        return np.asarray(Scorer(self.backend, self.task, examples, ledger).scores(ids)[0])
-
-    def save(self, folder: Path) -> None:
-        """As `prompt.json`."""
-        self.prompt.save(folder)

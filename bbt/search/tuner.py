@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.objective import Judge, Ledger, Objective, Verdict
-from bbt.observer import Progress
 from bbt.optimizers import Optimizer
-from bbt.records import EventLog, decode_losses, encode_losses
-from bbt.space import Space
-from bbt.spending import Spending
+from bbt.runs.log import EventLog, decode_losses, encode_losses
+from bbt.runs.observer import Progress
+from bbt.scoring.judge import Judge, Verdict
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.objective import Objective
+from bbt.scoring.spending import Spending
+from bbt.spaces.soft import Space
 from bbt.types import AnyPrompts, Latents, Losses
 
 EXHAUSTED = 20

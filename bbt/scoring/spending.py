@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bbt.backend import Encoded
 from bbt.config import PriceConfig
 from bbt.errors import ConfigError
-from bbt.objective import Ledger
+from bbt.scoring.ledger import Ledger
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import numpy as np
 
 from bbt.backend import Backend
 from bbt.config import PromptConfig
+from bbt.draws import stable_choice, stable_normal
 from bbt.errors import ConfigError, PromptError
-from bbt.prompts import SoftPrompt
-from bbt.space import stable_choice, stable_normal
+from bbt.prompts.soft import SoftPrompt
 from bbt.tasks import Task
 from bbt.types import Prompts
 

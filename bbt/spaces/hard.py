@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.backend import Backend, require_hard
-from bbt.rounding import Metric, Rule, rounded
-from bbt.space import PromptSpace
+from bbt.backend import Backend, HardBackend, require
+from bbt.spaces.rounding import Metric, Rule, rounded
+from bbt.spaces.soft import PromptSpace
 from bbt.types import Latents, Prompts, TokenIds
 
 
@@ -18,7 +18,7 @@ def readable_ids(backend: Backend) -> list[int]:
     Raises:
         BackendError: the backend takes soft prompts only.
     """
-    words = require_hard(backend)
+    words = require(backend, HardBackend)
     texts = {i: words.prompt_text([i]) for i in backend.ordinary_ids()}
     return [i for i, text in texts.items() if _printable(text.strip()) and words.prompt_ids(text) == [i]]
 

@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 
 from bbt.backend import Backend
-from bbt.classifier import Classifier, SoftPromptClassifier
+from bbt.build import make_split, make_task, other_test
 from bbt.config import Config
+from bbt.draws import stable_uniform
 from bbt.errors import BackendError
-from bbt.losses import predicted
-from bbt.objective import Ledger, Scorer, Verdict, verdicts
-from bbt.observer import Observer
-from bbt.problem import make_split, make_task, other_test
-from bbt.prompts import SoftPrompt
-from bbt.records import EventLog, encode_losses, environment
-from bbt.space import stable_uniform
+from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
+from bbt.prompts.soft import SoftPrompt
+from bbt.runs.environment import environment
+from bbt.runs.log import EventLog, encode_losses
+from bbt.runs.observer import Observer
+from bbt.scoring.judge import Verdict, verdicts
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import predicted
+from bbt.scoring.scorer import Scorer
 from bbt.tasks import Example, Split, Task
 from bbt.tasks.task import labels_of
 from bbt.types import Prompts, RowScores

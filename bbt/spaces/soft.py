@@ -1,51 +1,22 @@
-"""The prompt space: p = p0 + A z, for a whole population one matrix product.
-
-A is drawn from the raw bits of PCG64, whose stream NumPy guarantees for all versions (its higher-level
-distributions may change), and is rounded to a grid before it is scaled, so that last-bit differences between
-maths libraries vanish: a seed gives the same A on every machine.
-"""
+"""The prompt space: p = p0 + A z, for a whole population one matrix product."""
 
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bbt.backend import Encoded
+from bbt.draws import on_grid, stable_normal, stable_uniform
 from bbt.errors import ConfigError
-from bbt.types import AnyPrompts, Latents, Prompts
+from bbt.types import AnyPrompts, Latents, Prompts, Scores
 
 Projection = Literal["uniform", "normal", "orthonormal"]
 
-_GRID = 2.0**-20
-_BLOCK = 2**20
 MAX_NUMBERS = 2**31
 """Largest A (D x d): 8.6 GB in float32, three times that while it is drawn."""
-
-
-def stable_uniform(seed: int, n: int, skipped: int = 0) -> NDArray[np.float64]:
-    """n uniform numbers in [0, 1) from the top 53 bits of PCG64's raw output, `skipped` numbers further on."""
-    raw = np.random.PCG64(seed).advance(skipped).random_raw(n)
-    return np.asarray((raw >> np.uint64(11)) * 2.0**-53)
-
-
-def stable_normal(seed: int, n: int) -> NDArray[np.float64]:
-    """n standard normal numbers by Box and Muller, rounded to a grid of 2^-20."""
-    half = (n + 1) // 2
-    normals = np.empty(2 * half)
-    for start in range(0, half, _BLOCK):  # in blocks: A may be large
-        size = min(_BLOCK, half - start)
-        radius = np.sqrt(-2.0 * np.log1p(-stable_uniform(seed, size, start)))
-        angle = 2.0 * math.pi * stable_uniform(seed, size, half + start)
-        normals[start : start + size] = _on_grid(radius * np.cos(angle))
-        normals[half + start : half + start + size] = _on_grid(radius * np.sin(angle))
-    return normals[:n]
-
-
-def stable_choice(seed: int, n_items: int, n: int) -> NDArray[np.int64]:
-    """n indices in [0, n_items), drawn with replacement."""
-    return (stable_uniform(seed, n) * n_items).astype(np.int64)
 
 
 def normal_scale(embedding_std: float, intrinsic_dim: int, sigma0: float, alpha: float = 1.0) -> float:
@@ -88,12 +59,8 @@ def random_projection(
                 f"intrinsic_dim {intrinsic_dim} is larger than the prompt ({n_rows} numbers): no orthonormal "
                 "projection exists. Lower intrinsic_dim or take projection: normal."
             )
-        matrix = _on_grid(np.linalg.qr(matrix)[0]) * (scale * math.sqrt(n_rows))
+        matrix = on_grid(np.linalg.qr(matrix)[0]) * (scale * math.sqrt(n_rows))
     return matrix.astype(np.float32)
-
-
-def _on_grid(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.round(values / _GRID) * _GRID
 
 
 class Space(Protocol):
@@ -176,3 +143,11 @@ class PromptSpace:
         digest = hashlib.sha256(np.ascontiguousarray(self.p0).tobytes())
         digest.update(np.ascontiguousarray(self.matrix).tobytes())
         return digest.hexdigest()
+
+
+@runtime_checkable
+class LatentBackend(Protocol):
+    """What a backend that can hold a prompt space has besides: z travels instead of prompts."""
+
+    def latent_scores(self, latents: Latents, space: PromptSpace, encoded: Encoded) -> Scores:
+        """`label_scores` of `space.prompts(latents)`: (n, d) -> (n, B, K) float32."""

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Iterator, Sequence
 
-from bbt.backend import Backend, Features, require_features
-from bbt.objective import Ledger
+from bbt.backend import Backend, FeatureBackend, Features, require
+from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, Task
 
 ROWS_AT_ONCE = 256
@@ -19,7 +19,7 @@ def feature_batches(
     Raises:
         BackendError: the backend hands out no hidden states.
     """
-    frozen = require_features(backend)
+    frozen = require(backend, FeatureBackend)
     frozen.anchor(None)
     for first in range(0, len(examples), ROWS_AT_ONCE):
         some = examples[first : first + ROWS_AT_ONCE]

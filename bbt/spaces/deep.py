@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bbt.space import PromptSpace
+from bbt.spaces.soft import PromptSpace
 from bbt.types import DeepPrompts, Latents, Prompts
 
 

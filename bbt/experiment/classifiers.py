@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 
 from bbt.backend import Backend
-from bbt.objective import Ledger, Scorer
-from bbt.prompts import SoftPrompt
+from bbt.prompts import HardPrompt, SoftPrompt
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.scorer import Scorer
 from bbt.tasks import Example, Task, Template
 from bbt.types import RowScores
 
@@ -51,3 +52,27 @@ class SoftPromptClassifier:
     def save(self, folder: Path) -> None:
         """As `prompt.safetensors`, which any `Predictor` loads by itself."""
         self.prompt.save(folder / "prompt.safetensors")
+
+
+@dataclass(frozen=True)
+class HardPromptClassifier:
+    """A hard prompt on its model."""
+
+    backend: Backend
+    task: Task
+    prompt: HardPrompt
+
+    @classmethod
+    def loaded(cls, prompt: HardPrompt, backend: Backend) -> "HardPromptClassifier":
+        """A saved prompt with the template and label words it was tuned with."""
+        task = Task("saved prompt", Template(prompt.template), prompt.label_names, prompt.label_words)
+        return cls(backend, task, prompt)
+
+    def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
+        """(B, K) scores under this prompt."""
+        ids = np.array([self.prompt.token_ids], dtype=np.int64)
+        return np.asarray(Scorer(self.backend, self.task, examples, ledger).scores(ids)[0])
+
+    def save(self, folder: Path) -> None:
+        """As `prompt.json`."""
+        self.prompt.save(folder)

@@ -5,8 +5,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from bbt.objective import Judge, Ledger, Objective, Scorer, Verdict
-from bbt.space import Space
+from bbt.scoring.judge import Judge, Verdict
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.objective import Objective
+from bbt.scoring.scorer import Scorer
+from bbt.spaces.soft import Space
 from bbt.tasks import Task
 from bbt.types import AnyPrompts, Labels, Latents, Losses, Scores, TokenIds
 

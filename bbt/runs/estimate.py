@@ -70,7 +70,7 @@ class Estimate:
 
 
 def search_plan(config: Config, n_screened: int) -> Plan:
-    """The queries of the search loop (`bbt.tuner.Tuner`), which goes on until the budget is spent."""
+    """The queries of the search loop (`bbt.search.tuner.Tuner`), which goes on until the budget is spent."""
     spent, last_check, checks = n_screened, n_screened, 0
     while spent < config.budget.queries:
         spent += config.optimizer.population_size

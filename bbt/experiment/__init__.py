@@ -1,0 +1,1 @@
+"""What every method is given, and what it gives back."""
