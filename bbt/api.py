@@ -1,32 +1,25 @@
 """The top-level API: the one place, beside the command line, that puts `bbt` and `backends` together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 
-from backends import load_backend
 from backends.gauge import open_gauge
 from bbt.backend import Backend
 from bbt.build import make_split, make_task
-from bbt.config import Config, ModelConfig, load_config, make_config
+from bbt.config import Config, load_config, make_config
 from bbt.errors import BbtError, ConfigError, RunError
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, limited, other_tests
 from bbt.files import write_atomically
 from bbt.methods import load_method
-from bbt.methods.saved import is_soft_prompt, load_classifier
-from bbt.prompts.soft import SoftPrompt
+from bbt.predictor import Predictor, open_backend
 from bbt.runs.estimate import Estimate, estimated, speed_of_last
 from bbt.runs.folder import RunFolder, read_result, write_result
 from bbt.runs.observer import Observer
-from bbt.scoring.ledger import Ledger
-from bbt.scoring.losses import log_softmax, predicted
-from bbt.tasks import Example, Task
-from bbt.tasks.task import labels_of
 
 RUNS = Path("runs")
 
@@ -115,55 +108,6 @@ def estimate(config: Config, runs: Path = RUNS) -> Estimate:
     split = replace(split, test=limited(split.test, config.evaluation.rows))
     others = [rows for _, rows in other_tests(config, task, gauge.kind)]
     return estimated(config, plan, task, split, others, gauge, speed_of_last(runs, config))
-
-
-def open_backend(config: ModelConfig) -> Backend:
-    """The backend that a config names."""
-    return load_backend(config.backend, model=config.name, **config.options)
-
-
-class Predictor:
-    """A trained method on its model, ready for new texts.
-
-    `path` is a run folder or a soft prompt's file. The backend and its options are those of the run that made it;
-    `options` override them one by one.
-    """
-
-    def __init__(self, path: Path | str, options: Mapping[str, Any] | None = None) -> None:
-        path = Path(path)
-        if is_soft_prompt(path):
-            prompt = SoftPrompt.load(path)
-            origin = prompt.provenance
-            merged = {**origin.get("options", {}), **(options or {})}
-            self.backend = load_backend(origin.get("backend", "local"), model=prompt.model, **merged)
-        else:
-            model = load_config(path / "config.yaml").model
-            merged = {**model.options, **(options or {})}
-            self.backend = open_backend(model.model_copy(update={"options": merged}))
-        self.task, self.classifier = load_classifier(path, self.backend)
-
-    def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """For each text the label and the probabilities over the label words."""
-        pairs = text_pairs or [""] * len(texts)
-        examples = [Example(text, 0, pair) for text, pair in zip(texts, pairs, strict=True)]
-        probabilities = np.exp(log_softmax(self.classifier.scores(examples, Ledger())))
-        names = self.task.label_names
-        return [
-            {
-                "label": names[int(row.argmax())],
-                "probabilities": {n: float(p) for n, p in zip(names, row, strict=True)},
-            }
-            for row in probabilities
-        ]
-
-    def evaluate(self, task: Task, examples: Sequence[Example]) -> dict[str, float]:
-        """The task's metrics on examples, with the own template and label words.
-
-        Raises:
-            ConfigError: the task has another number of labels.
-        """
-        own = Task(task.name, self.task.template, task.label_names, self.task.label_words, task.metrics)
-        return own.evaluate(labels_of(examples), predicted(self.classifier.scores(examples, Ledger())))
 
 
 def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:

@@ -10,12 +10,13 @@ from safetensors.numpy import load_file
 from tiny_models import CAUSAL, MAX_LENGTH
 from toy import ToyBackend
 
-from bbt.api import Predictor, run, tune
+from bbt.api import run, tune
 from bbt.baselines.adapter import Adapter
 from bbt.config import make_config
 from bbt.errors import BackendError, RunError
 from bbt.experiment.experiment import Experiment
 from bbt.methods import load_method
+from bbt.predictor import Predictor
 from bbt.prompts.soft import SoftPrompt
 from bbt.runs.observer import Observer
 from bbt.scoring.judge import Verdict

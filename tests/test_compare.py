@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bbt.api import Predictor
 from bbt.build import test_examples as rows_of
 from bbt.cli.compare import compare
 from bbt.compare.finished import read
 from bbt.compare.plan import cells, load_plan
 from bbt.errors import ConfigError
+from bbt.predictor import Predictor
 from bbt.tasks.builtin import builtin_task
 
 ROOT = Path(__file__).parent.parent

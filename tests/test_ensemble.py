@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from bbt.api import Predictor, run
+from bbt.api import run
 from bbt.config import make_config
 from bbt.errors import ConfigError
 from bbt.methods.ensemble import averaged
+from bbt.predictor import Predictor
 from bbt.runs.log import EventLog
 from bbt.scoring.ledger import Ledger
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from toy import ToyBackend
 
-from bbt.api import Predictor, run, tune
+from bbt.api import run, tune
 from bbt.backend import Features
 from bbt.baselines.feature_bilstm import BiLSTM
 from bbt.config import make_config
 from bbt.errors import BackendError, RunError
 from bbt.methods.feature_mlp import FeatureMLP, logits, perceptron, pooled
+from bbt.predictor import Predictor
 from bbt.runs.log import EventLog
 
 

@@ -5,11 +5,12 @@ import json
 import pytest
 from toy import ToyBackend
 
-from bbt.api import Predictor, resume, run, tune
+from bbt.api import resume, run, tune
 from bbt.config import MethodConfig, make_config
 from bbt.errors import ConfigError, PromptError, RunError
 from bbt.experiment.experiment import Experiment
 from bbt.methods import METHODS, load_method
+from bbt.predictor import Predictor
 
 TINY = {
     "data": {"k": 4},

@@ -23,8 +23,8 @@ def evaluate(
 
     Example: bbt eval runs/quickstart --task sst2
     """
-    from bbt.api import Predictor
     from bbt.build import test_examples
+    from bbt.predictor import Predictor
     from bbt.tasks.builtin import builtin_task
 
     predictor = Predictor(prompt, backend_options(option))
@@ -49,7 +49,7 @@ def predict(
 
     Example: bbt predict runs/quickstart "a joy from start to end"
     """
-    from bbt.api import Predictor
+    from bbt.predictor import Predictor
 
     rows = [{"text": t} for t in text] if text else [_input_row(line) for line in sys.stdin if line.strip()]
     if not rows:
