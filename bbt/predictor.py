@@ -10,7 +10,7 @@ from backends import load_backend
 from bbt.backend import Backend
 from bbt.config import ModelConfig, load_config
 from bbt.methods.saved import is_soft_prompt, load_classifier
-from bbt.prompts import SoftPrompt
+from bbt.prompts.soft import SoftPrompt
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import log_softmax, predicted
 from bbt.tasks import Example, Task
