@@ -61,23 +61,30 @@ class DeepSearch(Search):
         d, seeds = c.prompt.intrinsic_dim, [_layer_seed(c.seed, i) % 2**32 for i in range(n_layers)]
         return Layerwise([make_optimizer(c.optimizer.name, self._settings(d, seed)) for seed in seeds])
 
-    def _budgets(self) -> tuple[int, ...]:
-        """Whole rounds through the layers, G = budget // (population * L) as in the released code; what screening
-        and measuring have cost is taken off first.
+    def _n_screened(self) -> int:
+        """The hidden states' spreads are a query, too."""
+        return super()._n_screened() + 1
+
+    def _check_budget(self) -> None:
+        """Refuse a budget that holds no round through the layers.
 
         Raises:
-            ConfigError: the budget is less than a round.
+            ConfigError: it is less than a round.
         """
-        spent = self.experiment.ledger.train_queries
-        n_layers, population = self.experiment.backend.info.n_layers, self.experiment.config.optimizer.population_size
-        budgets = super()._budgets()
-        a_round = population * n_layers
-        if budgets[0] < spent + a_round:
+        config, n_layers = self.experiment.config, self.experiment.backend.info.n_layers
+        population, spent = config.optimizer.population_size, self._n_screened()
+        if config.budget.queries < spent + population * n_layers:
             raise ConfigError(
-                f"budget.queries {budgets[0]} is less than one round of bbtv2: {spent} to begin with and "
-                f"{a_round} (population_size {population} x {n_layers} layers)."
+                f"budget.queries {config.budget.queries} is less than one round of bbtv2: {spent} to begin with and "
+                f"{population * n_layers} (population_size {population} x {n_layers} layers)."
             )
-        return tuple(spent + (budget - spent) // a_round * a_round for budget in budgets)
+
+    def _budgets(self) -> tuple[int, ...]:
+        """Whole rounds through the layers, G = budget // (population * L) as in the released code; what screening
+        and measuring cost is taken off first."""
+        spent = self._n_screened()
+        a_round = self.experiment.config.optimizer.population_size * self.experiment.backend.info.n_layers
+        return tuple(spent + (budget - spent) // a_round * a_round for budget in super()._budgets())
 
 
 def _layer_seed(seed: int, layer: int) -> int:

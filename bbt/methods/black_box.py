@@ -1,7 +1,7 @@
 """Black-Box Tuning (BBT, arXiv 2201.03514): a derivative-free search over z in R^d; the prompt is p0 + A z."""
 
+import logging
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
 from bbt.optimizers import Optimizer, Settings, make_optimizer
-from bbt.runs.estimate import Plan, search_plan
+from bbt.runs.estimate import Plan
 from bbt.runs.log import decode_losses, encode_losses
 from bbt.scoring.judge import Judge
 from bbt.scoring.ledger import Ledger
@@ -21,11 +21,14 @@ from bbt.scoring.losses import cross_entropy, hinge, negative_metric
 from bbt.scoring.objective import Objective
 from bbt.scoring.scorer import Scorer
 from bbt.scoring.spending import Spending
-from bbt.search.tuner import Candidate, Schedule, Tuner
-from bbt.spaces.initial import initial_prompts
+from bbt.search.schedule import Schedule
+from bbt.search.tuner import Candidate, Tuner
+from bbt.spaces.initial import initial_prompts, n_screened
 from bbt.spaces.soft import PromptSpace, Recipe, Space, normal_scale
 from bbt.tasks import TASKS
 from bbt.types import AnyPrompts, Labels, Losses, Prompts, Scores
+
+LOG = logging.getLogger(__name__)
 
 
 class BlackBox(Method):
@@ -35,8 +38,7 @@ class BlackBox(Method):
 
     def plan(self, config: Config) -> Plan:
         """Those of its loop."""
-        screened = config.prompt.n_screened if config.prompt.init == "vocabulary" else 1
-        return search_plan(config, screened if screened > 1 else 0)
+        return schedule(config, (config.budget.queries,)).plan(n_screened(config.prompt), config.evaluation.references)
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
@@ -50,6 +52,7 @@ class Search:
     experiment: Experiment
 
     def __post_init__(self) -> None:
+        self._check_budget()
         self.objective = self._objective()
         self.spending = self._spending()
         self._p0 = self._initial()
@@ -98,7 +101,7 @@ class Search:
         return Judge(e.dev, e.task, e.ledger)
 
     def _tuner(self) -> Tuner:
-        e, c = self.experiment, self.experiment.config
+        e = self.experiment
         return Tuner(
             self._optimizer(),
             self.space,
@@ -106,7 +109,7 @@ class Search:
             self._judge(),
             e.ledger,
             e.log,
-            Schedule(self._budgets(), c.budget.dev_every, c.budget.patience, **c.selection.model_dump()),
+            schedule(e.config, self._budgets()),
             e.observer.progressed,
             self.spending,
         )
@@ -119,6 +122,20 @@ class Search:
         c = self.experiment.config
         own = c.optimizer.model_dump(exclude={"name"})
         return Settings(intrinsic_dim, seed=seed, budget=c.budget.queries, **own)
+
+    def _check_budget(self) -> None:
+        """Refuse a budget with which nothing can be searched, unless a run has been made with it.
+
+        Raises:
+            ConfigError: it does not hold the screening and a generation.
+        """
+        config = self.experiment.config
+        if not self.experiment.log.of("generation"):
+            schedule(config, (config.budget.queries,)).check_least(self._n_screened())
+
+    def _n_screened(self) -> int:
+        """Train queries that are spent before the first generation."""
+        return n_screened(self.experiment.config.prompt)
 
     def _budgets(self) -> tuple[int, ...]:
         """The budget in queries and what it was extended to."""
@@ -145,7 +162,7 @@ class Search:
         tests = [(n, Scorer(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
         population, n_judged = c.optimizer.population_size, 1 + c.selection.n_best
         spending = Spending(c.price, e.ledger, ceilings, train, dev, tests, population, n_judged)
-        spending.check(c.prompt.n_screened)
+        spending.check(self._n_screened())
         return spending
 
     def _initial(self) -> Prompts:
@@ -174,6 +191,7 @@ class Search:
         if recorded:
             e.ledger.restore(recorded["ledger"])
             losses = decode_losses(recorded["losses"])
+            self.objective.remember(prompts, losses)
         else:
             start = time.perf_counter()
             losses = self.objective.losses(prompts)
@@ -186,8 +204,16 @@ class Search:
         e, n_tokens = self.experiment, self.space.n_prompt_tokens
         for encoded in (e.train.encoded(n_tokens), e.dev.encoded(n_tokens)):
             if encoded.n_truncated:
-                rows = f"{encoded.n_truncated} of {encoded.n_examples} rows"
-                print(f"warning: {rows} were longer than the model: text cut.", file=sys.stderr)
+                cut = encoded.n_truncated, encoded.n_examples
+                LOG.warning("%d of %d rows were longer than the model: text cut.", *cut)
+
+
+def schedule(config: Config, budgets: tuple[int, ...]) -> Schedule:
+    """When the config's search scores and judges, at these budgets."""
+    c = config
+    return Schedule(
+        budgets, c.optimizer.population_size, c.budget.dev_every, c.budget.patience, **c.selection.model_dump()
+    )
 
 
 def training_loss(experiment: Experiment) -> Callable[[Scores, Labels], Losses]:

@@ -12,9 +12,10 @@ from bbt.config import Config
 from bbt.draws import stable_uniform
 from bbt.errors import ConfigError
 from bbt.experiment.experiment import Experiment, Trained
+from bbt.methods.black_box import schedule
 from bbt.methods.hard_search import HardMethod, HardSearch
 from bbt.optimizers.nevergrad import NevergradChoices
-from bbt.runs.estimate import Plan, search_plan
+from bbt.runs.estimate import Plan
 from bbt.spaces.hard import ChoiceSpace, readable_ids
 from bbt.types import Prompts, TokenIds
 
@@ -30,7 +31,7 @@ class TokenSearch(HardMethod):
 
     def plan(self, config: Config) -> Plan:
         """Those of its loop; a prompt that comes again is scored once, so there may be fewer."""
-        return search_plan(config, n_screened=0)
+        return schedule(config, (config.budget.queries,)).plan(0, config.evaluation.references)
 
     def train(self, experiment: Experiment) -> Trained:
         """Search over the words themselves."""
@@ -47,6 +48,9 @@ class ChoiceSearch(HardSearch):
         """Word embeddings of the first words to choose from: nothing is screened."""
         self._choices = ChoiceSpace(self._candidates(), self.experiment.config.prompt.n_prompt_tokens)
         return self.experiment.backend.embed_ids(self._choices.p0[0].tolist())
+
+    def _n_screened(self) -> int:
+        return 0
 
     def _space(self) -> ChoiceSpace:
         return self._choices

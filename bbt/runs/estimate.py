@@ -69,18 +69,6 @@ class Estimate:
     counted: str
 
 
-def search_plan(config: Config, n_screened: int) -> Plan:
-    """The queries of the search loop (`bbt.search.tuner.Tuner`), which goes on until the budget is spent."""
-    spent, last_check, checks = n_screened, n_screened, 0
-    while spent < config.budget.queries:
-        spent += config.optimizer.population_size
-        if spent >= config.budget.queries or spent - last_check >= config.budget.dev_every:
-            last_check, checks = spent, checks + 1
-    judged = checks * (1 + config.selection.n_best)
-    baselines, references = int(config.selection.baselines), int(config.evaluation.references)
-    return Plan(spent, judged + baselines, baselines, 1 + references, references)
-
-
 def estimated(
     config: Config,
     plan: Plan,
