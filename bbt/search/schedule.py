@@ -57,8 +57,8 @@ class Schedule:
     def drive(self, search: Searching) -> None:
         """Take the search to the end of its last budget.
 
-        A record is replayed as it stands, its generations and checks in their order: a run of an earlier version may have spent
-        more than its budget, by part of a generation.
+        A record is replayed as it stands, its generations and checks in their order: a run of an earlier version may
+        have spent more than its budget, by part of a generation.
         """
         search.last_check = search.spent
         while (search.recorded == "generation" or self.affords(search.spent)) and not search.done():
