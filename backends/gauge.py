@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.local.encoding import RowTokenizer
+from backends.local.hub import within_reach
 from backends.local.loading import PRECISIONS, kind_of, resolve
 from bbt.backend import Row
 from bbt.config import Config
@@ -50,9 +51,10 @@ def open_gauge(config: Config) -> ModelGauge:
 def _measured(config: Config, model: str, options: Mapping[str, Any]) -> ModelGauge:
     from transformers import AutoConfig, AutoTokenizer
 
-    source, revision = resolve(model), options.get("revision")
-    facts = AutoConfig.from_pretrained(source, revision=revision)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    source = resolve(model)
+    where = {"revision": options.get("revision"), "local_files_only": not within_reach(source)}
+    facts = AutoConfig.from_pretrained(source, **where)
+    tokenizer = AutoTokenizer.from_pretrained(source, **where)
     kind, text = options.get("kind") or kind_of(facts), facts.get_text_config()
     limit = min(int(getattr(text, "max_position_embeddings", None) or 10**9), int(tokenizer.model_max_length))
     rows = RowTokenizer(tokenizer, 10**9 if config.model.backend == "text-api" else limit, kind == "causal")
