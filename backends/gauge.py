@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.local.encoding import RowTokenizer
-from backends.local.hub import within_reach
+from backends.local.hub import where
 from backends.local.loading import PRECISIONS, kind_of, resolve
 from bbt.backend import Row
 from bbt.config import Config
@@ -52,9 +52,9 @@ def _measured(config: Config, model: str, options: Mapping[str, Any]) -> ModelGa
     from transformers import AutoConfig, AutoTokenizer
 
     source = resolve(model)
-    where = {"revision": options.get("revision"), "local_files_only": not within_reach(source)}
-    facts = AutoConfig.from_pretrained(source, **where)
-    tokenizer = AutoTokenizer.from_pretrained(source, **where)
+    files = where(source, options.get("revision"))
+    facts = AutoConfig.from_pretrained(source, **files)
+    tokenizer = AutoTokenizer.from_pretrained(source, **files)
     kind, text = options.get("kind") or kind_of(facts), facts.get_text_config()
     limit = min(int(getattr(text, "max_position_embeddings", None) or 10**9), int(tokenizer.model_max_length))
     rows = RowTokenizer(tokenizer, 10**9 if config.model.backend == "text-api" else limit, kind == "causal")

@@ -10,7 +10,7 @@ import torch
 
 from backends.local.encoding import special_ids
 from backends.local.gguf import SMOLLM2, plain_copy, smollm2_file
-from backends.local.hub import within_reach
+from backends.local.hub import where
 from backends.local.shapes import PREFIX, random_config, random_model, random_tokenizer
 from backends.models import bundled_models
 from bbt.errors import BackendError, did_you_mean, unknown
@@ -109,7 +109,7 @@ def load(model: str, kind: Kind | None, device: torch.device, dtype: torch.dtype
             identity, loaded = fingerprint(loaded), loaded.to(dtype)
         else:
             source = resolve(model)
-            options = {"revision": revision, "local_files_only": not within_reach(source)}
+            options = where(source, revision)
             config = AutoConfig.from_pretrained(source, **options)
             kind = checked_kind(model, config, kind)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)

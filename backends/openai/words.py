@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from backends.local.encoding import ordinary_ids
-from backends.local.hub import within_reach
+from backends.local.hub import where
 from backends.local.loading import check_tokenizer, checked_kind, quiet, resolve
 from bbt.errors import BackendError
 from bbt.types import Prompts
@@ -67,7 +67,7 @@ def read_words(model: str, revision: str | None = None) -> Words:
 
     try:
         source = resolve(model)
-        options = {"revision": revision, "local_files_only": not within_reach(source)}
+        options = where(source, revision)
         with quiet():
             config = AutoConfig.from_pretrained(source, **options)
             if checked_kind(model, config, None) != "causal":
