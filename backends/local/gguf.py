@@ -55,10 +55,8 @@ def plain_copy(file: Path) -> Path:
         half = Path(tempfile.mkdtemp(dir=folder.parent, prefix="half-"))
         try:
             _unpack(file, half)
-            os.replace(half, folder)
-        except OSError:
             if not folder.is_dir():  # else another process was faster
-                raise
+                os.replace(half, folder)
         finally:
             shutil.rmtree(half, ignore_errors=True)
     return folder
@@ -78,21 +76,34 @@ def _digest(file: Path) -> str:
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     for package in ("gguf", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise BackendError(f"reading {file.name} needs the package {package}: pip install 'bbt-prompt[gguf]'.")
     LOGGER.warning("unpacking %s once, into %s; this may take a minute.", file.name, cache_folder())
+    try:
+        with redirect_stderr(StringIO()):  # a progress bar that nothing else turns off
+            model, tokenizer = _plain(file)
+    except Exception as error:  # what a reader of bytes raises on a damaged file is not to be foreseen
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise BackendError(
+            f"cannot load model {str(file)!r}: it is damaged, or no causal LM that transformers knows ({reason})."
+        ) from error
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _plain(file: Path) -> tuple[Any, Any]:
+    """The file's model without the wrapper, in fp32, and its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
-    with redirect_stderr(StringIO()):  # a progress bar that nothing else turns off
-        quantised: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **options)
+    tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **options)
+    quantised: Any = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **options)
     config = copy.deepcopy(quantised.config)
     del config.quantization_config
     with torch.device("meta"):
         plain = type(quantised)(config)
     plain.load_state_dict(quantised.state_dict(), assign=True)
     plain.tie_weights()
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(str(file.parent), **options).save_pretrained(folder)
+    return plain, tokenizer

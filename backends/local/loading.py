@@ -99,13 +99,15 @@ def load(model: str, kind: Kind | None, device: torch.device, dtype: torch.dtype
     if kind not in (None, "masked", "causal"):
         raise BackendError(unknown("kind", kind, ("masked", "causal")))
     shape = model.removeprefix(PREFIX)
+    auto: Any
     loaded: Any
     with cannot_load(model), quiet():
         if shape != model:
             config = random_config(shape, revision)
             kind = checked_kind(model, config, kind)
+            auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
             tokenizer = random_tokenizer(shape, kind, revision)
-            loaded = random_model(AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM, config, device)
+            loaded = random_model(auto, config, device)
             identity, loaded = fingerprint(loaded), loaded.to(dtype)
         else:
             source = resolve(model)
@@ -149,12 +151,12 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours is the only one
-    verbosity = logging.get_verbosity()  # type: ignore[no-untyped-call]
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)  # type: ignore[no-untyped-call]
+        logging.set_verbosity(verbosity)
 
 
 def check_tokenizer(model: str, tokenizer: Any, n_words: int) -> None:
