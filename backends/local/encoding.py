@@ -178,7 +178,7 @@ class RowTokenizer:
                 written = written.removesuffix(" ") if number and row[number - 1].kind == "literal" else written
                 piece = PROMPT * segment.n_tokens if segment.kind == "prompt" else "" if self._causal else MASK
             else:
-                piece = segment.text.replace(MARK, "\ufffd")
+                piece = _readable(segment.text)
                 # Vocabularies that put a space before the first word themselves would count this one twice.
                 piece = piece.removeprefix(" ") if after_slot and not self._keeps_space else piece
             if segment.kind == "text":
@@ -236,18 +236,27 @@ class RowTokenizer:
         return len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._coded(text.replace(MARK, "\ufffd"))["input_ids"])
+        return list(self._coded(_readable(text))["input_ids"])
 
     def _coded(self, text: str, **options: Any) -> Any:
         """The one place where text is tokenised: special tokens in it are text, all but the stand-ins."""
-        half = re.search("[\ud800-\udfff]", text)
-        if half:
-            shown = text[max(0, half.start() - 40) : half.end() + 20]
-            raise DataError(
-                f"a text holds half of a character ({half[0]!r}, a lone surrogate), which no tokenizer reads: "
-                f"...{shown!r}... Mend or drop this row."
-            )
         return self._marking(text, add_special_tokens=False, split_special_tokens=True, verbose=False, **options)
+
+
+def _readable(text: str) -> str:
+    """The text without the character that stand-ins are made of.
+
+    Raises:
+        DataError: it holds half a surrogate pair, which no tokenizer reads.
+    """
+    half = re.search("[\ud800-\udfff]", text)
+    if half:
+        shown = text[max(0, half.start() - 40) : half.end() + 20]
+        raise DataError(
+            f"a text holds half of a character ({half[0]!r}, a lone surrogate), which no tokenizer reads: {shown!r}. "
+            "Mend or drop this row."
+        )
+    return text.replace(MARK, "\ufffd")
 
 
 def _stand_in(name: Any) -> str:
