@@ -135,12 +135,14 @@ class TextBackend(VocabularyClient):
         return votes(self._api.answers(text), words)
 
     def _filled(self, row: Row, prompt: Sequence[int]) -> str:
-        """The row as text, the prompt's words in its places, up to where the label word comes."""
+        """The row as text, written as the template is, with the prompt's words in its places, up to where the label
+        word comes with the space before it."""
         text, rest = "", list(prompt)
         for segment in row:
             if segment.kind == "prompt":
                 words, rest = self.prompt_text(rest[: segment.n_tokens]), rest[segment.n_tokens :]
-                text = f"{text.rstrip()} {words.lstrip()}" if text.strip() else words
+                # The first word may bring the space that the template has already.
+                text += words.removeprefix(" ") if text[-1:].isspace() else words
             else:
                 text += segment.text
-        return text.rstrip()
+        return text.removesuffix(" ")

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import ClassVar
 
-from bbt.experiment import Experiment, Trained
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
 from bbt.methods.prompt_search import SoftSearch, schedule
 from bbt.runs.estimate import Plan

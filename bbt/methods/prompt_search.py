@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bbt.experiment import Experiment, Trained
 from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.optimizers import Optimizer, Settings, make_optimizer
 from bbt.runs.log import decode_losses, encode_losses
 from bbt.scoring.judge import Judge
