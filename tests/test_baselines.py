@@ -5,9 +5,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from reference import Reference, normalised
 from safetensors.numpy import load_file
-from tiny_models import CAUSAL, MAX_LENGTH
+from tiny_models import MAX_LENGTH
 from toy import ToyBackend
 
 from bbt.api import run, tune
@@ -102,37 +101,6 @@ def test_what_is_loaded_scores_as_what_was_trained(method, setting, tmp_path, la
 def test_a_forward_only_backend_is_refused(method):
     with pytest.raises(BackendError, match=f"^{method} needs gradients, which ToyBackend does not offer; .*black-box"):
         tune(make_config({"method": {"name": method}}), ToyBackend())
-
-
-def log_probs_of_peft(folder, adapter, name):
-    """What PEFT says of TEXTS with the adapter that we saved, around the model as transformers loads it."""
-    from bbt.baselines.peft_training import peft_imported
-
-    reference = Reference(folder, "causal" if name in CAUSAL else "masked")
-    with peft_imported():
-        from peft import PeftModel
-
-        reference.__dict__["model"] = PeftModel.from_pretrained(reference.model, adapter).eval()
-    rows = [reference.ids("{text} . It was {mask}", text=text) for text in TEXTS]
-    nothing = np.zeros((0, 32), np.float32)
-    return np.array([reference.log_probs(row, nothing, [f" {word}" for word in WORDS]) for row in rows])
-
-
-@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama"])
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [("lora", {}), ("prefix-tuning", {"n_prefix_tokens": 3}), ("prefix-tuning", {"projection": True})],
-    ids=["lora", "prefix", "projected prefix"],
-)
-def test_peft_says_the_same_with_the_saved_adapter(name, method, settings, setting, tiny_folder, tmp_path, last_wins):
-    config = setting(name, method, steps=2, learning_rate=0.1, **settings)
-    outcome = run(config, tmp_path)
-    examples = [Example(text, 0) for text in TEXTS]
-    expected = log_probs_of_peft(tiny_folder(name), outcome.folder / "adapter", name)
-    for classifier in (outcome.classifier, Predictor(outcome.folder).classifier):
-        np.testing.assert_allclose(normalised(classifier.scores(examples, Ledger())), expected, atol=1e-4)
-    untuned = Experiment(config, Predictor(outcome.folder).backend).manual.scores(examples, Ledger())
-    assert np.abs(normalised(untuned) - expected).max() > 0.01, "the adapter does nothing"
 
 
 def test_architectures_that_peft_cannot_do_are_refused(setting):
