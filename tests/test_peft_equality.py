@@ -60,7 +60,8 @@ def peft_logits(plain: Reference, adapter, texts, template) -> np.ndarray:
     found = batch["input_ids"] == tokenizer.mask_token_id
     read = found.long().argmax(1) if masked else batch["attention_mask"].sum(1) - 1
     label_ids = [plain.word_id(f" {word}") for word in WORDS]
-    return logits[torch.arange(len(texts)), read][:, label_ids].numpy()
+    n_prompt_tokens = logits.shape[1] - batch["input_ids"].shape[1]
+    return logits[torch.arange(len(texts)), n_prompt_tokens + read][:, label_ids].numpy()
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama"])
