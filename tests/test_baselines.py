@@ -147,7 +147,9 @@ def test_model_tuning_saves_the_whole_model(setting, tiny_folder, tmp_path, last
     assert np.abs(after[WORD_EMBEDDINGS] - before[WORD_EMBEDDINGS]).max() > 0.01
 
 
-@pytest.mark.parametrize("variant", ["sequential", "parallel", "scaled-parallel"])
+@pytest.mark.parametrize(
+    "variant", ["sequential", "parallel", "scaled-parallel", "parallel-attention", "multi-head-parallel"]
+)
 @pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "llama"])
 def test_adapters_start_with_no_effect(name, variant, tiny_backend):
     from test_local_backend import SAME_FOR_BOTH
@@ -172,6 +174,59 @@ def test_adapters_stand_where_they_should(variant, scale, tiny_backend):
     expected = plain + scale * adapter.up(torch.relu(adapter.down(after)))
     torch.testing.assert_close(layer.output.dense(layer.intermediate(hidden)), expected)
     assert hasattr(layer.attention.output.dense, "adapter") == (variant == "sequential")
+
+
+ATTENTIONS = {
+    "bert": ("bert.encoder.layer.1.attention.self.query", "bert.encoder.layer.1.attention.output.dense"),
+    "roberta": ("roberta.encoder.layer.1.attention.self.query", "roberta.encoder.layer.1.attention.output.dense"),
+    "distilbert": (
+        "distilbert.transformer.layer.1.attention.q_lin",
+        "distilbert.transformer.layer.1.attention.out_lin",
+    ),
+    "gpt2": ("transformer.h.1.attn.c_attn", "transformer.h.1.attn.c_proj"),
+    "llama": ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.o_proj"),
+}
+
+
+@pytest.mark.parametrize("variant", ["parallel-attention", "multi-head-parallel"])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_adapters_at_the_attention_follow_their_equations(name, variant, tiny_backend):
+    """He et al. 2022, table 1, in a few lines, from what the top attention of the plain model is given and gives."""
+    plain, adapted = (tiny_backend(name).trainable().model.eval() for _ in range(2))
+    Adapter(variant=variant, bottleneck=3).thaw(adapted)
+    for adapter_name, weight in adapted.named_parameters():
+        if ".1." in adapter_name and "adapter" in adapter_name:  # the layers below stay as they are
+            torch.nn.init.normal_(weight)
+    query, out = (plain.get_submodule(place) for place in ATTENTIONS[name])
+    seen = {}
+    query.register_forward_hook(lambda module, args, output: seen.update(x=args[0], q=output[..., :32]))
+    out.register_forward_hook(lambda module, args, output: seen.update(heads=args[0], h=output))
+    host = adapted.get_submodule(ATTENTIONS[name][1])
+    host.register_forward_hook(lambda module, args, output: seen.update(found=output))
+    ids = torch.arange(5, 15).view(2, 5)
+    with torch.no_grad():
+        plain(input_ids=ids), adapted(input_ids=ids)
+        without = seen["h"]
+        if variant == "parallel-attention":
+            expected = without + host.adapter.up(torch.relu(host.adapter.down(seen["x"])))
+        else:
+            change = [
+                torch.relu(seen["q"][..., 8 * i : 8 * i + 8] @ host.adapter.down[i]) @ host.adapter.up[i]
+                for i in range(4)
+            ]
+            expected = out(seen["heads"] + torch.cat(change, dim=-1))
+    torch.testing.assert_close(seen["found"], expected, atol=1e-5, rtol=1e-5)
+    assert (seen["found"] - without).abs().max() > 0.1
+
+
+def test_a_bottleneck_in_every_head_costs_what_one_at_the_attention_costs(tiny_backend):
+    sizes = []
+    for variant in ("parallel-attention", "multi-head-parallel"):
+        model = tiny_backend("bert").trainable().model
+        Adapter(variant=variant, bottleneck=3).thaw(model)
+        weights = [w for name, w in model.named_parameters() if "adapter" in name and "bias" not in name]
+        sizes.append(sum(w.numel() for w in weights))
+    assert sizes == [2 * 2 * 3 * 32] * 2  # layers * 2 r H
 
 
 def test_adapters_name_the_architectures_they_know(setting, monkeypatch):
