@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from bbt.backend import Backend
-from bbt.config import PromptConfig
 from bbt.draws import stable_choice, stable_normal
 from bbt.errors import ConfigError, PromptError
 from bbt.prompts.soft import SoftPrompt
+from bbt.settings import InitialPromptConfig
 from bbt.tasks import Task
 from bbt.types import Prompts
 
 
-def initial_prompts(config: PromptConfig, backend: Backend, task: Task, seed: int) -> Prompts:
+def initial_prompts(config: InitialPromptConfig, backend: Backend, task: Task, seed: int) -> Prompts:
     """(m, T, H) initial prompts, m = `n_screened` where they are drawn at random, else 1.
 
     Raises:
