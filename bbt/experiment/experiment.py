@@ -58,7 +58,6 @@ class Experiment:
         split, rows = make_split(config.data, self.task, config.seed), config.evaluation.rows
         self.split = replace(split, test=limited(split.test, rows))
         self.other_tests = other_tests(config, self.task, backend.info.kind)
-        backend.anchor(None)  # an earlier experiment may have left one
         self.train = Scorer(backend, self.task, self.split.train, self.ledger)
         self.dev = Scorer(backend, self.task, self.split.dev, self.ledger)
         self._begin()

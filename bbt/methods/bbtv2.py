@@ -50,7 +50,7 @@ class DeepSearch(Search):
             return [float(std) for std in recorded["stds"]]
         deep = np.zeros((1, e.backend.info.n_layers, *self._p0.shape[1:]), np.float32)
         deep[:, 0] = self._p0
-        stds = require(e.backend, DeepBackend).hidden_stds(deep, e.train.encoded(deep.shape[-2])).tolist()
+        stds = require(e.backend, DeepBackend).hidden_stds(deep, self.train.encoded(deep.shape[-2])).tolist()
         e.ledger.train_queries += 1
         e.ledger.examples += len(e.split.train)
         e.log.append({"event": "hidden_stds", "stds": stds, "ledger": e.ledger.snapshot()})

@@ -50,11 +50,13 @@ class Search:
     experiment: Experiment
 
     def __post_init__(self) -> None:
+        self.train, self.dev = self.experiment.train, self.experiment.dev
         self.objective = self._objective()
         self.spending = self._spending()
         self._p0 = self._initial()
         if self._anchor is not None:
-            self.experiment.backend.anchor(self._p0)
+            self.train, self.dev = self.train.anchored(self._p0), self.dev.anchored(self._p0)
+            self.objective = self._objective()
         self.space = self._space()
         self._warn_of_cut_rows()
         self.tuner = self._tuner()
@@ -91,11 +93,11 @@ class Search:
 
     def _objective(self) -> Objective:
         e = self.experiment
-        return Objective(e.train, training_loss(e), e.ledger)
+        return Objective(self.train, training_loss(e), e.ledger)
 
     def _judge(self) -> Judge:
         e = self.experiment
-        return Judge(e.dev, e.task, e.ledger)
+        return Judge(self.dev, e.task, e.ledger)
 
     def _tuner(self) -> Tuner:
         e, c = self.experiment, self.experiment.config
@@ -183,8 +185,8 @@ class Search:
         return prompts[best : best + 1]
 
     def _warn_of_cut_rows(self) -> None:
-        e, n_tokens = self.experiment, self.space.n_prompt_tokens
-        for encoded in (e.train.encoded(n_tokens), e.dev.encoded(n_tokens)):
+        n_tokens = self.space.n_prompt_tokens
+        for encoded in (self.train.encoded(n_tokens), self.dev.encoded(n_tokens)):
             if encoded.n_truncated:
                 rows = f"{encoded.n_truncated} of {encoded.n_examples} rows"
                 print(f"warning: {rows} were longer than the model: text cut.", file=sys.stderr)

@@ -46,11 +46,11 @@ class HardSearch(Search):
 
     def _objective(self) -> RememberingObjective:
         e = self.experiment
-        return RememberingObjective(e.train, training_loss(e), e.ledger)
+        return RememberingObjective(self.train, training_loss(e), e.ledger)
 
     def _judge(self) -> RememberingJudge:
         e = self.experiment
-        return RememberingJudge(e.dev, e.task, e.ledger)
+        return RememberingJudge(self.dev, e.task, e.ledger)
 
     def _references(self) -> dict[str, Classifier]:
         return {"manual": self._hard(self.space.no_prompt[0]), "untuned": self._hard(self.space.p0[0])}

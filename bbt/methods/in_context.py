@@ -70,7 +70,6 @@ class InContextClassifier:
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
         """(B, K) scores; each row is shown the demonstrations for which it leaves room."""
         backend = self.task.backend
-        backend.anchor(None)
         no_prompt = np.zeros((1, 0, backend.info.hidden_size), np.float32)
         return np.asarray(Scorer(backend, self.task, examples, ledger).scores(no_prompt)[0])
 

@@ -57,7 +57,6 @@ def perplexity(experiment: Experiment, task: Task) -> float:
     as many examples as there are training rows.
     """
     e, backend = experiment, require(experiment.backend, LikelihoodBackend)
-    backend.anchor(None)
     start = time.perf_counter()
     encoded = backend.encode(task.rows(e.split.train, 0), task.label_words)
     rows = backend.token_log_likelihoods(encoded)
