@@ -11,9 +11,9 @@ from toy import ToyBackend
 
 from bbt.api import run, tune
 from bbt.baselines.adapter import Adapter
+from bbt.build import make_experiment
 from bbt.config import make_config
 from bbt.errors import BackendError, RunError
-from bbt.experiment.experiment import Experiment
 from bbt.methods import load_method
 from bbt.predictor import Predictor
 from bbt.prompts.soft import SoftPrompt
@@ -77,7 +77,7 @@ def test_training_lowers_the_loss(name, method, setting, last_wins):
 
 def train_loss(outcome):
     """Cross-entropy on the rows that were trained on, without dropout."""
-    split, ledger = Experiment(outcome.config, ToyBackend()).split, Ledger()
+    split, ledger = make_experiment(outcome.config, ToyBackend()).split, Ledger()
     return cross_entropy(outcome.classifier.scores(split.train, ledger)[None], labels_of(split.train))[0]
 
 
@@ -93,7 +93,7 @@ def test_what_is_loaded_scores_as_what_was_trained(method, setting, tmp_path, la
     examples = [Example(text, 0) for text in TEXTS]
     trained, loaded = (c.scores(examples, Ledger()) for c in (outcome.classifier, Predictor(outcome.folder).classifier))
     np.testing.assert_allclose(loaded, trained, atol=1e-5)
-    manual = Experiment(outcome.config, Predictor(outcome.folder).backend).manual.scores(examples, Ledger())
+    manual = make_experiment(outcome.config, Predictor(outcome.folder).backend).manual.scores(examples, Ledger())
     assert np.abs(trained - manual).max() > 0.01, "it is the manual prompt"
 
 
@@ -296,6 +296,6 @@ def test_autoprompt_finds_tokens_that_lower_the_loss(setting):
 @pytest.mark.parametrize("method", ["lora", "adapter"])
 def test_a_run_that_has_not_finished_cannot_be_loaded(method, setting, tmp_path, tiny_backend):
     config = setting("bert", method)
-    task = Experiment(config, tiny_backend("bert")).task
+    task = make_experiment(config, tiny_backend("bert")).task
     with pytest.raises(RunError, match="has its run finished"):
-        load_method(config.method).load(tmp_path, tiny_backend("bert"), task)
+        load_method(config).load(tmp_path, tiny_backend("bert"), task)

@@ -10,8 +10,8 @@ from tiny_models import CAUSAL
 
 from bbt.api import run
 from bbt.baselines.peft_training import peft_imported
+from bbt.build import make_experiment
 from bbt.config import make_config
-from bbt.experiment.experiment import Experiment
 from bbt.predictor import Predictor
 from bbt.scoring.judge import Verdict
 from bbt.scoring.ledger import Ledger
@@ -78,7 +78,7 @@ def test_a_saved_adapter_is_the_same_in_peft(name, method, settings, trained, ti
         expected = peft_logits(plain(), outcome.folder / "adapter", texts, "{text} . It was {mask}")
         for classifier in (outcome.classifier, Predictor(outcome.folder).classifier):
             np.testing.assert_allclose(classifier.scores(examples, Ledger()), expected, atol=1e-4)
-        untuned = Experiment(outcome.config, Predictor(outcome.folder).backend).manual.scores(examples, Ledger())
+        untuned = make_experiment(outcome.config, Predictor(outcome.folder).backend).manual.scores(examples, Ledger())
         assert np.abs(untuned - expected).max() > 0.01, "the adapter does nothing"
 
 

@@ -57,23 +57,34 @@ class DeepSearch(SoftSearch):
         d, seeds = c.prompt.intrinsic_dim, [_layer_seed(self.experiment.seed, i) % 2**32 for i in range(n_layers)]
         return Layerwise([make_optimizer(c.optimizer.name, self._optimizer_settings(d, seed)) for seed in seeds])
 
-    def _budgets(self) -> tuple[int, ...]:
-        """Whole rounds through the layers, G = budget // (population * L) as in the released code; what screening
-        and measuring have cost is taken off first.
+    @property
+    def _n_screened(self) -> int:
+        """The hidden states' spreads are a query, too."""
+        return super()._n_screened + 1
+
+    @property
+    def _round(self) -> int:
+        """Queries of a generation in each layer."""
+        return self.settings.optimizer.population_size * self.experiment.backend.info.n_layers
+
+    def _check_budget(self) -> None:
+        """Refuse a budget that holds no round through the layers.
 
         Raises:
-            ConfigError: the budget is less than a round.
+            ConfigError: it is less than a round.
         """
-        spent = self.experiment.ledger.train_queries
-        n_layers, population = self.experiment.backend.info.n_layers, self.settings.optimizer.population_size
-        budgets = super()._budgets()
-        a_round = population * n_layers
-        if budgets[0] < spent + a_round:
+        budget, population = self.settings.budget.queries, self.settings.optimizer.population_size
+        if budget < self._n_screened + self._round:
             raise ConfigError(
-                f"budget.queries {budgets[0]} is less than one round of bbtv2: {spent} to begin with and "
-                f"{a_round} (population_size {population} x {n_layers} layers)."
+                f"budget.queries {budget} is less than one round of bbtv2: {self._n_screened} to begin with and "
+                f"{self._round} (population_size {population} x {self._round // population} layers)."
             )
-        return tuple(spent + (budget - spent) // a_round * a_round for budget in budgets)
+
+    def _budgets(self) -> tuple[int, ...]:
+        """Whole rounds through the layers, G = budget // (population * L) as in the released code; what screening
+        and measuring cost is taken off first."""
+        spent = self._n_screened
+        return tuple(spent + (budget - spent) // self._round * self._round for budget in super()._budgets())
 
 
 def _layer_seed(seed: int, layer: int) -> int:

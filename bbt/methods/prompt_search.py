@@ -1,8 +1,8 @@
 """The search that Black-Box Tuning and its kin share: an objective, a space of prompts, and the loop over it."""
 
+import logging
 import math
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bbt.experiment import Experiment, Trained
 from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.optimizers import Optimizer, Settings, make_optimizer
 from bbt.runs.log import decode_losses, encode_losses
 from bbt.scoring.judge import Judge
@@ -20,7 +20,8 @@ from bbt.scoring.losses import load_loss
 from bbt.scoring.objective import Objective
 from bbt.scoring.scorer import Scorer
 from bbt.scoring.spending import Spending
-from bbt.search.tuner import Candidate, Schedule, Tuner
+from bbt.search.schedule import Schedule
+from bbt.search.tuner import Candidate, Tuner
 from bbt.settings import (
     BudgetConfig,
     HardPromptConfig,
@@ -31,9 +32,11 @@ from bbt.settings import (
     PromptLength,
     SelectionConfig,
 )
-from bbt.spaces.initial import initial_prompts
+from bbt.spaces.initial import initial_prompts, n_screened
 from bbt.spaces.soft import PromptSpace, Recipe, Space, normal_scale
 from bbt.types import AnyPrompts, Labels, Losses, Prompts, Scores
+
+LOG = logging.getLogger(__name__)
 
 
 class SearchSettings(Protocol):
@@ -81,6 +84,7 @@ class PromptSearch(ABC):
 
     def __post_init__(self) -> None:
         e = self.experiment
+        self._check_budget()
         self.train, self.dev = e.train, e.dev
         self.objective = self._objective()
         self.spending = self._spending()
@@ -142,8 +146,7 @@ class PromptSearch(ABC):
         return Judge(self.dev, self.experiment.task, self.experiment.ledger)
 
     def _tuner(self) -> Tuner:
-        e, s = self.experiment, self.settings
-        schedule = Schedule(self._budgets(), s.budget.dev_every, s.budget.patience, **s.selection.model_dump())
+        e = self.experiment
         return Tuner(
             self._optimizer(),
             self.space,
@@ -151,7 +154,7 @@ class PromptSearch(ABC):
             self._judge(),
             e.ledger,
             e.log,
-            schedule,
+            schedule(self.settings, self._budgets()),
             e.observer.progressed,
             self.spending,
         )
@@ -159,6 +162,15 @@ class PromptSearch(ABC):
     def _optimizer_settings(self, intrinsic_dim: int, seed: int) -> Settings:
         own = self.settings.optimizer.model_dump(exclude={"name"})
         return Settings(intrinsic_dim, seed=seed, budget=self.settings.budget.queries, **own)
+
+    def _check_budget(self) -> None:
+        """Refuse a budget with which nothing can be searched, unless a run has been made with it.
+
+        Raises:
+            ConfigError: it does not hold the screening and a generation.
+        """
+        if not self.experiment.log.of("generation"):
+            schedule(self.settings, (self.settings.budget.queries,)).check_least(self._n_screened)
 
     def _budgets(self) -> tuple[int, ...]:
         """The budget in queries and what it was extended to."""
@@ -196,6 +208,7 @@ class PromptSearch(ABC):
         if recorded:
             e.ledger.restore(recorded["ledger"])
             losses = decode_losses(recorded["losses"])
+            self.objective.remember(prompts, losses)
         else:
             start = time.perf_counter()
             losses = self.objective.losses(prompts)
@@ -208,8 +221,8 @@ class PromptSearch(ABC):
         n_tokens = self.space.n_prompt_tokens
         for encoded in (self.train.encoded(n_tokens), self.dev.encoded(n_tokens)):
             if encoded.n_truncated:
-                rows = f"{encoded.n_truncated} of {encoded.n_examples} rows"
-                warnings.warn(f"{rows} were longer than the model: their text was cut.", stacklevel=2)
+                cut = encoded.n_truncated, encoded.n_examples
+                LOG.warning("%d of %d rows were longer than the model: their text was cut.", *cut)
 
 
 @dataclass
@@ -245,11 +258,19 @@ class SoftSearch(PromptSearch):
 
     @property
     def _n_screened(self) -> int:
-        return self.settings.prompt.n_screened
+        return n_screened(self.settings.prompt)
 
     @property
     def _sigma0(self) -> float:
         return self.settings.optimizer.sigma0
+
+
+def schedule(settings: SearchSettings, budgets: tuple[int, ...]) -> Schedule:
+    """When a search scores and judges, at these budgets."""
+    s = settings
+    return Schedule(
+        budgets, s.optimizer.population_size, s.budget.dev_every, s.budget.patience, **s.selection.model_dump()
+    )
 
 
 def drawn_space(p0: Prompts, prompt: HardPromptConfig, sigma0: float, seed: int, std: float) -> PromptSpace:

@@ -10,13 +10,8 @@ import yaml
 
 from bbt.backend import Row
 from bbt.settings import (
-    BudgetConfig,
-    InitialPromptConfig,
     ModelConfig,
-    PopulationConfig,
     PriceConfig,
-    PromptLength,
-    SelectionConfig,
 )
 from bbt.tasks import Example, Split, Task
 
@@ -81,47 +76,6 @@ class Estimate:
     price: float
     seconds: float | None
     counted: str
-
-
-class Searching(Protocol):
-    """The settings of a search, as far as its number of queries depends on them."""
-
-    @property
-    def prompt(self) -> PromptLength:
-        """How long a prompt is."""
-
-    @property
-    def optimizer(self) -> PopulationConfig:
-        """How many candidates a generation has."""
-
-    @property
-    def budget(self) -> BudgetConfig:
-        """How many queries there are."""
-
-    @property
-    def selection(self) -> SelectionConfig:
-        """What dev judges."""
-
-
-def n_screening_queries(prompt: InitialPromptConfig) -> int:
-    """Queries that choosing p0 takes: of a single candidate none."""
-    drawn = prompt.n_screened if prompt.init in ("vocabulary", "random") else 1
-    return drawn if drawn > 1 else 0
-
-
-def search_plan(
-    settings: Searching, n_screened: int, references: bool, intrinsic_dim: int | None = None, in_words: bool = False
-) -> Plan:
-    """The queries of the search loop (`bbt.search.tuner.Tuner`), which goes on until the budget is spent."""
-    spent, last_check, checks = n_screened, n_screened, 0
-    while spent < settings.budget.queries:
-        spent += settings.optimizer.population_size
-        if spent >= settings.budget.queries or spent - last_check >= settings.budget.dev_every:
-            last_check, checks = spent, checks + 1
-    judged = checks * (1 + settings.selection.n_best)
-    baselines, tested = int(settings.selection.baselines), int(references)
-    n_tokens = settings.prompt.n_prompt_tokens
-    return Plan(spent, judged + baselines, baselines, 1 + tested, tested, n_tokens, intrinsic_dim, in_words)
 
 
 def estimated(

@@ -24,7 +24,10 @@ class Objective:
         return self._judged(self._scorer.latent_scores(latents, space))
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
-        """Told of losses that a resumed run has recorded."""
+        """Told of losses of latents that a resumed run has recorded."""
+
+    def remember(self, prompts: AnyPrompts, losses: Losses) -> None:
+        """Told of losses of prompts that a resumed run has recorded."""
 
     def _judged(self, scores: Scores) -> Losses:
         self._ledger.train_queries += len(scores)

@@ -34,7 +34,11 @@ class RememberingObjective(Objective):
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
         """Remember what a resumed run has recorded."""
-        self._known.update(zip(_keys(space.prompts(latents)), losses.tolist(), strict=True))
+        self.remember(space.prompts(latents), losses)
+
+    def remember(self, prompts: AnyPrompts, losses: Losses) -> None:
+        """Answer these prompts with these losses from now on."""
+        self._known.update(zip(_keys(prompts), losses.tolist(), strict=True))
 
 
 class RememberingJudge(Judge):
