@@ -35,10 +35,9 @@ def trained(tiny_folder, tmp_path, monkeypatch):
             "data": {"k": 4},
             "model": {"name": str(tiny_folder(name)), "options": {"precision": "fp32", "device": "cpu"}},
             "method": {"name": method, "batch_size": 8, "steps": 2, "learning_rate": 0.1, **settings},
-            "prompt": {"n_prompt_tokens": 4, "n_screened": 1},
             "evaluation": {"rows": 10, "references": False},
         }
-        return run(make_config(config), tmp_path / "runs")
+        return run(make_config(config, {"prompt": {"n_prompt_tokens": 4, "n_screened": 1}}), tmp_path / "runs")
 
     return make
 
