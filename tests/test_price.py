@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from toy import shared_config
 from typer.testing import CliRunner
 
 from backends.gauge import open_gauge
 from bbt.api import estimate, resume, run, tune
 from bbt.cli import app
-from bbt.config import make_config
 from bbt.errors import ConfigError, RunError
 from bbt.runs.report import cost_rows
 from bbt.settings import PriceConfig
@@ -26,7 +26,7 @@ def config(folder, **sections):
         "evaluation": {"rows": 10},
         "price": {"up": 2.0, "down": 5.0},
     }
-    return make_config({**tree, **sections})
+    return shared_config({**tree, **sections})
 
 
 def total(result):
