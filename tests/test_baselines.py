@@ -43,9 +43,9 @@ def setting(tiny_folder):
                 "data": {"k": 4},
                 "model": {"name": str(tiny_folder(name)), "options": {"precision": precision, "device": "cpu"}},
                 "method": {"name": method, **({} if method == "auto-prompt" else {"batch_size": 8}), **settings},
+                "prompt": {"n_prompt_tokens": 4, "n_screened": 1, "init": init},
                 "evaluation": {"rows": 10, "references": False},
-            },
-            {"prompt": {"n_prompt_tokens": 4, "n_screened": 1, "init": init}},  # for the methods that read it
+            }
         )
 
     return make
