@@ -162,8 +162,8 @@ class DeepBackend(Backend, Protocol):
     def hidden_stds(self, prompts: DeepPrompts, encoded: Encoded) -> NDArray[np.float64]:
         """(1, L, T, H) -> (L,) standard deviations of the hidden states that enter each layer on these rows.
 
-        Layer 0: of all word embeddings. The values are clipped to mean +- 3 std five times before, as in BBTv2's
-        released code.
+        Layer 0: of all word embeddings, as they are. Above it the values are clipped to mean +- 3 std five times
+        before. Both as in BBTv2's released code.
         """
 
 

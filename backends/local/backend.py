@@ -120,7 +120,7 @@ class LocalBackend:
         """(1, L, T, H) -> (L,); see `DeepBackend.hidden_stds`."""
         self._check_deep(prompts, encoded)
         states = self._evaluator.hidden_states(prompts, encoded)
-        return np.array([clipped_std(self._words), *map(clipped_std, states)])
+        return np.array([self.info.embedding_std, *map(clipped_std, states)])
 
     def _settle_precision(self, n_candidates: int) -> None:
         """Before the first population is ranked: `auto` goes back to fp32 where half precision ranks otherwise."""
