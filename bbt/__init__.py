@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from bbt.api import resume, run, tune
     from bbt.predictor import Predictor
-    from bbt.prompts import SoftPrompt
+    from bbt.prompts.soft import SoftPrompt
 
 _HOME = {
     "Predictor": "bbt.predictor",

@@ -76,12 +76,18 @@ class Backend(Protocol):
     def info(self) -> ModelInfo:
         """Facts about the model."""
 
-    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> Encoded:
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> Encoded:
         """Tokenise rows once for many calls of `label_scores`.
+
+        Without an `anchor` a prompt's vectors are word embeddings: they enter the model where a word's would. With an
+        anchor (1, T, H) the anchor's vectors enter there, and the prompt's difference from it is added after the
+        embedding LayerNorm, where BBT's released code adds A z. Rows that hold no prompt tokens need no anchor and
+        pay no heed to one.
 
         Raises:
             LabelWordError: a label word is not one token.
-            BackendError: a row does not fit the model even with its text cut away.
+            BackendError: a row does not fit the model even with its text cut away; or the anchor is not one prompt of
+                as many tokens as the rows hold, or the model has no LayerNorm after its embeddings.
         """
 
     def label_scores(self, prompts: Prompts, encoded: Encoded) -> Scores:
@@ -99,15 +105,6 @@ class Backend(Protocol):
 
     def ordinary_ids(self) -> list[int]:
         """Ids of all tokens that are not special: what a random prompt is drawn from."""
-
-    def anchor(self, prompt: Prompts | None) -> None:
-        """From now on add a prompt's difference from this one (1, T, H) *after* the embedding LayerNorm.
-
-        That is where BBT's released code adds A z. Without an anchor (None) a prompt stands for word embeddings.
-
-        Raises:
-            BackendError: the model has no LayerNorm after its embeddings.
-        """
 
 
 class Trainable(Protocol):
@@ -233,6 +230,18 @@ class HardBackend(Protocol):
 
     def prompt_text(self, token_ids: Sequence[int]) -> str:
         """The text of a hard prompt's tokens."""
+
+
+def check_anchor(anchor: Prompts, n_prompt_tokens: int, hidden_size: int) -> None:
+    """Every backend's check of an anchor that rows of T > 0 prompt tokens are encoded with.
+
+    Raises:
+        BackendError: it is not one prompt (1, T, H).
+    """
+    if anchor.ndim != 3 or anchor.shape[::2] != (1, hidden_size):
+        raise BackendError(f"the anchor has shape {anchor.shape}, expected (1, T, {hidden_size}).")
+    if anchor.shape[1] != n_prompt_tokens:
+        raise BackendError(f"prompts have {n_prompt_tokens} tokens, the anchor {anchor.shape[1]}.")
 
 
 Capability = TypeVar("Capability")

@@ -8,11 +8,12 @@ import numpy as np
 
 from backends import load_backend
 from bbt.backend import Backend
-from bbt.config import ModelConfig, load_config
+from bbt.config import read_run_config
 from bbt.methods.saved import is_soft_prompt, load_classifier
-from bbt.prompts import SoftPrompt
+from bbt.prompts.soft import SoftPrompt
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import log_softmax, predicted
+from bbt.settings import ModelConfig
 from bbt.tasks import Example, Task
 from bbt.tasks.task import labels_of
 
@@ -37,7 +38,7 @@ class Predictor:
             merged = {**origin.get("options", {}), **(options or {})}
             self.backend = load_backend(origin.get("backend", "local"), model=prompt.model, **merged)
         else:
-            model = load_config(path / "config.yaml").model
+            model = read_run_config(path).model
             merged = {**model.options, **(options or {})}
             self.backend = open_backend(model.model_copy(update={"options": merged}))
         self.task, self.classifier = load_classifier(path, self.backend)

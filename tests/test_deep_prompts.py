@@ -167,9 +167,8 @@ def test_the_anchor_belongs_to_what_is_shared(name, tiny_backend, random_prompts
     backend, anchor = tiny_backend(name), random_prompts(1, 5, seed=1)
     encoded, prompts = backend.encode(BEFORE.rows(), SENTIMENT), population(random_prompts, 3, 1)
     plain = backend.deep_label_scores(prompts, encoded)
-    backend.anchor(anchor)
-    anchored = backend.deep_label_scores(prompts, encoded)
-    alone = [backend.deep_label_scores(p[None], backend.encode(BEFORE.rows(), SENTIMENT))[0] for p in prompts]
+    anchored = backend.deep_label_scores(prompts, backend.encode(BEFORE.rows(), SENTIMENT, anchor))
+    alone = [backend.deep_label_scores(p[None], backend.encode(BEFORE.rows(), SENTIMENT, anchor))[0] for p in prompts]
     assert np.abs(anchored - plain).max() > 0.01
     np.testing.assert_allclose(anchored, alone, atol=1e-5)
 

@@ -28,13 +28,6 @@ def pair(tiny_folder):
         yield LocalBackend(model, precision="fp32", device="cpu"), HttpBackend(model, url=url)
 
 
-@pytest.fixture(autouse=True)
-def _no_anchor(request):
-    if "pair" in request.fixturenames:
-        for backend in request.getfixturevalue("pair"):
-            backend.anchor(None)
-
-
 def space(projection="normal", d=12, scale=0.05):
     p0 = np.random.default_rng(1).normal(0, 0.2, (1, 5, HIDDEN)).astype(np.float32)
     return PromptSpace.drawn(p0, Recipe(7, d, projection, scale))
@@ -95,9 +88,8 @@ def test_a_query_is_z_up_and_label_scores_down(pair):
 def test_what_is_sent_once_is_no_part_of_the_traffic(pair):
     _, remote = pair
     before = remote.traffic.bytes_up
-    remote.encode(ROWS, WORDS)
+    remote.encode(ROWS, WORDS, space().p0)
     remote.embed_text("a film")
-    remote.anchor(space().p0)
     assert remote.traffic.bytes_up == before
 
 
@@ -105,12 +97,9 @@ def test_an_anchor_is_where_the_local_backend_has_it(pair):
     local, remote = pair
     its, z = space(), latents()
     plain = remote.latent_scores(z, its, remote.encode(ROWS, WORDS))
-    for backend in pair:
-        backend.anchor(its.p0)
-    expected = local.label_scores(its.prompts(z), local.encode(ROWS, WORDS))
-    np.testing.assert_array_equal(remote.latent_scores(z, its, remote.encode(ROWS, WORDS)), expected)
+    expected = local.label_scores(its.prompts(z), local.encode(ROWS, WORDS, its.p0))
+    np.testing.assert_array_equal(remote.latent_scores(z, its, remote.encode(ROWS, WORDS, its.p0)), expected)
     assert np.abs(plain - expected).max() > 1e-3
-    remote.anchor(None)
     np.testing.assert_array_equal(remote.latent_scores(z, its, remote.encode(ROWS, WORDS)), plain)
 
 
@@ -118,7 +107,7 @@ def test_a_model_that_can_have_no_anchor_says_so_at_once(tiny_folder, tiny_backe
     with serving(tiny_backend("gpt2")) as url:
         remote = HttpBackend(str(tiny_folder("gpt2")), url=url)
         with pytest.raises(BackendError, match="LayerNorm"):
-            remote.anchor(space().p0)
+            remote.encode(ROWS, WORDS, space().p0)
 
 
 def test_rows_and_candidates_beyond_the_limits_go_in_several_requests(tiny_folder, tiny_backend, pair):
@@ -156,11 +145,9 @@ def test_errors_are_those_of_the_local_backend(pair):
         with pytest.raises(LabelWordError, match=r"^label word 'badgreatly' is not one token of this model but"):
             backend.encode(ROWS, ("bad", "badgreatly"))
         with pytest.raises(BackendError, match=r"^the anchor has shape"):
-            backend.anchor(np.zeros((1, 5, HIDDEN + 1), np.float32))
-        backend.anchor(np.zeros((1, 4, HIDDEN), np.float32))
-        encoded = backend.encode(ROWS, WORDS)
+            backend.encode(ROWS, WORDS, np.zeros((1, 5, HIDDEN + 1), np.float32))
         with pytest.raises(BackendError, match=r"^prompts have 5 tokens, the anchor 4\."):
-            backend.label_scores(space().p0, encoded)
+            backend.encode(ROWS, WORDS, np.zeros((1, 4, HIDDEN), np.float32))
 
 
 def test_prompts_that_are_not_finite_never_reach_the_model(pair):

@@ -53,8 +53,8 @@ class Case:
             ]
         )
 
-    def scores(self, backend, prompts, texts=TEXTS):
-        return backend.label_scores(prompts, backend.encode(self.rows(texts), [w.strip() for w in self.words]))
+    def scores(self, backend, prompts, texts=TEXTS, anchor=None):
+        return backend.label_scores(prompts, backend.encode(self.rows(texts), [w.strip() for w in self.words], anchor))
 
 
 TOPICS = (" World", " Sports", " Business")
@@ -232,8 +232,7 @@ def test_a_causal_template_ends_with_its_mask(name, template, tiny_backend):
 def test_at_the_anchor_nothing_changes(name, tiny_backend, random_prompts):
     backend, anchor = tiny_backend(name), random_prompts(1, 5)
     expected = BEFORE.scores(backend, anchor)
-    backend.anchor(anchor)
-    np.testing.assert_allclose(BEFORE.scores(backend, anchor), expected, atol=1e-5)
+    np.testing.assert_allclose(BEFORE.scores(backend, anchor, anchor=anchor), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", MASKED)
@@ -245,8 +244,7 @@ def test_differences_from_the_anchor_are_added_after_the_layernorm(
     anchor, offsets = random_prompts(1, 5), random_prompts(2, 5, scale=0.5, seed=1)
     expected = case.expected(reference(name), np.repeat(anchor, 2, axis=0), after_layernorm=offsets)
     plain = case.scores(backend, anchor + offsets)
-    backend.anchor(anchor)
-    anchored = case.scores(backend, anchor + offsets)
+    anchored = case.scores(backend, anchor + offsets, anchor=anchor)
     np.testing.assert_allclose(normalised(anchored), expected, atol=1e-4)
     assert np.abs(anchored - plain).max() > 0.01
 
@@ -254,29 +252,28 @@ def test_differences_from_the_anchor_are_added_after_the_layernorm(
 @pytest.mark.parametrize("name", CAUSAL)
 def test_a_model_without_that_layernorm_takes_no_anchor(name, tiny_backend, random_prompts):
     with pytest.raises(BackendError, match="LayerNorm after its embeddings"):
-        tiny_backend(name).anchor(random_prompts(1, 5))
+        tiny_backend(name).encode(BEFORE.rows(), SENTIMENT, random_prompts(1, 5))
 
 
 def test_an_anchor_does_not_hinder_rows_without_a_prompt(tiny_backend, random_prompts):
     backend, nothing = tiny_backend("bert"), random_prompts(1, 0)
-    expected = SAME_FOR_BOTH["no prompt"].scores(backend, nothing)
-    backend.anchor(random_prompts(1, 5))
-    np.testing.assert_array_equal(SAME_FOR_BOTH["no prompt"].scores(backend, nothing), expected)
+    case = SAME_FOR_BOTH["no prompt"]
+    expected = case.scores(backend, nothing)
+    np.testing.assert_array_equal(case.scores(backend, nothing, anchor=random_prompts(1, 5)), expected)
 
 
 def test_an_anchor_of_another_length_than_the_prompts_is_refused(tiny_backend, random_prompts):
-    backend = tiny_backend("bert")
-    backend.anchor(random_prompts(1, 7))
     with pytest.raises(BackendError, match="prompts have 5 tokens, the anchor 7"):
-        BEFORE.scores(backend, random_prompts(2, 5))
+        tiny_backend("bert").encode(BEFORE.rows(), SENTIMENT, random_prompts(1, 7))
 
 
-def test_an_anchor_can_be_taken_back(tiny_backend, random_prompts):
-    backend = tiny_backend("bert")
-    expected = BEFORE.scores(backend, random_prompts(2, 5))
-    backend.anchor(random_prompts(1, 5, seed=1))
-    backend.anchor(None)
-    np.testing.assert_array_equal(BEFORE.scores(backend, random_prompts(2, 5)), expected)
+def test_rows_with_different_anchors_do_not_know_of_each_other(tiny_backend, random_prompts):
+    backend, prompts = tiny_backend("bert"), random_prompts(2, 5)
+    anchors = (None, random_prompts(1, 5, seed=1), None, random_prompts(1, 5, seed=2))
+    encoded = [backend.encode(BEFORE.rows(), SENTIMENT, anchor) for anchor in anchors]
+    first, moved, again, otherwise = (backend.label_scores(prompts, rows) for rows in encoded)
+    np.testing.assert_array_equal(again, first)
+    assert min(np.abs(moved - first).max(), np.abs(otherwise - moved).max()) > 0.01
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -287,7 +284,7 @@ def test_no_candidates_have_no_scores(name, tiny_backend, random_prompts):
 @pytest.mark.parametrize("shape", [(2, 5, 32), (1, 5, 31), (5, 32)])
 def test_an_anchor_is_one_prompt(shape, tiny_backend):
     with pytest.raises(BackendError, match=r"expected \(1, T, 32\)"):
-        tiny_backend("bert").anchor(np.zeros(shape, np.float32))
+        tiny_backend("bert").encode(BEFORE.rows(), SENTIMENT, np.zeros(shape, np.float32))
 
 
 def watch_batches(backend, seen):

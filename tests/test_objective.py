@@ -58,8 +58,8 @@ def test_rows_are_encoded_once_for_each_prompt_length():
     class Counting(ToyBackend):
         encoded: tuple[int, ...] = ()
 
-        def encode(self, rows, label_words):
-            rows = super().encode(rows, label_words)
+        def encode(self, rows, label_words, anchor=None):
+            rows = super().encode(rows, label_words, anchor)
             self.encoded += (rows.n_prompt_tokens,)
             return rows
 

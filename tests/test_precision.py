@@ -24,8 +24,8 @@ def half_precision_chip(monkeypatch):
     )
 
 
-def population_scores(model, prompts):
-    return model.label_scores(prompts, model.encode(ROWS, ("bad", "great")))
+def population_scores(model, prompts, anchor=None):
+    return model.label_scores(prompts, model.encode(ROWS, ("bad", "great"), anchor))
 
 
 @pytest.mark.parametrize("name", bundled_models())
@@ -49,11 +49,9 @@ def test_auto_goes_back_to_full_precision_where_ranks_disagree(
         tiny_backend("bert", precision="auto"),
         tiny_backend("bert", precision={"bfloat16": "bf16", "float32": "fp32"}[kept]),
     )
-    for model in (found, expected):
-        model.anchor(anchor)
-    population_scores(found, prompts[:1])
+    population_scores(found, prompts[:1], anchor)
     assert found.info.precision == "bfloat16", "one candidate needs no ranking"
-    np.testing.assert_array_equal(population_scores(found, prompts), population_scores(expected, prompts))
+    np.testing.assert_array_equal(*(population_scores(model, prompts, anchor) for model in (found, expected)))
     assert found.info.precision == kept
     said = capsys.readouterr().err
     assert ("fp32 instead of bfloat16, its losses' rank correlation with fp32 is" in said) == (kept == "float32")

@@ -159,7 +159,7 @@ def test_an_address_that_is_no_such_api_is_refused(serve, client):
 
 def test_layernorm_placement_is_refused(serve, client, random_prompts):
     with pytest.raises(BackendError, match="placement: embedding"):
-        client(serve()).anchor(random_prompts(1, 5))
+        client(serve()).encode([TEMPLATE.render("a film", "", 5)], WORDS, random_prompts(1, 5))
 
 
 def test_words_of_a_sharded_checkpoint(tiny_folder, tmp_path, reference):

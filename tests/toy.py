@@ -45,7 +45,7 @@ class ToyBackend:
         self._target, self._manual, self._breaks_above = target, manual, breaks_above
         self.n_calls = 0
 
-    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> ToyRows:
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor=None) -> ToyRows:
         texts = ["".join(s.text for s in row if s.kind == "text") for row in rows]
         numbers = [float(t) if re.fullmatch(r"-?[\d.]*\d", t) else len(t) / 10 for t in texts]
         return ToyRows(numbers, sum(segment.n_tokens for segment in rows[0]))
@@ -71,9 +71,6 @@ class ToyBackend:
 
     def ordinary_ids(self) -> list[int]:
         return list(range(5, 50))
-
-    def anchor(self, prompt) -> None:
-        pass
 
 
 def toy_scorer(backend: ToyBackend, difficulties: Sequence[float], ledger: Ledger) -> Scorer:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from backends.http.client import Client, NotRegisteredError, ProjectionError, RowsId
-from bbt.backend import ModelInfo, Row, Traffic
+from bbt.backend import ModelInfo, Row, Traffic, check_anchor
 from bbt.errors import BackendError
 from bbt.spaces.soft import PromptSpace
 from bbt.types import Latents, Prompts, Scores
@@ -21,13 +21,22 @@ class Part:
     known: RowsId
 
 
+@dataclass
+class Anchor:
+    """A prompt (1, T, H) that the server holds under an id."""
+
+    prompt: Prompts
+    id: str
+
+
 @dataclass(frozen=True)
 class HttpRows:
-    """One split, in as many parts as the server's limit on rows asks for."""
+    """One split, in as many parts as the server's limit on rows asks for, and what it was encoded with."""
 
     parts: list[Part]
     n_prompt_tokens: int
     n_labels: int
+    anchor: Anchor | None = None
 
     @property
     def n_examples(self) -> int:
@@ -74,8 +83,6 @@ class HttpBackend:
         """Facts about the model; device and precision are the server's."""
         if self.info.name != model:
             raise BackendError(f"{url} serves {self.info.name!r}, not {model!r}: set model.name to what it serves.")
-        self._anchor: Prompts | None = None
-        self._anchor_id: str | None = None
         self._space: PromptSpace | None = None
         self._space_id: str | None = None
 
@@ -84,15 +91,19 @@ class HttpBackend:
         """Bytes of all scoring calls."""
         return self._client.traffic
 
-    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> HttpRows:
-        """Register rows, which the server tokenises; see `Backend.encode`."""
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> HttpRows:
+        """Register the anchor, and the rows, which the server tokenises; see `Backend.encode`."""
         if not rows:
             raise BackendError("there are no rows to encode.")
+        n_prompt_tokens, known = sum(segment.n_tokens for segment in rows[0]), None
+        if anchor is not None and n_prompt_tokens:
+            check_anchor(anchor, n_prompt_tokens, self.info.hidden_size)
+            known = Anchor(anchor, self._client.register_prompt(anchor))
         parts, step = [], self._client.limits["rows"]
         for part in (rows[i : i + step] for i in range(0, len(rows), step)):
             body = {"rows": [[asdict(segment) for segment in row] for row in part], "label_words": list(label_words)}
-            parts.append(Part(body, self._client.register_rows(body)))
-        return HttpRows(parts, sum(segment.n_tokens for segment in rows[0]), len(label_words))
+            parts.append(Part(body, self._client.register_rows(body, known.id if known else None)))
+        return HttpRows(parts, n_prompt_tokens, len(label_words), known)
 
     def label_scores(self, prompts: Prompts, encoded: HttpRows) -> Scores:
         """(n, T, H) -> (n, B, K); the prompts themselves travel.
@@ -104,8 +115,6 @@ class HttpBackend:
         expected = (encoded.n_prompt_tokens, self.info.hidden_size)
         if prompts.ndim != 3 or prompts.shape[1:] != expected:
             raise BackendError(f"prompts have shape {prompts.shape}, expected (n, {expected[0]}, {expected[1]}).")
-        if self._anchor is not None and 0 < expected[0] != self._anchor.shape[1]:
-            raise BackendError(f"prompts have {expected[0]} tokens, the anchor {self._anchor.shape[1]}.")
         if expected[0]:
             return self._scores(prompts, encoded, None)
         return self._scores(prompts[:1], encoded, None).repeat(len(prompts), axis=0)
@@ -129,13 +138,6 @@ class HttpBackend:
         """Ids of all tokens that are not special."""
         return [i for start, stop in self._client.token_ranges() for i in range(start, stop)]
 
-    def anchor(self, prompt: Prompts | None) -> None:
-        """Add differences from this prompt (1, T, H) after the embedding LayerNorm; see `Backend.anchor`."""
-        if prompt is not None and (prompt.ndim != 3 or prompt.shape[::2] != (1, self.info.hidden_size)):
-            raise BackendError(f"the anchor has shape {prompt.shape}, expected (1, T, {self.info.hidden_size}).")
-        self._anchor_id = None if prompt is None else self._client.register_prompt(prompt, anchor=True)
-        self._anchor = prompt
-
     def _can_hold(self, space: PromptSpace) -> bool:
         """Whether the server has the space; it is registered when it is first seen."""
         if self._space is not space:
@@ -153,28 +155,28 @@ class HttpBackend:
     def _scores(self, arrays: Latents | Prompts, encoded: HttpRows, space: PromptSpace | None) -> Scores:
         """Scores of latents in a space or of prompts, in requests that the server takes."""
         step = self._client.candidates_at_once(arrays)
-        n, n_labels = len(arrays), encoded.n_labels
-        scores = np.empty((n, encoded.n_examples, n_labels), np.float32)
+        n = len(arrays)
+        scores = np.empty((n, encoded.n_examples, encoded.n_labels), np.float32)
         row = 0
         for part in encoded.parts:
             rows = slice(row, row := row + part.known.n_examples)
             for start in range(0, n, step):
                 some = arrays[start : start + step]
-                scores[start : start + step, rows] = self._part(some, part, space is not None, n_labels)
+                scores[start : start + step, rows] = self._part(some, part, space is not None, encoded)
         return scores
 
-    def _part(self, arrays: Latents | Prompts, part: Part, latent: bool, n_labels: int) -> Scores:
+    def _part(self, arrays: Latents | Prompts, part: Part, latent: bool, rows: HttpRows) -> Scores:
         """One request; what the server has forgotten is registered again, once."""
         try:
-            return self._ask(arrays, part, latent, n_labels)
+            return self._ask(arrays, part, latent, rows)
         except NotRegisteredError:
+            if rows.anchor is not None:
+                rows.anchor.id = self._client.register_prompt(rows.anchor.prompt)
             part.known = self._client.register_rows(part.body)
-            if self._anchor is not None:
-                self.anchor(self._anchor)
             if latent:
                 self._register_space()
-            return self._ask(arrays, part, latent, n_labels)
+            return self._ask(arrays, part, latent, rows)
 
-    def _ask(self, arrays: Latents | Prompts, part: Part, latent: bool, n_labels: int) -> Scores:
-        space = self._space_id if latent else None
-        return self._client.scores(arrays, part.known, n_labels, space, self._anchor_id)
+    def _ask(self, arrays: Latents | Prompts, part: Part, latent: bool, rows: HttpRows) -> Scores:
+        space, anchor = self._space_id if latent else None, rows.anchor.id if rows.anchor else None
+        return self._client.scores(arrays, part.known, rows.n_labels, space, anchor)

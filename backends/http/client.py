@@ -88,13 +88,14 @@ class Client:
         read = lambda response: unpack(response.content, hidden_size)[None]  # noqa: E731
         return self._ask("POST", "/v1/embeddings", read, json=words)
 
-    def register_rows(self, body: dict[str, Any]) -> RowsId:
-        """Rows and label words."""
-        return RowsId(**self._ask("POST", "/v1/rows", read_json, json=body))
+    def register_rows(self, body: dict[str, Any], anchor: str | None = None) -> RowsId:
+        """Rows and label words, to be scored with an `anchor`: refused where the model can have none."""
+        path = "/v1/rows" + (f"?anchor={anchor}" if anchor else "")
+        return RowsId(**self._ask("POST", path, read_json, json=body))
 
-    def register_prompt(self, prompt: Prompts, anchor: bool = False) -> str:
-        """A prompt (1, T, H): its id. `anchor`: refused where the model can have none."""
-        path = f"/v1/prompts?n_prompt_tokens={prompt.shape[1]}" + ("&anchor=true" if anchor else "")
+    def register_prompt(self, prompt: Prompts) -> str:
+        """A prompt (1, T, H): its id."""
+        path = f"/v1/prompts?n_prompt_tokens={prompt.shape[1]}"
         return str(self._ask("POST", path, read_json, data=pack(prompt))["id"])
 
     def register_space(self, space: PromptSpace) -> str:

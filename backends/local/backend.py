@@ -19,7 +19,7 @@ from backends.local.packed import first_position
 from backends.local.precision import disagreement
 from backends.local.rows import LocalRows
 from backends.local.trunk import embedding_layernorm
-from bbt.backend import Backend, Features, ModelInfo, Row
+from bbt.backend import Backend, Features, ModelInfo, Row, check_anchor
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Prompts, Scores, TokenIds
 
@@ -79,7 +79,9 @@ class LocalBackend:
             precision=str(self._words.dtype).removeprefix("torch."),
         )
 
-    def encode(self, rows: Sequence[Row], label_words: Sequence[str], reserved: int = 0) -> LocalRows:
+    def encode(
+        self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None, *, reserved: int = 0
+    ) -> LocalRows:
         """Tokenise rows once, `reserved` positions shorter than the model; see `Backend.encode`."""
         if not rows:
             raise BackendError("there are no rows to encode.")
@@ -87,7 +89,11 @@ class LocalBackend:
         tokens = [self._row_tokenizer.row(row, reserved) for row in rows]
         n_prompt_tokens = sum(segment.n_tokens for segment in rows[0])
         n_prefix = _common_prefix(tokens) if self._kind == "causal" and self._evaluator.shares_prefixes else 0
-        return LocalRows(tokens, label_ids, n_prompt_tokens, n_prefix)
+        if anchor is None or not n_prompt_tokens:
+            return LocalRows(tokens, label_ids, n_prompt_tokens, n_prefix)
+        check_anchor(anchor, n_prompt_tokens, self._words.shape[1])
+        embedding_layernorm(self._model)
+        return LocalRows(tokens, label_ids, n_prompt_tokens, n_prefix, self._evaluator.forward.tensor(anchor))
 
     def label_scores(self, prompts: Prompts, encoded: LocalRows) -> Scores:
         """(n, T, H) -> (n, B, K) logits of the label words, in micro-batches of at most `token_budget` tokens.
@@ -120,7 +126,7 @@ class LocalBackend:
         """Before the first population is ranked: `auto` goes back to fp32 where half precision ranks otherwise."""
         if not self._on_trial or n_candidates < 2:
             return
-        self._on_trial, anchor, self._evaluator.anchor = False, self._evaluator.anchor, None
+        self._on_trial = False
         full = LocalBackend(
             self._name,
             kind=self._kind,
@@ -133,7 +139,6 @@ class LocalBackend:
         if reason:
             print(f"warning: precision auto: fp32 instead of {self.info.precision}, {reason}.", file=sys.stderr)
             self.__dict__ = full.__dict__
-        self._evaluator.anchor = anchor
 
     def _check_deep(self, prompts: DeepPrompts, encoded: LocalRows) -> None:
         expected = (self.info.n_layers, encoded.n_prompt_tokens, self._words.shape[1])
@@ -184,23 +189,12 @@ class LocalBackend:
         special = set(self._tokenizer.all_special_ids)
         return [i for i in range(len(self._tokenizer)) if i not in special]
 
-    def anchor(self, prompt: Prompts | None) -> None:
-        """Add differences from this prompt (1, T, H) after the embedding LayerNorm; see `Backend.anchor`."""
-        if prompt is not None:
-            embedding_layernorm(self._model)
-            if prompt.ndim != 3 or prompt.shape[::2] != (1, self._words.shape[1]):
-                raise BackendError(f"the anchor has shape {prompt.shape}, expected (1, T, {self._words.shape[1]}).")
-        self._evaluator.put_anchor(prompt)
-
     def trainable(self) -> TrainableModel:
         """The model once more, with fp32 weights and gradients; see `GradientBackend.trainable`."""
         model, _, _ = load(self._name, self._kind, self._device, torch.float32, self._revision)
         return TrainableModel(model, self._row_tokenizer, self.encode, self._dtype, self.token_budget)
 
     def _scores(self, prompts: DeepPrompts, encoded: LocalRows) -> Scores:
-        anchor = self._evaluator.anchor
-        if anchor is not None and 0 < encoded.n_prompt_tokens != anchor.shape[1]:
-            raise BackendError(f"prompts have {encoded.n_prompt_tokens} tokens, the anchor {anchor.shape[1]}.")
         if not len(prompts):
             return np.empty((0, encoded.n_examples, len(encoded.label_ids)), dtype=np.float32)
         return self._evaluator.label_scores(prompts, encoded)

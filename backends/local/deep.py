@@ -14,17 +14,16 @@ KEPT_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Shared:
-    """Hidden states that enter layer `layer` under the prompts `lower` (layer, T, H) and this anchor."""
+    """Hidden states that enter layer `layer` under the prompts `lower` (layer, T, H)."""
 
     layer: int
     lower: DeepPrompts
-    anchor: Tensor | None
     states: Tensor
     """(tokens, H) of all rows end to end."""
 
-    def holds_for(self, prompts: DeepPrompts, anchor: Tensor | None) -> bool:
+    def holds_for(self, prompts: DeepPrompts) -> bool:
         """All candidates (n, L, T, H) have these lower prompts."""
-        return anchor is self.anchor and bool((prompts[:, : self.layer] == self.lower).all())
+        return bool((prompts[:, : self.layer] == self.lower).all())
 
 
 def lowest_difference(prompts: DeepPrompts) -> int:

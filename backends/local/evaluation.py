@@ -17,30 +17,22 @@ from backends.local.forward import Forward
 from backends.local.packing import Pack, pack
 from backends.local.rows import LocalRows
 from bbt.errors import BackendError
-from bbt.types import DeepPrompts, Prompts, Scores
+from bbt.types import DeepPrompts, Scores
 
 T = TypeVar("T")
 
 
 class Evaluator:
-    """Scores whole populations; micro-batches have at most `token_budget` tokens.
-
-    With an `anchor` (1, T, H), prompts' differences from it are added after the embedding LayerNorm.
-    """
+    """Scores whole populations; micro-batches have at most `token_budget` tokens."""
 
     def __init__(self, model: Any, token_budget: int) -> None:
         self.forward = Forward(model)
         self.token_budget = token_budget
-        self.anchor: Tensor | None = None
 
     @property
     def shares_prefixes(self) -> bool:
         """Keys and values of a prefix are computed once a candidate."""
         return self.forward.packed is not None
-
-    def put_anchor(self, prompt: Prompts | None) -> None:
-        """(1, T, H), or none."""
-        self.anchor = None if prompt is None else self.forward.tensor(prompt)
 
     def label_scores(self, prompts: DeepPrompts, rows: LocalRows) -> Scores:
         """(n, L, T, H), L = 1 for prompts of the input alone, -> (n, B, K).
@@ -55,7 +47,7 @@ class Evaluator:
         vectors, below = self.forward.tensor(prompts), None
         for layer in range(1, prompts.shape[1]):
             states = self._fitting(rows, partial(self._states, layer, vectors, rows, below))
-            below = Shared(layer, prompts[0, :layer], self.anchor, states)
+            below = Shared(layer, prompts[0, :layer], states)
             yield states
 
     def _fitting(self, rows: LocalRows, compute: Callable[[], T]) -> T:
@@ -102,7 +94,7 @@ class Evaluator:
 
     def _shared(self, prompts: DeepPrompts, vectors: Tensor, rows: LocalRows) -> Shared | None:
         """What enters the lowest layer at which the candidates differ; None: nothing is shared, or it is too large."""
-        kept = rows.shared if rows.shared and rows.shared.holds_for(prompts, self.anchor) else None
+        kept = rows.shared if rows.shared and rows.shared.holds_for(prompts) else None
         layer = lowest_difference(prompts) if len(prompts) > 1 else kept.layer if kept else 0
         if kept and kept.layer == layer:
             return kept
@@ -110,7 +102,7 @@ class Evaluator:
         if not layer or rows.n_tokens * words.shape[1] * words.itemsize > KEPT_BYTES:
             return None
         states = self._states(layer, vectors[:1], rows, kept if kept and kept.layer < layer else None)
-        rows.shared = Shared(layer, prompts[0, :layer].copy(), self.anchor, states)
+        rows.shared = Shared(layer, prompts[0, :layer].copy(), states)
         return rows.shared
 
     def _states(self, layer: int, vectors: Tensor, rows: LocalRows, below: Shared | None) -> Tensor:
@@ -138,7 +130,7 @@ class Evaluator:
         ids = rows.tokens[tokens.source]
         soft = np.flatnonzero(ids < 0)
         at, who, which = map(tensor, (soft, tokens.candidates[soft], prompt_id(ids[soft])))
-        anchor = self.anchor if len(soft) else None
+        anchor = rows.anchor if len(soft) else None
 
         def added(states: Tensor, prompt: Tensor) -> Tensor:
             states.view(-1, states.shape[-1]).index_add_(0, at, prompt.to(states.dtype))

@@ -25,7 +25,7 @@ class TrainableModel:
         self,
         model: Any,
         tokenizer: RowTokenizer,
-        encode: Callable[[Sequence[Row], Sequence[str], int], "LocalRows"],
+        encode: Callable[..., "LocalRows"],
         dtype: torch.dtype,
         token_budget: int,
     ) -> None:
@@ -42,7 +42,7 @@ class TrainableModel:
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> "LocalRows":
         """Tokenise rows, leaving room for the prefix."""
-        return self._encode(rows, label_words, self._n_prefix)
+        return self._encode(rows, label_words, reserved=self._n_prefix)
 
     def logits(self, encoded: "LocalRows", rows: Sequence[int], prompt: Tensor | None = None) -> Tensor:
         """(b, K) logits of the rows named, with gradients."""

@@ -19,6 +19,8 @@ class LocalRows:
     label_ids: Tensor
     n_prompt_tokens: int
     n_prefix: int
+    anchor: Tensor | None = None
+    """(1, T, H) word embeddings that stand in the prompt's places; a prompt's difference from them comes later."""
     shared: Shared | None = None
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.openai.answers import ChatAPI, CompletionsAPI, Sampling, TextAPI, label_log_probs, votes
-from backends.openai.vocabulary import VocabularyClient, api_root
+from backends.openai.vocabulary import VocabularyClient, api_root, refuse_anchor
 from backends.openai.words import read_words
 from backends.transport import Transport
 from bbt.backend import ModelInfo, Row
@@ -87,8 +87,9 @@ class TextBackend(VocabularyClient):
         fingerprint = hashlib.sha256(f"{known.name} {known.fingerprint}".encode()).hexdigest()[:12]
         return replace(known, architecture="text-only API", fingerprint=fingerprint)
 
-    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> TextRows:
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> TextRows:
         """Keep the rows as text; label words may have several tokens."""
+        refuse_anchor(anchor)
         if not rows:
             raise BackendError("there are no rows to encode.")
         n_tokens = sum(len(self._tokenizer.row(row).ids) for row in rows)

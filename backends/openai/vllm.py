@@ -11,7 +11,7 @@ from backends.local.encoding import TokenRow, TokenRows, prompt_id
 from backends.local.loading import PRECISIONS
 from backends.openai.completions import Completions, Context
 from backends.openai.probe import probe, served_model
-from backends.openai.vocabulary import VocabularyClient, api_root
+from backends.openai.vocabulary import VocabularyClient, api_root, refuse_anchor
 from backends.openai.words import read_words
 from backends.transport import Transport
 from bbt.backend import ModelInfo, Row
@@ -62,8 +62,9 @@ class VLLMBackend(VocabularyClient):
         """Facts about the model; `device` is the endpoint, `precision` that of the embeddings on the wire."""
         return self._info(str(self._dtype).removeprefix("torch."))
 
-    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> TokenRows:
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> TokenRows:
         """Tokenise rows once; see `Backend.encode`."""
+        refuse_anchor(anchor)
         return self._tokenizer.rows(rows, label_words)
 
     def label_scores(self, prompts: Prompts, encoded: TokenRows) -> Scores:

@@ -64,7 +64,12 @@ class VocabularyClient:
         """Ids of all tokens that are not special."""
         return self._words.ordinary_ids()
 
-    def anchor(self, prompt: Prompts | None) -> None:
-        """Only None: such an endpoint takes what goes into the model, and nothing in between."""
-        if prompt is not None:
-            raise BackendError("an endpoint adds nothing after a LayerNorm; use prompt.placement: embedding.")
+
+def refuse_anchor(anchor: Prompts | None) -> None:
+    """Such an endpoint takes what goes into the model, and nothing in between.
+
+    Raises:
+        BackendError: there is an anchor.
+    """
+    if anchor is not None:
+        raise BackendError("an endpoint adds nothing after a LayerNorm; use prompt.placement: embedding.")

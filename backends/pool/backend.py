@@ -51,7 +51,6 @@ class PoolBackend:
         if not endpoints or at_once < 1:
             raise ConfigError("a pool needs endpoints: [{url: ...}, {url: ...}], and at_once of 1 or more.")
         self._at_once, self._tolerance, self._patience = at_once, tolerance, patience
-        self._anchor: Prompts | None = None
         self._probe: PoolRows | None = None
         self._expected: tuple[str, NDArray[np.floating[Any]]] | None = None
         self._comparing = threading.Lock()
@@ -71,11 +70,11 @@ class PoolBackend:
         parts = [member.traffic for member in self._members]
         return Traffic(sum(part.bytes_up for part in parts), sum(part.bytes_down for part in parts))
 
-    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> PoolRows:
+    def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> PoolRows:
         """Encode at one endpoint, which tells the counts; the others follow when they first meet the rows."""
         if not rows:
             raise BackendError("there are no rows to encode.")
-        encoded = PoolRows(rows, label_words)
+        encoded = PoolRows(rows, label_words, anchor)
         known = self._ask_any(lambda member: member.encoded(encoded))
         encoded.n_examples, encoded.n_tokens, encoded.n_truncated = known.n_examples, known.n_tokens, known.n_truncated
         self._probe = self._probe or PoolRows(rows[:1], label_words)
@@ -108,11 +107,6 @@ class PoolBackend:
         """Ids of all tokens that are not special."""
         return self._ask_any(lambda member: member.backend.ordinary_ids())
 
-    def anchor(self, prompt: Prompts | None) -> None:
-        """See `Backend.anchor`; every endpoint is told before it scores."""
-        self._ask_any(lambda member: member.anchor(prompt))
-        self._anchor = prompt
-
     def _ask_any(self, question: Callable[[Member], T], patience: float | None = None) -> T:
         """The answer of whoever is free first."""
         return self._share_out(1, 1, lambda member, part: question(member), patience)[0]
@@ -120,10 +114,8 @@ class PoolBackend:
     def _scores(self, arrays: Latents | Prompts, encoded: PoolRows, score: Callable[[Member, slice], Scores]) -> Scores:
         def work(member: Member, part: slice) -> Scores:
             self._admit(member)
-            member.anchor(anchor)
             return score(member, part)
 
-        anchor = self._anchor
         if not len(arrays):
             return np.empty((0, encoded.n_examples, len(encoded.label_words)), np.float32)
         return np.concatenate(self._share_out(len(arrays), self._at_once, work))
@@ -150,7 +142,6 @@ class PoolBackend:
                 f"the endpoints of a pool must serve one model: {member.name} has {its.name} (weights "
                 f"{its.fingerprint}), another {self.info.name} (weights {self.info.fingerprint})."
             )
-        member.anchor(None)
         n_tokens = sum(segment.n_tokens for segment in self._probe.rows[0])
         zeros = np.zeros((1, n_tokens, its.hidden_size), np.float32)
         scores = log_softmax(member.backend.label_scores(zeros, member.encoded(self._probe)))

@@ -27,6 +27,7 @@ class PoolRows:
 
     rows: Sequence[Row]
     label_words: Sequence[str]
+    anchor: Prompts | None = None
     n_examples: int = 0
     n_tokens: int = 0
     n_truncated: int = 0
@@ -40,7 +41,6 @@ class Member:
         self.name, self.admitted = name, False
         self._connect = connect
         self._encoded: WeakKeyDictionary[PoolRows, Encoded] = WeakKeyDictionary()
-        self._anchor: Prompts | None = None
         self._faults = 0
         self._rounds: queue.SimpleQueue[tuple[Round[Any], Callable[[Member, slice], Any]]] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name=f"endpoint {name}", daemon=True).start()
@@ -67,14 +67,8 @@ class Member:
     def encoded(self, rows: PoolRows) -> Encoded:
         """The rows as this endpoint has them."""
         if rows not in self._encoded:
-            self._encoded[rows] = self.backend.encode(rows.rows, rows.label_words)
+            self._encoded[rows] = self.backend.encode(rows.rows, rows.label_words, rows.anchor)
         return self._encoded[rows]
-
-    def anchor(self, prompt: Prompts | None) -> None:
-        """Set, unless it is set already."""
-        if self._anchor is not prompt:
-            self.backend.anchor(prompt)
-            self._anchor = prompt
 
     def latent_scores(self, latents: Latents, space: PromptSpace, rows: PoolRows) -> Scores:
         """Scores of the space's prompts."""

@@ -79,9 +79,10 @@ async def embeddings(service: Served, account: Holder, words: Words) -> Response
 
 
 @v1.post("/rows")
-async def rows(service: Served, account: Holder, row_set: RowSet) -> RegisteredRows:
-    """Register rows and label words; the id is that of their content."""
-    return await service.register_rows(account, row_set)
+async def rows(service: Served, account: Holder, row_set: RowSet, anchor: Id | None = None) -> RegisteredRows:
+    """Register rows and label words; the id is that of their content. `anchor`, a registered prompt, is what they will
+    be scored with: refused at once where the model can have none."""
+    return await service.register_rows(account, row_set, anchor)
 
 
 @v1.post("/prompts", openapi_extra=TAKES_ARRAY)
@@ -90,10 +91,9 @@ async def prompts(
     account: Holder,
     request: Request,
     n_prompt_tokens: Annotated[int, Query(ge=1)],
-    anchor: bool = False,
 ) -> Registered:
-    """Register a prompt (1, T, H), to be the p0 of a space or an `anchor`, which not every model can have."""
-    return await service.register_prompt(account, await request.body(), n_prompt_tokens, anchor)
+    """Register a prompt (1, T, H), to be the p0 of a space or the anchor of rows."""
+    return service.register_prompt(account, await request.body(), n_prompt_tokens)
 
 
 @v1.post("/spaces")
@@ -116,7 +116,7 @@ async def scores(
 
     `join`: may be computed together with requests of others on the same rows; the last bits then depend on them.
     """
-    answer = service.score(account, await request.body(), rows, space, anchor, join)
+    answer = await service.score(account, await request.body(), rows, space, anchor, join)
     gone = asyncio.ensure_future(_disconnected(request))
     await asyncio.wait(list[asyncio.Future[Any]]([answer, gone]), return_when=asyncio.FIRST_COMPLETED)
     gone.cancel()

@@ -37,7 +37,7 @@ class ModelError(Exception):
 
 @dataclass
 class Scoring:
-    """`prompts()` (n, T, H), made on the model's thread, to be scored on `encoded` rows with this `anchor` (1, T, H).
+    """`prompts()` (n, T, H), made on the model's thread, to be scored on `encoded` rows.
 
     `join`: may become one population with other requests, which keeps a GPU busy when they are small; the last bits
     of the scores then depend on them.
@@ -46,13 +46,12 @@ class Scoring:
     n: int
     prompts: Callable[[], Prompts]
     encoded: Encoded
-    anchor: Prompts | None = None
     join: bool = False
     answer: "Future[Scores]" = field(default_factory=Future)
 
     def fits(self, other: "Scoring") -> bool:
         """Whether both can be one population."""
-        return self.join and other.join and self.encoded is other.encoded and self.anchor is other.anchor
+        return self.join and other.join and self.encoded is other.encoded
 
 
 @dataclass
@@ -174,7 +173,6 @@ class Device:
         first = sound[0][0]
         start = time.perf_counter()
         try:
-            self.backend.anchor(first.anchor)
             scores = self.backend.label_scores(np.concatenate([prompts for _, prompts in sound]), first.encoded)
         except Exception as error:
             if not isinstance(error, BbtError):

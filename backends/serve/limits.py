@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from bbt.config import Strict
+from bbt.settings import Strict
 
 
 class Limits(Strict):

@@ -73,28 +73,44 @@ class Service:
         known |= told
         return embedded
 
-    async def register_rows(self, account: Account, rows: RowSet) -> RegisteredRows:
-        """Tokenise rows once for many scorings."""
+    async def register_rows(self, account: Account, rows: RowSet, anchor: str | None) -> RegisteredRows:
+        """Tokenise rows once for many scorings; with an `anchor` that they will be scored with, to hear at once
+        whether the model can have one."""
         self._check_rows(rows)
         id = _digest(rows.model_dump_json().encode())
-        work = partial(self._device.backend.encode, [tuple(row) for row in rows.rows], rows.label_words)
-        encoded = await self._device.call(work)
-        encoded = self._same.setdefault(id, encoded)
-        registered = Rows(encoded, _n_prompt_tokens(rows.rows[0]), len(rows.label_words))
+        registered = Rows(rows, await self._encode(id, rows, None), _n_prompt_tokens(rows.rows[0]))
         self._holdings[account.name].rows.put(id[:16], registered)
-        counts = {name: getattr(encoded, name) for name in ("n_examples", "n_tokens", "n_truncated")}
+        await self._encoded(account, id[:16], anchor)
+        counts = {name: getattr(registered.encoded, name) for name in ("n_examples", "n_tokens", "n_truncated")}
         return RegisteredRows(id=id[:16], **counts)
 
-    async def register_prompt(self, account: Account, body: bytes, n_prompt_tokens: int, anchor: bool) -> Registered:
-        """A prompt (1, T, H), to be the p0 of a space or an `anchor`, which not every model can have."""
+    async def _encoded(self, account: Account, rows: str, anchor: str | None) -> Encoded:
+        """Registered rows as the model has them with this anchor."""
+        holdings = self._holdings[account.name]
+        known = holdings.rows.get(rows)
+        if anchor is None or not known.n_prompt_tokens:
+            return known.encoded
+        prompt, id = holdings.prompts.get(anchor), f"{rows} {anchor}"
+        if id not in holdings.anchored:
+            encoded = await self._encode(f"{rows} {_digest(prompt.tobytes())}", known.source, prompt)
+            holdings.anchored.put(id, encoded)
+        return holdings.anchored.get(id)
+
+    async def _encode(self, content: str, rows: RowSet, anchor: Prompts | None) -> Encoded:
+        """What the model makes of rows; one object for all accounts that have the same `content`, so that their
+        requests can be joined."""
+        segments = [tuple(row) for row in rows.rows]
+        encoded = await self._device.call(partial(self._device.backend.encode, segments, rows.label_words, anchor))
+        return self._same.setdefault(content, encoded)
+
+    def register_prompt(self, account: Account, body: bytes, n_prompt_tokens: int) -> Registered:
+        """A prompt (1, T, H), to be the p0 of a space or the anchor of rows."""
         if not 0 < n_prompt_tokens <= self._limits.prompt_tokens:
             raise BackendError(f"{n_prompt_tokens} prompt tokens: expected 1 to {self._limits.prompt_tokens}.")
         prompt = unpack(body, n_prompt_tokens, self.info.hidden_size)
         if len(prompt) != 1:
             raise BackendError(f"{len(prompt)} prompts: expected one.")
         _check_finite(prompt)
-        if anchor:
-            await self._device.call(partial(self._device.backend.anchor, prompt))
         id = _digest(f"{n_prompt_tokens} ".encode() + body)[:16]
         self._holdings[account.name].prompts.put(id, prompt)
         return Registered(id=id)
@@ -122,7 +138,7 @@ class Service:
         holdings.spaces.put(id, drawn)
         return Registered(id=id)
 
-    def score(
+    async def score(
         self, account: Account, body: bytes, rows: str, space: str | None, anchor: str | None, join: bool
     ) -> "asyncio.Future[Scores]":
         """Scores (n, B, K) of z (n, d) in a space, or of prompts (n, T, H); without prompt tokens n is 1.
@@ -144,10 +160,7 @@ class Service:
             made, n = partial(_made, its, latents), len(latents)
         if not 0 < n <= self._limits.candidates:
             raise BackendError(f"{n} candidates: expected 1 to {self._limits.candidates} in one request.")
-        base = None if anchor is None else holdings.prompts.get(anchor)
-        if base is not None and 0 < known.n_prompt_tokens != base.shape[1]:
-            raise BackendError(f"prompts have {known.n_prompt_tokens} tokens, the anchor {base.shape[1]}.")
-        answer = self._device.score(Scoring(n, made, known.encoded, base, join))
+        answer = self._device.score(Scoring(n, made, await self._encoded(account, rows, anchor), join))
         try:
             account.charge(rows=n * known.encoded.n_examples, bytes=4 * n * known.encoded.n_examples * known.n_labels)
         except Exception:

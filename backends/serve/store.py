@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from backends.serve.limits import Limits
+from backends.serve.schemas import RowSet
 from bbt.backend import Encoded
 from bbt.spaces.soft import PromptSpace
 from bbt.types import Prompts
@@ -47,11 +48,16 @@ class Shelf(Generic[T]):
 
 @dataclass(frozen=True)
 class Rows:
-    """A registered row set."""
+    """A registered row set, and what the model made of it without an anchor."""
 
+    source: RowSet
     encoded: Encoded
     n_prompt_tokens: int
-    n_labels: int
+
+    @property
+    def n_labels(self) -> int:
+        """K."""
+        return len(self.source.label_words)
 
 
 class Holdings:
@@ -59,6 +65,7 @@ class Holdings:
 
     def __init__(self, limits: Limits) -> None:
         self.rows: Shelf[Rows] = Shelf(limits.kept)
+        self.anchored: Shelf[Encoded] = Shelf(limits.kept)
         self.prompts: Shelf[Prompts] = Shelf(limits.kept)
         self.spaces: Shelf[PromptSpace] = Shelf(limits.kept_spaces)
         self.tokens: set[int] = set()

@@ -23,9 +23,9 @@ def evaluate(
 
     Example: bbt eval runs/quickstart --task sst2
     """
-    from bbt.build import test_examples
     from bbt.predictor import Predictor
     from bbt.tasks.builtin import builtin_task
+    from bbt.tasks.configured import test_examples
 
     predictor = Predictor(prompt, backend_options(option))
     own = builtin_task(task, predictor.backend.info.kind)

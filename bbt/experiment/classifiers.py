@@ -46,8 +46,8 @@ class SoftPromptClassifier:
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
         """(B, K) scores under this prompt."""
-        self.backend.anchor(None if self.prompt.anchor is None else self.prompt.anchor[None])
-        return np.asarray(Scorer(self.backend, self.task, examples, ledger).scores(self.prompt.batch)[0])
+        anchor = None if self.prompt.anchor is None else self.prompt.anchor[None]
+        return np.asarray(Scorer(self.backend, self.task, examples, ledger, anchor).scores(self.prompt.batch)[0])
 
     def save(self, folder: Path) -> None:
         """As `prompt.safetensors`, which any `Predictor` loads by itself."""

@@ -20,7 +20,6 @@ def feature_batches(
         BackendError: the backend hands out no hidden states.
     """
     frozen = require(backend, FeatureBackend)
-    frozen.anchor(None)
     for first in range(0, len(examples), ROWS_AT_ONCE):
         some = examples[first : first + ROWS_AT_ONCE]
         start = time.perf_counter()

@@ -1,227 +1,38 @@
 """Black-Box Tuning (BBT, arXiv 2201.03514): a derivative-free search over z in R^d; the prompt is p0 + A z."""
 
-import logging
-import math
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from bbt.config import Config
-from bbt.experiment.classifiers import Classifier
-from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment import Experiment, Trained
 from bbt.methods.base import Method
-from bbt.optimizers import Optimizer, Settings, make_optimizer
-from bbt.runs.estimate import Plan
-from bbt.runs.log import decode_losses, encode_losses
-from bbt.scoring.judge import Judge
-from bbt.scoring.ledger import Ledger
-from bbt.scoring.losses import cross_entropy, hinge, negative_metric
-from bbt.scoring.objective import Objective
-from bbt.scoring.scorer import Scorer
-from bbt.scoring.spending import Spending
-from bbt.search.schedule import Schedule
-from bbt.search.tuner import Candidate, Tuner
-from bbt.spaces.initial import initial_prompts, n_screened
-from bbt.spaces.soft import PromptSpace, Recipe, Space, normal_scale
-from bbt.tasks import TASKS
-from bbt.types import AnyPrompts, Labels, Losses, Prompts, Scores
-
-LOG = logging.getLogger(__name__)
+from bbt.methods.prompt_search import SoftSearch
+from bbt.runs.estimate import Plan, n_screening_queries
+from bbt.search.schedule import search_plan
+from bbt.settings import BudgetConfig, ObjectiveConfig, OptimizerConfig, PromptConfig, SelectionConfig
 
 
-class BlackBox(Method):
-    """Its settings are the config's own sections: prompt, optimizer, objective, budget, selection."""
+class SearchMethod(Method):
+    """A method that searches for prompts by queries; its settings are sections of the config."""
 
     replays: ClassVar[bool] = True
 
-    def plan(self, config: Config) -> Plan:
-        """Those of its loop."""
-        return schedule(config, (config.budget.queries,)).plan(n_screened(config.prompt), config.evaluation.references)
+    prompt: PromptConfig = PromptConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    budget: BudgetConfig = BudgetConfig()
+    selection: SelectionConfig = SelectionConfig()
+
+
+class BlackBox(SearchMethod):
+    """Black-Box Tuning, with any optimizer."""
+
+    def plan(self, references: bool) -> Plan:
+        """The queries of its loop."""
+        return search_plan(self, n_screening_queries(self.prompt), references, self.prompt.intrinsic_dim)
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
-        return Search(experiment).run()
+        return SoftSearch(experiment, self).run()
 
-
-@dataclass
-class Search:
-    """The experiment's objective, its space of prompts, and the loop over it."""
-
-    experiment: Experiment
-
-    def __post_init__(self) -> None:
-        self._check_budget()
-        self.objective = self._objective()
-        self.spending = self._spending()
-        self._p0 = self._initial()
-        if self._anchor is not None:
-            self.experiment.backend.anchor(self._p0)
-        self.space = self._space()
-        self._warn_of_cut_rows()
-        self.tuner = self._tuner()
-
-    def run(self) -> Trained:
-        """Spend the budget."""
-        e = self.experiment
-        e.observer.started(max(self.tuner.schedule.budgets), "query")
-        best = self.tuner.run()
-        return Trained(
-            self._classifier(best),
-            best.who,
-            best.verdict,
-            best.train_queries,
-            self.space.intrinsic_dim,
-            self._references(),
-        )
-
-    @property
-    def _anchor(self) -> Prompts | None:
-        """The initial word embeddings (T, H) where the prompt is added after their LayerNorm."""
-        return self._p0[0] if self.experiment.config.prompt.placement == "layernorm" else None
-
-    def _classifier(self, best: Candidate) -> Classifier:
-        """The best candidate, with how it was found."""
-        anchor = None if best.who == "manual" else self._anchor
-        facts: dict[str, Any] = {"who": best.who, "train_queries": best.train_queries, "dev": asdict(best.verdict)}
-        return self.experiment.soft_prompt(best.prompt, anchor, **facts)
-
-    def _references(self) -> dict[str, Classifier]:
-        """What the search started from."""
-        e = self.experiment
-        return {"manual": e.manual, "untuned": e.soft_prompt(self.space.p0[0], self._anchor)}
-
-    def _objective(self) -> Objective:
-        e = self.experiment
-        return Objective(e.train, training_loss(e), e.ledger)
-
-    def _judge(self) -> Judge:
-        e = self.experiment
-        return Judge(e.dev, e.task, e.ledger)
-
-    def _tuner(self) -> Tuner:
-        e = self.experiment
-        return Tuner(
-            self._optimizer(),
-            self.space,
-            self.objective,
-            self._judge(),
-            e.ledger,
-            e.log,
-            schedule(e.config, self._budgets()),
-            e.observer.progressed,
-            self.spending,
-        )
-
-    def _optimizer(self) -> Optimizer:
-        c = self.experiment.config
-        return make_optimizer(c.optimizer.name, self._settings(self.space.intrinsic_dim, c.seed))
-
-    def _settings(self, intrinsic_dim: int, seed: int) -> Settings:
-        c = self.experiment.config
-        own = c.optimizer.model_dump(exclude={"name"})
-        return Settings(intrinsic_dim, seed=seed, budget=c.budget.queries, **own)
-
-    def _check_budget(self) -> None:
-        """Refuse a budget with which nothing can be searched, unless a run has been made with it.
-
-        Raises:
-            ConfigError: it does not hold the screening and a generation.
-        """
-        config = self.experiment.config
-        if not self.experiment.log.of("generation"):
-            schedule(config, (config.budget.queries,)).check_least(self._n_screened())
-
-    def _n_screened(self) -> int:
-        """Train queries that are spent before the first generation."""
-        return n_screened(self.experiment.config.prompt)
-
-    def _budgets(self) -> tuple[int, ...]:
-        """The budget in queries and what it was extended to."""
-        return (self.experiment.config.budget.queries, *self._extensions("queries"))
-
-    def _extensions(self, what: str) -> list[Any]:
-        """The `queries` or `ceiling` of every extension of the run."""
-        return [event[what] for event in self.experiment.log.of("extend") if what in event]
-
-    def _spending(self) -> Spending | None:
-        """The search's money, if the config sets a ceiling.
-
-        Raises:
-            ConfigError: a ceiling that is too low to begin with.
-        """
-        e, c = self.experiment, self.experiment.config
-        if c.price.ceiling is None:
-            return None
-        ceilings = (c.price.ceiling, *self._extensions("ceiling"))
-        n_tokens = c.prompt.n_prompt_tokens
-        train, dev = e.train.encoded(n_tokens), e.dev.encoded(n_tokens)
-        tested = [(3 if c.evaluation.references else 1, e.task, e.split.test)]
-        tested += [(1, task, rows) for task, rows in e.other_tests]
-        tests = [(n, Scorer(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
-        population, n_judged = c.optimizer.population_size, 1 + c.selection.n_best
-        spending = Spending(c.price, e.ledger, ceilings, train, dev, tests, population, n_judged)
-        spending.check(self._n_screened())
-        return spending
-
-    def _initial(self) -> Prompts:
-        """p0 (1, T, H), screened where asked for."""
-        e, c = self.experiment, self.experiment.config.prompt
-        return self._screened(initial_prompts(c, e.backend, e.task, e.config.seed))
-
-    def _space(self) -> Space:
-        """Word embeddings p0 + A z."""
-        e = self.experiment
-        return self._subspace(self._p0, e.config.seed, e.backend.info.embedding_std)
-
-    def _subspace(self, p0: Prompts, seed: int, std: float) -> PromptSpace:
-        """p0 + A z, A drawn by the seed; `std` is the spread of what A z is added to."""
-        c, sigma0 = self.experiment.config.prompt, self.experiment.config.optimizer.sigma0
-        d = c.intrinsic_dim
-        scale = c.alpha / math.sqrt(d) if c.scale == "paper" else normal_scale(std, d, sigma0, c.alpha)
-        return PromptSpace.drawn(p0, Recipe(seed, d, c.projection, scale))
-
-    def _screened(self, prompts: AnyPrompts) -> AnyPrompts:
-        """The initial prompt of lowest training loss, a population of one."""
-        if len(prompts) == 1:
-            return prompts
-        e = self.experiment
-        recorded = e.log.recall("screen")
-        if recorded:
-            e.ledger.restore(recorded["ledger"])
-            losses = decode_losses(recorded["losses"])
-            self.objective.remember(prompts, losses)
-        else:
-            start = time.perf_counter()
-            losses = self.objective.losses(prompts)
-            e.ledger.seconds += time.perf_counter() - start
-            e.log.append({"event": "screen", "losses": encode_losses(losses), "ledger": e.ledger.snapshot()})
-        best = int(losses.argmin())
-        return prompts[best : best + 1]
-
-    def _warn_of_cut_rows(self) -> None:
-        e, n_tokens = self.experiment, self.space.n_prompt_tokens
-        for encoded in (e.train.encoded(n_tokens), e.dev.encoded(n_tokens)):
-            if encoded.n_truncated:
-                cut = encoded.n_truncated, encoded.n_examples
-                LOG.warning("%d of %d rows were longer than the model: text cut.", *cut)
-
-
-def schedule(config: Config, budgets: tuple[int, ...]) -> Schedule:
-    """When the config's search scores and judges, at these budgets."""
-    c = config
-    return Schedule(
-        budgets, c.optimizer.population_size, c.budget.dev_every, c.budget.patience, **c.selection.model_dump()
-    )
-
-
-def training_loss(experiment: Experiment) -> Callable[[Scores, Labels], Losses]:
-    """The config's loss, or what the released code trains the task with."""
-    objective, task = experiment.config.objective, experiment.task
-    name = objective.loss or (TASKS[task.name].loss if task.name in TASKS else "cross_entropy")
-    if name == "hinge":
-        return partial(hinge, margin=objective.margin)
-    if name == "negative_metric":
-        return partial(negative_metric, metric=task.metric)
-    return cross_entropy
+    def label(self, name: str) -> str:
+        """The optimizer's name, which tells black-box searches apart."""
+        return self.optimizer.name.replace(":", "-")

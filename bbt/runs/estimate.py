@@ -9,7 +9,7 @@ from typing import Protocol
 import yaml
 
 from bbt.backend import Row
-from bbt.config import Config
+from bbt.settings import InitialPromptConfig, ModelConfig, PriceConfig
 from bbt.tasks import Example, Split, Task
 
 
@@ -23,6 +23,12 @@ class Plan:
     manual_dev: int
     test: int
     manual_test: int
+    n_prompt_tokens: int = 0
+    """T."""
+    intrinsic_dim: int | None = None
+    """d, where a backend that can hold the prompt space is sent z instead of prompts."""
+    in_words: bool = False
+    """Whether prompts are words, and travel as token ids."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,14 @@ class Estimate:
     counted: str
 
 
+def n_screening_queries(prompt: InitialPromptConfig) -> int:
+    """Queries that choosing p0 takes: of a single candidate none."""
+    drawn = prompt.n_screened if prompt.init in ("vocabulary", "random") else 1
+    return drawn if drawn > 1 else 0
+
+
 def estimated(
-    config: Config,
+    price: PriceConfig,
     plan: Plan,
     task: Task,
     split: Split,
@@ -79,7 +91,7 @@ def estimated(
     speed: float | None,
 ) -> Estimate:
     """The plan's cost on these rows and on those of `others`; `speed` in examples a second, if it is known."""
-    n_tokens = config.prompt.n_prompt_tokens
+    n_tokens = plan.n_prompt_tokens
     parts: list[tuple[int, Sequence[Example], int]] = [
         (plan.train, split.train, n_tokens),
         (plan.dev, split.dev, n_tokens),
@@ -100,17 +112,17 @@ def estimated(
         examples,
         round(sum(n * wire.up for n, wire in wires)),
         round(sum(n * wire.down for n, wire in wires)),
-        config.price.of(up, examples),
+        price.of(up, examples),
         examples / speed if speed else None,
         gauge.counted,
     )
 
 
-def speed_of_last(runs: Path, config: Config) -> float | None:
+def speed_of_last(runs: Path, model: ModelConfig) -> float | None:
     """Examples a second of the latest finished run under `runs` on the same model, backend and options."""
     for path in sorted(runs.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        model = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))["model"]
+        its = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))["model"]
         cost = json.loads(path.read_text(encoding="utf-8"))["cost"]
-        if model == config.model.model_dump(mode="json") and cost["seconds"]:
+        if its == model.model_dump(mode="json") and cost["seconds"]:
             return float(cost["examples"] / cost["seconds"])
     return None

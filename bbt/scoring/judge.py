@@ -1,7 +1,7 @@
 """How prompts do on dev."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -18,6 +18,10 @@ class Verdict:
 
     metric: float
     loss: float
+
+    def facts(self) -> dict[str, float]:
+        """Metric and loss as plain numbers."""
+        return asdict(self)
 
     def better_than(self, other: "Verdict", by: str) -> bool:
         """By the metric with ties broken by the loss, or by the loss alone."""

@@ -9,24 +9,44 @@ from bbt.scoring.ledger import Ledger
 from bbt.spaces.soft import LatentBackend, PromptSpace, Space
 from bbt.tasks import Example, Task
 from bbt.tasks.task import labels_of
-from bbt.types import AnyPrompts, Labels, Latents, Scores
+from bbt.types import AnyPrompts, Labels, Latents, Prompts, Scores
 
 
 class Scorer:
-    """The rows of one split, encoded once for each prompt length."""
+    """The rows of one split, encoded once for each prompt length; with an `anchor` (1, T, H), as `Backend.encode`
+    takes it, wherever they hold prompt tokens."""
 
-    def __init__(self, backend: Backend, task: Task, examples: Sequence[Example], ledger: Ledger) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        task: Task,
+        examples: Sequence[Example],
+        ledger: Ledger,
+        anchor: Prompts | None = None,
+    ) -> None:
         self._backend, self._task, self._examples, self._ledger = backend, task, examples, ledger
+        self._anchor = anchor
         self._encoded: dict[int, Encoded] = {}
+        self._truncated: dict[int, int] = {}
         self.labels: Labels = labels_of(examples)
 
     def encoded(self, n_prompt_tokens: int) -> Encoded:
         """The rows with this many prompt tokens (0: the manual template)."""
         if n_prompt_tokens not in self._encoded:
             rows = self._task.rows(self._examples, n_prompt_tokens)
-            self._encoded[n_prompt_tokens] = self._backend.encode(rows, self._task.label_words)
-            self._ledger.truncated += self._encoded[n_prompt_tokens].n_truncated
+            anchor = self._anchor if n_prompt_tokens else None
+            encoded = self._backend.encode(rows, self._task.label_words, anchor)
+            self._encoded[n_prompt_tokens] = encoded
+            if n_prompt_tokens not in self._truncated:
+                self._truncated[n_prompt_tokens] = encoded.n_truncated
+                self._ledger.truncated += encoded.n_truncated
         return self._encoded[n_prompt_tokens]
+
+    def anchored(self, anchor: Prompts) -> "Scorer":
+        """The same rows with this anchor; those that were cut are not counted again."""
+        other = Scorer(self._backend, self._task, self._examples, self._ledger, anchor)
+        other._truncated = self._truncated
+        return other
 
     def scores(self, prompts: AnyPrompts) -> Scores:
         """Soft prompts (n, T, H), deep (n, L, T, H) or hard (n, T) -> (n, B, K), counted.
