@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.local.encoding import RowTokenizer
+from backends.local.hub import where
 from backends.local.loading import PRECISIONS, kind_of, resolve
 from bbt.backend import Row
 from bbt.runs.estimate import Plan, Wire
@@ -51,9 +52,10 @@ def open_gauge(model: ModelConfig, plan: Plan) -> ModelGauge:
 def _measured(model: ModelConfig, plan: Plan, name: str, options: Mapping[str, Any]) -> ModelGauge:
     from transformers import AutoConfig, AutoTokenizer
 
-    source, revision = resolve(name), options.get("revision")
-    facts = AutoConfig.from_pretrained(source, revision=revision)
-    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    source = resolve(name)
+    files = where(source, options.get("revision"))
+    facts = AutoConfig.from_pretrained(source, **files)
+    tokenizer = AutoTokenizer.from_pretrained(source, **files)
     kind, text = options.get("kind") or kind_of(facts), facts.get_text_config()
     limit = min(int(getattr(text, "max_position_embeddings", None) or 10**9), int(tokenizer.model_max_length))
     rows = RowTokenizer(tokenizer, 10**9 if model.backend == "text-api" else limit, kind == "causal")

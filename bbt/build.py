@@ -5,7 +5,7 @@ from dataclasses import replace
 from bbt.backend import Backend
 from bbt.config import Config
 from bbt.errors import ConfigError
-from bbt.experiment import Experiment
+from bbt.experiment.experiment import Experiment
 from bbt.methods import load_method
 from bbt.runs.log import EventLog
 from bbt.runs.observer import Observer

@@ -151,7 +151,7 @@ def preset(name: str) -> dict[str, Any]:
     if name not in names:
         raise ConfigError(unknown("preset", name, names))
     values = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
-    return dict(values)
+    return dict(values or {})
 
 
 def parse_override(flag: str, text: str, example: str) -> tuple[str, Any]:

@@ -185,6 +185,10 @@ class OptimizerConfig(PopulationConfig):
         return bounds
 
 
+LOSSES = ("cross_entropy", "hinge", "negative_metric")
+"""Names of the losses (`bbt.scoring.losses`)."""
+
+
 class ObjectiveConfig(Strict):
     """The section `objective`."""
 
@@ -192,6 +196,14 @@ class ObjectiveConfig(Strict):
     """cross_entropy, hinge, negative_metric or `module:function` (none: the released code's choice for the task)."""
     margin: float = Field(2.0, gt=0)
     """The hinge's margin."""
+
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, loss: str | None) -> str | None:
+        """A misspelt loss is found before a model is loaded."""
+        if loss is not None and loss not in LOSSES and ":" not in loss:
+            raise ValueError(f"expected {', '.join(LOSSES)} or module:function")
+        return loss
 
 
 class BudgetConfig(Strict):

@@ -74,8 +74,7 @@ def test_the_saved_ensemble_needs_its_members_no_more(settings, tmp_path):
 def test_members_are_trained_on_one_split_with_seeds_of_their_own(settings, tmp_path):
     outcome = run(settings({"name": "ensemble", "n_members": 3}, seed=2), tmp_path)
     members = outcome.classifier.members
-    assert [member.config.seed for member in members] == [6, 7, 8]
-    assert [member.config.data.seed for member in members] == [2, 2, 2]
+    assert [member.seed for member in members] == [6, 7, 8]
     prompts = [member.classifier.prompt.embeddings for member in members]
     assert all(np.abs(a - b).max() > 0.01 for a, b in [prompts[:2], prompts[1:]])
     cost = outcome.result["cost"]

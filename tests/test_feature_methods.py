@@ -83,8 +83,8 @@ def test_many_rows_are_scored_in_batches(method, tiny_folder, monkeypatch):
 def test_what_is_missing_is_said(method, tmp_path):
     with pytest.raises(BackendError, match="needs hidden states"):
         tune({"method": {"name": method}}, ToyBackend())
-    from bbt.config import MethodConfig
-    from bbt.methods import load_method
+    from bbt.methods import make_method
+    from bbt.settings import MethodConfig
 
     with pytest.raises(RunError, match="has its run finished"):
-        load_method(MethodConfig(name=method)).load(tmp_path, ToyBackend(), None)
+        make_method(MethodConfig(name=method), {}, {}).load(tmp_path, ToyBackend(), None)

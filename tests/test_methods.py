@@ -6,11 +6,12 @@ import pytest
 from toy import ToyBackend
 
 from bbt.api import resume, run, tune
-from bbt.config import MethodConfig, make_config
+from bbt.build import make_experiment
+from bbt.config import make_config
 from bbt.errors import ConfigError, PromptError, RunError
-from bbt.experiment.experiment import Experiment
-from bbt.methods import METHODS, load_method
+from bbt.methods import METHODS, make_method
 from bbt.predictor import Predictor
+from bbt.settings import MethodConfig
 
 TINY = {
     "data": {"k": 4},
@@ -58,7 +59,7 @@ def test_a_method_s_result_can_be_loaded_and_scores_as_it_did(config, tmp_path):
     assert result["method"] == config.method.name
     assert result["test_examples"] == 40
     assert result["also_test"]["sst2"] == {**result["test"]["tuned"], "examples": 40}  # the same rows
-    experiment = Experiment(config, again.backend)
+    experiment = make_experiment(config, again.backend)
     assert again.evaluate(experiment.task, experiment.split.test) == result["test"]["tuned"]
     texts = ["a joy from start to end", "dull"]
     assert [set(row["probabilities"]) for row in again.predict(texts)] == [{"negative", "positive"}] * 2
@@ -102,16 +103,17 @@ def test_a_finished_run_is_resumed_without_a_query(config, tmp_path):
 
 def test_an_unknown_method_or_setting_names_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown method 'blackbox'\. Did you mean 'black-box'\?"):
-        load_method(MethodConfig(name="blackbox"))
+        make_method(MethodConfig(name="blackbox"), {}, {})
     with pytest.raises(ConfigError, match=r"config: unknown key 'method\.rank'"):
-        load_method(MethodConfig.model_validate({"name": "manual", "rank": 8}))
+        make_method(MethodConfig.model_validate({"name": "manual", "rank": 8}), {}, {})
 
 
 def test_the_test_rows_are_the_same_draw_for_every_seed():
     drawn = [
-        Experiment(make_config({"seed": seed, "evaluation": {"rows": 10}}), ToyBackend()).split.test for seed in (0, 1)
+        make_experiment(make_config({"seed": seed, "evaluation": {"rows": 10}}), ToyBackend()).split.test
+        for seed in (0, 1)
     ]
-    everything = Experiment(make_config({}), ToyBackend()).split.test
+    everything = make_experiment(make_config({}), ToyBackend()).split.test
     places = [everything.index(example) for example in drawn[0]]
     assert drawn[0] == drawn[1]
     assert places == sorted(places)

@@ -9,9 +9,10 @@ from typer.testing import CliRunner
 from backends.gauge import open_gauge
 from bbt.api import estimate, resume, run, tune
 from bbt.cli import app
-from bbt.config import PriceConfig, make_config
+from bbt.config import make_config
 from bbt.errors import ConfigError, RunError
 from bbt.runs.report import cost_rows
+from bbt.settings import PriceConfig
 
 
 def config(folder, **sections):

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from bbt.backend import Backend
 from bbt.config import SECTIONS, validated
 from bbt.errors import ConfigError, RunError, unknown
-from bbt.experiment import Experiment, Trained
 from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.runs.estimate import Plan
 from bbt.settings import CriterionConfig, Strict
 from bbt.tasks import Task

@@ -62,26 +62,29 @@ class DeepSearch(SoftSearch):
         """The hidden states' spreads are a query, too."""
         return super()._n_screened + 1
 
+    @property
+    def _round(self) -> int:
+        """Queries of a generation in each layer."""
+        return self.settings.optimizer.population_size * self.experiment.backend.info.n_layers
+
     def _check_budget(self) -> None:
         """Refuse a budget that holds no round through the layers.
 
         Raises:
             ConfigError: it is less than a round.
         """
-        queries, spent = self.settings.budget.queries, self._n_screened
-        n_layers, population = self.experiment.backend.info.n_layers, self.settings.optimizer.population_size
-        if queries < spent + population * n_layers:
+        budget, population = self.settings.budget.queries, self.settings.optimizer.population_size
+        if budget < self._n_screened + self._round:
             raise ConfigError(
-                f"budget.queries {queries} is less than one round of bbtv2: {spent} to begin with and "
-                f"{population * n_layers} (population_size {population} x {n_layers} layers)."
+                f"budget.queries {budget} is less than one round of bbtv2: {self._n_screened} to begin with and "
+                f"{self._round} (population_size {population} x {self._round // population} layers)."
             )
 
     def _budgets(self) -> tuple[int, ...]:
         """Whole rounds through the layers, G = budget // (population * L) as in the released code; what screening
         and measuring cost is taken off first."""
         spent = self._n_screened
-        a_round = self.settings.optimizer.population_size * self.experiment.backend.info.n_layers
-        return tuple(spent + (budget - spent) // a_round * a_round for budget in super()._budgets())
+        return tuple(spent + (budget - spent) // self._round * self._round for budget in super()._budgets())
 
 
 def _layer_seed(seed: int, layer: int) -> int:

@@ -1,13 +1,14 @@
 """Black-Box Tuning (BBT, arXiv 2201.03514): a derivative-free search over z in R^d; the prompt is p0 + A z."""
 
+from dataclasses import replace
 from typing import ClassVar
 
-from bbt.experiment import Experiment, Trained
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
-from bbt.methods.prompt_search import SoftSearch
-from bbt.runs.estimate import Plan, n_screening_queries
-from bbt.search.schedule import search_plan
+from bbt.methods.prompt_search import SoftSearch, schedule
+from bbt.runs.estimate import Plan
 from bbt.settings import BudgetConfig, ObjectiveConfig, OptimizerConfig, PromptConfig, SelectionConfig
+from bbt.spaces.initial import n_screened
 
 
 class SearchMethod(Method):
@@ -27,7 +28,8 @@ class BlackBox(SearchMethod):
 
     def plan(self, references: bool) -> Plan:
         """The queries of its loop."""
-        return search_plan(self, n_screening_queries(self.prompt), references, self.prompt.intrinsic_dim)
+        plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)
+        return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, intrinsic_dim=self.prompt.intrinsic_dim)
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""

@@ -1,18 +1,17 @@
 """Black-Box Tuning for models that take text only: p0 + A z, rounded to the nearest words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.hard_search import HardMethod, HardSearch
-from bbt.methods.prompt_search import drawn_space
+from bbt.methods.prompt_search import drawn_space, schedule
 from bbt.optimizers import Optimizer, make_optimizer
-from bbt.runs.estimate import Plan, n_screening_queries
-from bbt.search.schedule import search_plan
+from bbt.runs.estimate import Plan
 from bbt.settings import BudgetConfig, HardPromptConfig, ObjectiveConfig, OptimizerConfig, SelectionConfig
 from bbt.spaces.hard import RoundedSpace, readable_ids
-from bbt.spaces.initial import initial_prompts
+from bbt.spaces.initial import initial_prompts, n_screened
 from bbt.spaces.rounding import Metric, Rule, rounded
 from bbt.types import Prompts
 
@@ -33,7 +32,8 @@ class HardPromptTuning(HardMethod):
     def plan(self, references: bool) -> Plan:
         """The queries of the soft search; prompts that round to the same words are scored once, so there may be
         fewer."""
-        return search_plan(self, n_screening_queries(self.prompt), references, in_words=True)
+        plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)
+        return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, in_words=True)
 
     def train(self, experiment: Experiment) -> Trained:
         """Search over z; what is scored, kept and returned are words."""
@@ -66,4 +66,4 @@ class RoundedSearch(HardSearch):
 
     @property
     def _n_screened(self) -> int:
-        return n_screening_queries(self.settings.prompt)
+        return n_screened(self.settings.prompt)

@@ -1,8 +1,8 @@
 """The search that Black-Box Tuning and its kin share: an objective, a space of prompts, and the loop over it."""
 
+import logging
 import math
 import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bbt.experiment import Experiment, Trained
 from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.optimizers import Optimizer, Settings, make_optimizer
-from bbt.runs.estimate import n_screening_queries
 from bbt.runs.log import decode_losses, encode_losses
 from bbt.scoring.judge import Judge
 from bbt.scoring.ledger import Ledger
@@ -33,9 +32,11 @@ from bbt.settings import (
     PromptLength,
     SelectionConfig,
 )
-from bbt.spaces.initial import initial_prompts
+from bbt.spaces.initial import initial_prompts, n_screened
 from bbt.spaces.soft import PromptSpace, Recipe, Space, normal_scale
 from bbt.types import AnyPrompts, Labels, Losses, Prompts, Scores
+
+LOG = logging.getLogger(__name__)
 
 
 class SearchSettings(Protocol):
@@ -83,8 +84,7 @@ class PromptSearch(ABC):
 
     def __post_init__(self) -> None:
         e = self.experiment
-        if not e.log.of("generation"):
-            self._check_budget()
+        self._check_budget()
         self.train, self.dev = e.train, e.dev
         self.objective = self._objective()
         self.spending = self._spending()
@@ -154,7 +154,7 @@ class PromptSearch(ABC):
             self._judge(),
             e.ledger,
             e.log,
-            Schedule.of(self.settings, self._budgets()),
+            schedule(self.settings, self._budgets()),
             e.observer.progressed,
             self.spending,
         )
@@ -164,12 +164,13 @@ class PromptSearch(ABC):
         return Settings(intrinsic_dim, seed=seed, budget=self.settings.budget.queries, **own)
 
     def _check_budget(self) -> None:
-        """Refuse a budget with which nothing can be searched, before a query is spent.
+        """Refuse a budget with which nothing can be searched, unless a run has been made with it.
 
         Raises:
             ConfigError: it does not hold the screening and a generation.
         """
-        Schedule.of(self.settings, (self.settings.budget.queries,)).check_least(self._n_screened)
+        if not self.experiment.log.of("generation"):
+            schedule(self.settings, (self.settings.budget.queries,)).check_least(self._n_screened)
 
     def _budgets(self) -> tuple[int, ...]:
         """The budget in queries and what it was extended to."""
@@ -220,8 +221,8 @@ class PromptSearch(ABC):
         n_tokens = self.space.n_prompt_tokens
         for encoded in (self.train.encoded(n_tokens), self.dev.encoded(n_tokens)):
             if encoded.n_truncated:
-                rows = f"{encoded.n_truncated} of {encoded.n_examples} rows"
-                warnings.warn(f"{rows} were longer than the model: their text was cut.", stacklevel=2)
+                cut = encoded.n_truncated, encoded.n_examples
+                LOG.warning("%d of %d rows were longer than the model: their text was cut.", *cut)
 
 
 @dataclass
@@ -257,11 +258,19 @@ class SoftSearch(PromptSearch):
 
     @property
     def _n_screened(self) -> int:
-        return n_screening_queries(self.settings.prompt)
+        return n_screened(self.settings.prompt)
 
     @property
     def _sigma0(self) -> float:
         return self.settings.optimizer.sigma0
+
+
+def schedule(settings: SearchSettings, budgets: tuple[int, ...]) -> Schedule:
+    """When a search scores and judges, at these budgets."""
+    s = settings
+    return Schedule(
+        budgets, s.optimizer.population_size, s.budget.dev_every, s.budget.patience, **s.selection.model_dump()
+    )
 
 
 def drawn_space(p0: Prompts, prompt: HardPromptConfig, sigma0: float, seed: int, std: float) -> PromptSpace:

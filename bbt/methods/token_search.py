@@ -1,7 +1,7 @@
 """A discrete search over prompts of words: every prompt token is an unordered choice of a nevergrad optimizer."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,9 +12,9 @@ from bbt.draws import stable_uniform
 from bbt.errors import ConfigError
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.hard_search import HardMethod, HardSearch
+from bbt.methods.prompt_search import schedule
 from bbt.optimizers.nevergrad import NevergradChoices
 from bbt.runs.estimate import Plan
-from bbt.search.schedule import search_plan
 from bbt.settings import BudgetConfig, ObjectiveConfig, PopulationConfig, PromptLength, SelectionConfig
 from bbt.spaces.hard import ChoiceSpace, readable_ids
 from bbt.types import Prompts, TokenIds
@@ -38,7 +38,8 @@ class TokenSearch(HardMethod):
 
     def plan(self, references: bool) -> Plan:
         """The queries of its loop; a prompt that comes again is scored once, so there may be fewer."""
-        return search_plan(self, 0, references, in_words=True)
+        plan = schedule(self, (self.budget.queries,)).plan(0, references)
+        return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, in_words=True)
 
     def train(self, experiment: Experiment) -> Trained:
         """Search over the words themselves."""

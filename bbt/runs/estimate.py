@@ -9,7 +9,10 @@ from typing import Protocol
 import yaml
 
 from bbt.backend import Row
-from bbt.settings import InitialPromptConfig, ModelConfig, PriceConfig
+from bbt.settings import (
+    ModelConfig,
+    PriceConfig,
+)
 from bbt.tasks import Example, Split, Task
 
 
@@ -73,12 +76,6 @@ class Estimate:
     price: float
     seconds: float | None
     counted: str
-
-
-def n_screening_queries(prompt: InitialPromptConfig) -> int:
-    """Queries that choosing p0 takes: of a single candidate none."""
-    drawn = prompt.n_screened if prompt.init in ("vocabulary", "random") else 1
-    return drawn if drawn > 1 else 0
 
 
 def estimated(

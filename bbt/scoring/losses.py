@@ -11,12 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bbt.names import resolved
+from bbt.settings import LOSSES
+from bbt.tasks.metrics import Metric
 from bbt.types import Labels, Losses, Scores
-
-LOSSES = ("cross_entropy", "hinge", "negative_metric")
-"""Names of the losses; a `module:function` of the user's own takes scores and labels as `cross_entropy` does."""
-
-Metric = Callable[[Labels, Labels], float]
 
 
 def log_softmax(scores: Scores) -> NDArray[np.float64]:
@@ -67,7 +64,8 @@ def finite_losses(losses: Losses) -> Losses:
 
 
 def load_loss(name: str, margin: float, metric: Metric) -> Callable[[Scores, Labels], Losses]:
-    """A loss by name, with the hinge's margin and the metric that a negative metric is of, or `module:function`.
+    """A loss by name, with the hinge's margin and the metric that a negative metric is of; or `module:function`, which
+    takes scores and labels as `cross_entropy` does.
 
     Raises:
         ConfigError: no such loss.

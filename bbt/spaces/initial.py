@@ -35,6 +35,12 @@ def initial_prompts(config: InitialPromptConfig, backend: Backend, task: Task, s
     return saved_prompt(Path(config.init), backend, n_tokens)
 
 
+def n_screened(config: InitialPromptConfig) -> int:
+    """Train queries that screening `initial_prompts` costs: one a prompt, where there are several."""
+    drawn = config.n_screened if config.init in ("vocabulary", "random") else 1
+    return drawn if drawn > 1 else 0
+
+
 def random_ids(backend: Backend, n: int, seed: int) -> list[int]:
     """n ordinary tokens, drawn with replacement."""
     ids = backend.ordinary_ids()
