@@ -6,16 +6,14 @@ import pytest
 from toy import HIDDEN, TASK, ToyBackend, toy_scorer
 
 from bbt.errors import ConfigError
-from bbt.methods.black_box import BlackBox
 from bbt.optimizers import Settings, make_optimizer
 from bbt.runs.log import EventLog
 from bbt.scoring.judge import Judge, Verdict
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import cross_entropy
 from bbt.scoring.objective import Objective
-from bbt.search.schedule import Schedule, search_plan
+from bbt.search.schedule import Schedule
 from bbt.search.tuner import Candidate, Tuner, penalised
-from bbt.settings import BudgetConfig, OptimizerConfig, SelectionConfig
 from bbt.spaces.soft import PromptSpace, random_projection
 
 with warnings.catch_warnings():
@@ -131,17 +129,13 @@ def test_a_run_that_an_earlier_version_let_exceed_its_budget_is_replayed_and_ext
 
 
 def test_a_schedule_counts_what_a_search_does():
-    tuner = make_tuner(budgets=(75,), dev_every=20, n_best=2)
+    schedule = {"budgets": (75,), "dev_every": 20, "n_best": 2}
+    tuner = make_tuner(**schedule)
     tuner.run()
-    settings = BlackBox(
-        optimizer=OptimizerConfig(population_size=6),
-        budget=BudgetConfig(queries=75, dev_every=20),
-        selection=SelectionConfig(n_best=2),
-    )
-    plan = search_plan(settings, 0, references=True)
+    plan = tuner.schedule.plan(0, references=True)
     assert (plan.train, plan.dev + plan.manual_dev) == (tuner.ledger.train_queries, tuner.ledger.dev_queries)
     with pytest.raises(ConfigError, match=r"budget.queries is 75, but screening 70 initial prompts .* need 76 queries"):
-        search_plan(settings, 70, references=True)
+        tuner.schedule.plan(70, references=True)
 
 
 def test_baselines_are_judged_first_and_can_win():

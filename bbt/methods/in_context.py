@@ -4,7 +4,7 @@ A demonstration is the task's own manual template with the row's texts and, for 
 """
 
 import json
-import warnings
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,6 +27,7 @@ from bbt.scoring.scorer import Scorer
 from bbt.tasks import Example, Task
 from bbt.types import RowScores
 
+LOG = logging.getLogger(__name__)
 FILE = "demonstrations.json"
 
 
@@ -158,4 +159,4 @@ def _tell_of_the_left_out(experiment: Experiment, classifier: InContextClassifie
     experiment.log.append({"event": "demonstrations", "given": n, "left_out_per_dev_row": n_left_out / len(dev)})
     if n_left_out:
         shown = n - n_left_out / len(dev)
-        warnings.warn(f"{shown:.1f} of {n} demonstrations fit into the model before a dev row.", stacklevel=2)
+        LOG.warning("%.1f of %d demonstrations fit into the model before a dev row.", shown, n)

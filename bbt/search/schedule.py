@@ -5,11 +5,10 @@ from typing import Protocol
 
 from bbt.errors import ConfigError
 from bbt.runs.estimate import Plan
-from bbt.settings import BudgetConfig, PopulationConfig, PromptLength, SelectionConfig
 
 
-class Driven(Protocol):
-    """A search, as a schedule drives it."""
+class Searching(Protocol):
+    """What a schedule drives."""
 
     last_check: int
     """Train queries at the last dev check."""
@@ -30,26 +29,6 @@ class Driven(Protocol):
 
     def check(self) -> None:
         """Let dev judge; sets `last_check`."""
-
-
-class ScheduleSettings(Protocol):
-    """The settings of a search, as far as its queries depend on them."""
-
-    @property
-    def prompt(self) -> PromptLength:
-        """How long a prompt is."""
-
-    @property
-    def optimizer(self) -> PopulationConfig:
-        """How many candidates a generation has."""
-
-    @property
-    def budget(self) -> BudgetConfig:
-        """How many queries there are, and how often dev is asked."""
-
-    @property
-    def selection(self) -> SelectionConfig:
-        """What dev judges."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +54,7 @@ class Schedule:
     baselines: bool = True
     """Whether the untuned prompt is judged too, and the manual one stays unless it is clearly beaten."""
 
-    @classmethod
-    def of(cls, settings: ScheduleSettings, budgets: tuple[int, ...]) -> "Schedule":
-        """The schedule of a search with these settings, at these budgets."""
-        s = settings
-        every, patience = s.budget.dev_every, s.budget.patience
-        return cls(budgets, s.optimizer.population_size, every, patience, **s.selection.model_dump())
-
-    def drive(self, search: Driven) -> None:
+    def drive(self, search: Searching) -> None:
         """Take the search to the end of its last budget.
 
         A record is replayed as it stands, its generations and checks in their order: a run of an earlier version may
@@ -119,26 +91,17 @@ class Schedule:
                 f"(optimizer.population_size) need {least} queries. Raise it, or lower those."
             )
 
+    def plan(self, n_screened: int, references: bool) -> Plan:
+        """The queries of a search that goes on until its budget is spent, and of the test that follows.
 
-def search_plan(
-    settings: ScheduleSettings,
-    n_screened: int,
-    references: bool,
-    intrinsic_dim: int | None = None,
-    in_words: bool = False,
-) -> Plan:
-    """The queries of a search that goes on until its budget is spent, and of the test that follows.
-
-    Raises:
-        ConfigError: a budget with which nothing can be searched.
-    """
-    schedule = Schedule.of(settings, (settings.budget.queries,))
-    schedule.check_least(n_screened)
-    counted = _Counted(schedule.population_size, n_screened)
-    schedule.drive(counted)
-    baselines, tested = int(schedule.baselines), int(references)
-    judged, n_tokens = counted.checks * (1 + schedule.n_best) + baselines, settings.prompt.n_prompt_tokens
-    return Plan(counted.spent, judged, baselines, 1 + tested, tested, n_tokens, intrinsic_dim, in_words)
+        Raises:
+            ConfigError: a budget with which nothing can be searched.
+        """
+        self.check_least(n_screened)
+        counted = _Counted(self.population_size, n_screened)
+        self.drive(counted)
+        judged = counted.checks * (1 + self.n_best) + int(self.baselines)
+        return Plan(counted.spent, judged, int(self.baselines), 1 + int(references), int(references))
 
 
 @dataclass
