@@ -1,6 +1,7 @@
 """Figures for files: matplotlib without a window."""
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ def import_matplotlib() -> None:
         import matplotlib
     except ValueError:
         named = os.environ.pop("MPLBACKEND")
+        for part in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+            del sys.modules[part]  # left by the import that failed
         try:
             import matplotlib  # noqa: F401
         finally:

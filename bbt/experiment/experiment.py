@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bbt.backend import Backend
+from bbt.backend import Backend, DeviceBackend
 from bbt.errors import BackendError
 from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
 from bbt.prompts import SoftPrompt
@@ -168,7 +168,7 @@ class Experiment:
                 "search": self._price(self.ledger),
                 "test": sum(map(self._price, (*ledgers.values(), elsewhere))),
             },
-            "peak_memory_mb": _peak_memory_mb(),
+            **_peak_memory(self.backend),
             "device": info.device,
             "precision": info.precision,
         }
@@ -197,7 +197,12 @@ def _fingerprint(split: Split) -> str:
     return hashlib.sha256(repr([(e.text, e.text_pair, e.label) for e in rows]).encode()).hexdigest()[:16]
 
 
-def _peak_memory_mb() -> float:
-    """This process's peak resident memory in MB (Linux counts in KiB, macOS in bytes)."""
+def _peak_memory(backend: Backend) -> dict[str, Any]:
+    """Peak memory in MB and whose it is: the device's where the backend's model has one, else what of this process was
+    resident (Linux counts it in KiB, macOS in bytes)."""
+    of_device = backend.peak_memory_mb() if isinstance(backend, DeviceBackend) else None
+    if of_device is not None:
+        return {"peak_memory_mb": round(of_device, 1), "peak_memory_of": backend.info.device}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return {"peak_memory_mb": round(peak / unit, 1), "peak_memory_of": "process"}

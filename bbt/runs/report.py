@@ -33,7 +33,7 @@ def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("seconds", f"{cost['seconds'] + cost['optimizer_seconds']:.1f}"),
         ("of them in the optimizer", f"{cost['optimizer_seconds']:.1f}"),
         ("queries per second", f"{cost['train_queries'] / max(cost['seconds'], 1e-9):.1f}"),
-        ("peak memory (MB)", f"{result['peak_memory_mb']:,.0f}"),
+        (f"peak memory of the {result.get('peak_memory_of', 'process')} (MB)", f"{result['peak_memory_mb']:,.0f}"),
     ]
 
 
