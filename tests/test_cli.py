@@ -132,8 +132,8 @@ def test_run_prints_a_table_or_json_and_makes_a_folder(bbt, model, tmp_path):
     assert table.returncode == 0, table.stderr
     for word in ("manual", "untuned", "tuned", "train queries", "dev queries", "selected:", "runs/mine"):
         assert word in table.stdout
-    outcome = json.loads(bbt("run", path, "--set", "budget.queries=10", "--json").stdout)
-    assert outcome["cost"]["train_queries"] == 10
+    outcome = json.loads(bbt("run", path, "--set", "budget.queries=17", "--json").stdout)
+    assert outcome["cost"]["train_queries"] == 15  # 10 screened, one generation of 5
     assert outcome["run"] == "runs/mine-2"
     assert (tmp_path / "runs" / "mine-2" / "prompt.safetensors").is_file()
 
@@ -280,7 +280,7 @@ def test_a_warning_is_one_line(bbt, monkeypatch):
 
 @pytest.mark.parametrize("known", [False, True])
 def test_ctrl_c_names_the_run_folder_only_where_there_is_one(known, tmp_path, capsys):
-    with pytest.raises(SystemExit) as left, progress_bar() as bar:
+    with pytest.raises(SystemExit) as left, progress_bar() as bar:  # noqa: PT012
         if known:
             bar.opened(tmp_path)
         raise KeyboardInterrupt
