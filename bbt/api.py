@@ -13,6 +13,7 @@ from bbt.build import make_experiment
 from bbt.config import Config, make_config, read_run_config
 from bbt.errors import BbtError, ConfigError, RunError
 from bbt.experiment.classifiers import Classifier
+from bbt.experiment.tested import tested
 from bbt.files import write_atomically
 from bbt.methods import label, load_method, to_yaml
 from bbt.predictor import Predictor, open_backend
@@ -50,8 +51,8 @@ def tune(
     method = load_method(config)
     observer = watching(config.observers, observer)
     experiment = make_experiment(config, backend or open_backend(config.model), observer=observer)
-    trained = method.train(experiment)
-    return Outcome(config, experiment.result(trained), trained.classifier)
+    done = tested(experiment, method.train(experiment))
+    return Outcome(config, done.result, done.classifier)
 
 
 def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> Outcome:
@@ -119,11 +120,10 @@ def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Ob
     experiment = make_experiment(config, backend, folder.log, observer)
     if not method.replays:
         folder.log.forget()
-    trained = method.train(experiment)
-    result = experiment.result(trained)
-    _save(trained.classifier, folder.path)
-    folder.write_result(result)
-    return Outcome(config, result, trained.classifier, folder.path)
+    done = tested(experiment, method.train(experiment))
+    _save(done.classifier, folder.path)
+    folder.write_result(done.result)
+    return Outcome(config, done.result, done.classifier, folder.path)
 
 
 def _save(classifier: Classifier, folder: Path) -> None:

@@ -36,6 +36,7 @@ def make_experiment(
         other_tests(config.evaluation, task, kind),
         config.evaluation.references,
         config.price,
+        config.calibration,
         {
             "method": config.method.name,
             "label": method.label(config.method.name),

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from bbt.errors import ConfigError, unknown
 from bbt.settings import (
+    CalibrationKind,
     DataConfig,
     EvaluationConfig,
     MethodConfig,
@@ -51,6 +52,8 @@ class Config(Strict):
     method: MethodConfig = MethodConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     price: PriceConfig = PriceConfig()
+    calibration: CalibrationKind = "fitted"
+    """How class biases are found: see `bbt.scoring.calibration`."""
     observers: tuple[str, ...] = ()
     """Observers of the user's own, as `module:Class`."""
     sections: dict[str, dict[str, Any]] = Field({}, exclude=True)
@@ -81,7 +84,7 @@ def read_run_config(folder: Path) -> Config:
     method = dict(tree.get("method") or {})
     if method.get("name") == "token-search" and "optimizer" in method:
         method["algorithm"] = method.pop("optimizer")
-    own = {key: value for key, value in tree.items() if key not in SECTIONS}
+    own = {"calibration": "none", **{key: value for key, value in tree.items() if key not in SECTIONS}}
     shared = {key: value for key, value in tree.items() if key in SECTIONS}
     return make_config({**own, "method": method}, shared)
 
@@ -99,8 +102,9 @@ def make_config(tree: Mapping[str, Any], shared: Mapping[str, Any] | None = None
     if wrong:
         raise ConfigError("; ".join(f"config: {unknown('key', str(key), valid)}" for key in wrong))
     below = merged(preset(str(tree.get("preset", "default"))), shared or {})
+    own = {**{key: value for key, value in below.items() if key not in SECTIONS}, **own}
     sections = {key: _section(key, tree[key]) for key in SECTIONS if key in tree}
-    defaults = {key: _section(key, value) for key, value in below.items()}
+    defaults = {key: _section(key, value) for key, value in below.items() if key in SECTIONS}
     return validated(Config, {**own, "sections": sections, "defaults": defaults})
 
 

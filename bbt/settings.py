@@ -5,7 +5,7 @@ that has none is the same error as a misspelt key. The defaults are those of `pr
 generalise best with 16 rows a class (examples/RESULTS.md).
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -185,6 +185,9 @@ class OptimizerConfig(PopulationConfig):
         return bounds
 
 
+CalibrationKind: TypeAlias = Literal["none", "fitted", "batch", "content-free"]
+"""How class biases are found: `bbt.scoring.calibration.class_biases`."""
+
 LOSSES = ("cross_entropy", "hinge", "negative_metric")
 """Names of the losses (`bbt.scoring.losses`)."""
 
@@ -229,5 +232,6 @@ class SelectionConfig(CriterionConfig):
     n_best: int = Field(1, ge=0)
     """So many candidates of lowest training loss since the last check are judged beside the distribution's mean."""
     baselines: bool = True
-    """The untuned prompt is judged too, and the manual prompt stays unless the best of all beats its metric by more
-    than a standard error."""
+    """The untuned prompt is judged too, and the manual prompt stays unless the best of all clearly beats it."""
+    margin: float = Field(1.0, ge=0)
+    """Standard errors of the difference on dev by which it must be beaten."""

@@ -7,12 +7,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from tiny_models import MAX_LENGTH
-from toy import ToyBackend
+from toy import ToyBackend, shared_config
 
 from bbt.api import run, tune
 from bbt.baselines.adapter import Adapter
 from bbt.build import make_experiment
-from bbt.config import make_config
 from bbt.errors import BackendError, RunError
 from bbt.methods import load_method
 from bbt.predictor import Predictor
@@ -38,7 +37,7 @@ def setting(tiny_folder):
 
     def make(name, method, precision="fp32", template=TEMPLATE, init="vocabulary", **settings):
         task = {"name": "sst2", "template": template, "label_words": WORDS}
-        return make_config(
+        return shared_config(
             {
                 "task": {**task, "label_names": ["negative", "positive"]},
                 "data": {"k": 4},
@@ -100,7 +99,7 @@ def test_what_is_loaded_scores_as_what_was_trained(method, setting, tmp_path, la
 @pytest.mark.parametrize("method", GRADIENT_METHODS)
 def test_a_forward_only_backend_is_refused(method):
     with pytest.raises(BackendError, match=f"^{method} needs gradients, which ToyBackend does not offer; .*black-box"):
-        tune(make_config({"method": {"name": method}}), ToyBackend())
+        tune(shared_config({"method": {"name": method}}), ToyBackend())
 
 
 def test_architectures_that_peft_cannot_do_are_refused(setting):

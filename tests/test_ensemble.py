@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from toy import shared_config
 
 from bbt.api import run
-from bbt.config import make_config
 from bbt.errors import ConfigError
 from bbt.methods.ensemble import averaged
 from bbt.predictor import Predictor
@@ -18,7 +18,7 @@ TEXTS = ["a joy from start to end", "dull and slow", "the plot"]
 @pytest.fixture
 def settings(tiny_folder):
     def make(method, **sections):
-        return make_config(
+        return shared_config(
             {
                 "data": {"k": 4},
                 "model": {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}},

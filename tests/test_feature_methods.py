@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from toy import ToyBackend
+from toy import ToyBackend, shared_config
 
 from bbt.api import run, tune
 from bbt.backend import Features
 from bbt.baselines.feature_bilstm import BiLSTM
-from bbt.config import make_config
 from bbt.errors import BackendError, RunError
 from bbt.methods.feature_mlp import FeatureMLP, logits, perceptron, pooled
 from bbt.predictor import Predictor
@@ -42,7 +41,7 @@ def test_the_lstm_reads_every_row_by_itself():
 
 
 def settings(model, method, task="sst2", **own):
-    return make_config(
+    return shared_config(
         {
             "task": {"name": task},
             "data": {"k": 8},

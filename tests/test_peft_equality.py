@@ -7,11 +7,11 @@ import pytest
 import torch
 from reference import Reference
 from tiny_models import CAUSAL
+from toy import shared_config
 
 from bbt.api import run
 from bbt.baselines.peft_training import peft_imported
 from bbt.build import make_experiment
-from bbt.config import make_config
 from bbt.predictor import Predictor
 from bbt.scoring.judge import Verdict
 from bbt.scoring.ledger import Ledger
@@ -38,7 +38,7 @@ def trained(tiny_folder, tmp_path, monkeypatch):
             "prompt": {"n_prompt_tokens": 4, "n_screened": 1},
             "evaluation": {"rows": 10, "references": False},
         }
-        return run(make_config(config), tmp_path / "runs")
+        return run(shared_config(config), tmp_path / "runs")
 
     return make
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from toy import shared_config
 
 from bbt.api import run
 from bbt.build import make_experiment
-from bbt.config import make_config
 from bbt.errors import ConfigError
 from bbt.runs.log import EventLog
 
@@ -23,7 +23,7 @@ def _rows(tmp_path, monkeypatch):
 
 
 def settings(model, by, templates=TEMPLATES):
-    return make_config(
+    return shared_config(
         {
             "data": {"k": 2, "source": "files", "train": "rows.csv", "test": "rows.csv"},
             "method": {"name": "prompt-selection", "by": by, "templates": templates},

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import HIDDEN, ToyBackend
+from toy import HIDDEN, ToyBackend, shared_config
 
 from bbt.api import run, tune
 from bbt.baselines.attempt import Mixture
 from bbt.build import make_experiment
-from bbt.config import make_config
 from bbt.errors import BackendError, PromptError
 from bbt.methods import load_method
 from bbt.methods.prompt_mixture import MixtureSearch
@@ -38,7 +37,7 @@ def sources(tmp_path):
 
 
 def settings(method, **sections):
-    return make_config(
+    return shared_config(
         {
             "method": method,
             "data": {"k": 4},

@@ -54,7 +54,8 @@ class FeatureBiLSTM(SelectingMethod):
             optimizer = torch.optim.Adam(network.parameters(), self.learning_rate)
             for epoch in range(1, self.epochs + 1):
                 loss = self._epoch(network, optimizer, train, e.train.labels)
-                verdict = e.judge_scores(network.scores(dev), f"epoch {epoch}")
+                classifier = FeatureBiLSTMClassifier(e.backend, e.task, network)
+                verdict = e.judge(classifier, f"epoch {epoch}", network.scores(dev), network.scores(train))
                 if best is None or verdict.better_than(best[1], self.selection.by):
                     best = f"epoch {epoch}", verdict, deepcopy(network)
                 e.observer.progressed(Progress(epoch, loss, best[1].metric))

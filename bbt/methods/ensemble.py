@@ -75,18 +75,16 @@ class Ensemble(Method):
         Raises:
             ConfigError: a member with other labels.
         """
-        e, members, scores = experiment, [], []
+        e, members = experiment, list[Member]()
         n_members = len(self.members) or self.n_members
         e.observer.started(n_members, "member")
         for i in range(n_members):
             member = _loaded(Path(self.members[i]), e) if self.members else self._trained(e, i)
             members.append(member)
-            scores.append(member.classifier.scores(e.split.dev, e.ledger))
-            e.ledger.dev_queries += 1
-            verdict = e.judge_scores(scores[i], f"member {i + 1}")
+            verdict = e.judge(member.classifier, f"member {i + 1}")
             e.observer.progressed(Progress(i + 1, verdict.loss, verdict.metric))
-        verdict = e.judge_scores(averaged(scores), "ensemble")
         classifier = EnsembleClassifier(e.backend, tuple(members))
+        verdict = e.judge(classifier, "ensemble")
         n_parameters = sum(member.n_parameters for member in members)
         return Trained(classifier, "ensemble", verdict, e.ledger.train_queries, n_parameters, {"manual": e.manual})
 

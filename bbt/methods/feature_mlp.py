@@ -52,9 +52,9 @@ class FeatureMLP(SelectingMethod):
         e.observer.started(len(self.l2), "fit")
         for i, l2 in enumerate(self.l2):
             arrays = perceptron(self._fitted(train, e.train.labels, l2, e.seed))
-            verdict = e.judge_scores(logits(arrays, dev), f"l2 {l2:g}")
+            classifier = FeatureMLPClassifier(e.backend, e.task, self.pooling, arrays)
+            verdict = e.judge(classifier, f"l2 {l2:g}", logits(arrays, dev), logits(arrays, train))
             if best is None or verdict.better_than(best.verdict, self.selection.by):
-                classifier = FeatureMLPClassifier(e.backend, e.task, self.pooling, arrays)
                 n_parameters = sum(array.size for array in arrays.values())
                 best = Trained(classifier, f"l2 {l2:g}", verdict, 1, n_parameters, {"manual": e.manual})
             e.observer.progressed(Progress(i + 1, verdict.loss, best.verdict.metric))

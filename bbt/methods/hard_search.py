@@ -42,11 +42,12 @@ class HardSearch(PromptSearch):
         return replace(trained, prompt_text=trained.classifier.prompt.text)
 
     def _objective(self) -> RememberingObjective:
-        return RememberingObjective(self.train, self._loss(), self.experiment.ledger)
+        e = self.experiment
+        return RememberingObjective(self.train, self._loss(), e.ledger, e.calibration, self.content_free)
 
     def _judge(self) -> RememberingJudge:
         e = self.experiment
-        return RememberingJudge(self.dev, e.task, e.ledger)
+        return RememberingJudge(self.dev, e.task, e.ledger, e.calibration, self.train, self.content_free)
 
     def _references(self) -> dict[str, Classifier]:
         return {"manual": self._hard(self.space.no_prompt[0]), "untuned": self._hard(self.space.p0[0])}

@@ -48,7 +48,7 @@ class InContext(SelectingMethod):
         for i in range(self.n_orders):
             order = alternating(e.split.train, e.seed * self.n_orders + i)[: self.n_demonstrations]
             classifier = demonstrated(e.backend, e.task, order)
-            verdict = e.judge(classifier, f"order {i + 1}")
+            verdict = e.judge(classifier, f"order {i + 1}", held_in=False)
             if best is None or verdict.better_than(best[1].verdict, self.selection.by):
                 best = classifier, Trained(classifier, f"order {i + 1}", verdict, 0, 0, {"manual": e.manual})
             e.observer.progressed(Progress(i + 1, verdict.loss, best[1].verdict.metric))

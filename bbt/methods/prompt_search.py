@@ -85,12 +85,13 @@ class PromptSearch(ABC):
     def __post_init__(self) -> None:
         e = self.experiment
         self._check_budget()
-        self.train, self.dev = e.train, e.dev
+        self.train, self.dev, self.content_free = e.train, e.dev, e.content_free
         self.objective = self._objective()
         self.spending = self._spending()
         self._p0 = self._initial()
         if self._anchor is not None:
             self.train, self.dev = e.train.anchored(self._p0), e.dev.anchored(self._p0)
+            self.content_free = e.content_free and e.content_free.anchored(self._p0)
             self.objective = self._objective()
         self.space = self._space()
         self._warn_of_cut_rows()
@@ -100,8 +101,15 @@ class PromptSearch(ABC):
         """Spend the budget."""
         self.experiment.observer.started(max(self.tuner.schedule.budgets), "query")
         best = self.tuner.run()
-        d = self.space.intrinsic_dim
-        return Trained(self._classifier(best), best.who, best.verdict, best.train_queries, d, self._references())
+        return Trained(
+            self._classifier(best),
+            best.who,
+            best.verdict,
+            best.train_queries,
+            self.space.intrinsic_dim,
+            self._references(),
+            biases={one.who: one.verdict.biases for one in self.tuner.baselines},
+        )
 
     @abstractmethod
     def _initial(self) -> Prompts:
@@ -135,7 +143,8 @@ class PromptSearch(ABC):
         return 0
 
     def _objective(self) -> Objective:
-        return Objective(self.train, self._loss(), self.experiment.ledger)
+        e = self.experiment
+        return Objective(self.train, self._loss(), e.ledger, e.calibration, self.content_free)
 
     def _loss(self) -> Callable[[Scores, Labels], Losses]:
         """The loss that the settings name, or the task's own."""
@@ -143,7 +152,8 @@ class PromptSearch(ABC):
         return load_loss(objective.loss or task.loss, objective.margin, task.metric)
 
     def _judge(self) -> Judge:
-        return Judge(self.dev, self.experiment.task, self.experiment.ledger)
+        e = self.experiment
+        return Judge(self.dev, e.task, e.ledger, e.calibration, self.train, self.content_free)
 
     def _tuner(self) -> Tuner:
         e = self.experiment

@@ -6,7 +6,7 @@ from pathlib import Path
 from bbt.backend import Backend
 from bbt.config import read_run_config
 from bbt.errors import PromptError, RunError
-from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
+from bbt.experiment.classifiers import Classifier, SoftPromptClassifier, calibrated_as_saved
 from bbt.methods import load_method
 from bbt.prompts.soft import SoftPrompt
 from bbt.tasks import Task
@@ -30,7 +30,7 @@ def load_classifier(path: Path, backend: Backend) -> tuple[Task, Classifier]:
     config = read_run_config(path)
     _check_model(path, backend)
     task = make_task(config.task, backend.info.kind)
-    return task, load_method(config).load(path, backend, task)
+    return task, calibrated_as_saved(load_method(config).load(path, backend, task), path)
 
 
 def _check_model(path: Path, backend: Backend) -> None:

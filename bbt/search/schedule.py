@@ -53,6 +53,8 @@ class Schedule:
     """What dev judges by: metric or loss."""
     baselines: bool = True
     """Whether the untuned prompt is judged too, and the manual one stays unless it is clearly beaten."""
+    margin: float = 1.0
+    """Standard errors by which the manual prompt must be beaten."""
 
     def drive(self, search: Searching) -> None:
         """Take the search to the end of its last budget.

@@ -1,7 +1,6 @@
 """The loop: ask, score, tell; now and then judge on dev; stop when the budget is spent."""
 
 import hashlib
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from bbt.optimizers import Optimizer
 from bbt.runs.log import EventLog, decode_losses, encode_losses
 from bbt.runs.observer import Progress
-from bbt.scoring.judge import Judge, Verdict
+from bbt.scoring.judge import Judge, Verdict, recorded_verdicts, verdict_facts
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.objective import Objective
 from bbt.scoring.spending import Spending
@@ -54,6 +53,7 @@ class Tuner:
     spending: Spending | None = None
     best: Candidate | None = field(default=None, init=False)
     manual: Candidate | None = field(default=None, init=False)
+    baselines: list[Candidate] = field(default_factory=list, init=False)
     _contenders: list[tuple[float, NDArray[np.float64]]] = field(default_factory=list, init=False)
     _checks_without_better: int = field(default=0, init=False)
     _generations_without_query: int = field(default=0, init=False)
@@ -68,7 +68,7 @@ class Tuner:
         if self.best is None:
             self.check()
         assert self.best is not None
-        return self.manual if self.manual and not self._clearly_better(self.best, self.manual) else self.best
+        return self.best if self.manual is None or self._clearly_better(self.best, self.manual) else self.manual
 
     @property
     def spent(self) -> int:
@@ -126,16 +126,14 @@ class Tuner:
 
     def _judge_baselines(self) -> None:
         """The untuned p0 and the manual prompt compete too: tuning must not make things worse."""
-        self.manual, untuned = self._judged({"manual": self.space.no_prompt, "untuned": self.space.p0})
+        self.baselines = self._judged({"manual": self.space.no_prompt, "untuned": self.space.p0})
+        self.manual, untuned = self.baselines
         self._keep_best([untuned])
 
     def _clearly_better(self, candidate: Candidate, manual: Candidate) -> bool:
-        """By more than one standard error of the dev metric, taken as a share of the dev rows: the simplest within
-        one standard error of the best (Breiman et al. 1984, section 3.4.3). With 32 rows that is 8 points at 70 %;
-        less is noise, of which a search over many prompts finds plenty."""
-        metric = manual.verdict.metric
-        error = math.sqrt(metric * (1.0 - metric) / self.judge.n_examples)
-        return candidate.verdict.metric > metric + error
+        """Less than a margin is noise, of which a search over many prompts finds plenty."""
+        s = self.schedule
+        return candidate.verdict.clearly_better_than(manual.verdict, s.by, s.margin, self.judge.n_examples)
 
     def check(self) -> None:
         """Let dev judge the distribution's mean and the best candidates since the last check."""
@@ -154,16 +152,13 @@ class Tuner:
         recorded = self.log.recall("dev", names=names)
         if recorded:
             self.ledger.restore(recorded["ledger"])
-            verdicts = [
-                Verdict(*pair) for pair in zip(recorded["metrics"], decode_losses(recorded["losses"]), strict=True)
-            ]
+            verdicts = recorded_verdicts(recorded)
             self.judge.recall(list(prompts.values()), verdicts)
         else:
             start = time.perf_counter()
             verdicts = self._verdicts(list(prompts.values()))
             self.ledger.seconds += time.perf_counter() - start
-            losses = encode_losses(np.array([verdict.loss for verdict in verdicts]))
-            self._append("dev", names=names, metrics=[v.metric for v in verdicts], losses=losses)
+            self._append("dev", names=names, **verdict_facts(verdicts))
         spent = self.ledger.train_queries
         return [Candidate(n, prompts[n][0], verdict, spent) for n, verdict in zip(names, verdicts, strict=True)]
 
