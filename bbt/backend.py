@@ -219,6 +219,15 @@ class RemoteBackend(Protocol):
 
 
 @runtime_checkable
+class DeviceBackend(Protocol):
+    """What a backend has besides whose model lies in memory of its own, beside the process's."""
+
+    def peak_memory_mb(self) -> float | None:
+        """The most MB of the device that this process has held at a time; None where the model is in the process's
+        own memory after all."""
+
+
+@runtime_checkable
 class HardBackend(Protocol):
     """What a backend that takes prompts of words has besides: every text-only endpoint, and local models too."""
 

@@ -62,6 +62,11 @@ class LocalBackend:
         """Tokens of one micro-batch, at most."""
         return self._evaluator.token_budget
 
+    def peak_memory_mb(self) -> float | None:
+        """The most MB of the GPU that this process has held at a time; None on a CPU."""
+        on_gpu = self._device.type == "cuda"
+        return torch.cuda.max_memory_allocated(self._device) / 1e6 if on_gpu else None
+
     @cached_property
     def info(self) -> ModelInfo:
         """Facts about the model."""

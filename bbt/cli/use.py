@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bbt.cli.options import AsJson, Option, backend_options
-from bbt.cli.printing import print_table
+from bbt.cli.common import AsJson, Option, backend_options, print_table
 from bbt.errors import BbtError
 
 
