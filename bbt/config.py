@@ -10,10 +10,10 @@ import typing
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from bbt.errors import ConfigError, unknown
 
@@ -37,33 +37,52 @@ class TaskConfig(Strict):
     metrics: tuple[str, ...] | None = None
 
 
-class ColumnsConfig(Strict):
-    """Names of your data's columns."""
+def _number_as_text(value: object) -> object:
+    """A number where a name may stand; a truth value (YAML's yes and no) stays one and is refused."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
-    text: str = "text"
-    text_pair: str | None = None
-    label: str = "label"
+
+Name = Annotated[str, BeforeValidator(_number_as_text)]
+
+
+class ColumnsConfig(Strict):
+    """Names of your data's columns; their numbers from the left, from 1 on, in files without a header."""
+
+    text: Name = "text"
+    text_pair: Name | None = None
+    label: Name = "label"
 
 
 class DataConfig(Strict):
-    """Where the rows come from. `seed` draws the k-shot split (none: the run's seed); `labels` are the values of
-    the label column in label order (none: 0 to K - 1). `note` says which rows these are, for the tables. With
-    `folds` the 2 k labelled rows a class are pooled and cut anew: dev is the `fold`-th of so many parts, train the
-    others."""
+    """Where the rows come from. Of `train`, `k` rows a class are drawn by `seed` (none: the run's seed), or `all` are
+    taken; dev are the next k, or all rows of the file `dev`. The same of the hub's `splits`: train and test, or train,
+    dev and test. `labels` are the values of the label column in label order (none: 0 to K - 1); without a `header` the
+    first line of a csv or tsv is a row. `note` says which rows these are, for the tables. With `folds` the labelled
+    rows are pooled and cut anew: dev is the `fold`-th of so many parts, train the others."""
 
     source: Literal["bundled", "files", "huggingface"] = "bundled"
-    k: int = Field(16, ge=1)
+    k: int | Literal["all"] = 16
     seed: int | None = Field(None, ge=0)
     train: str | None = None
+    dev: str | None = None
     test: str | None = None
     columns: ColumnsConfig | None = None
-    labels: tuple[str, ...] | None = None
+    header: bool = True
+    labels: tuple[Name, ...] | None = None
     path: str | None = None
     subset: str | None = None
-    splits: tuple[str, str] | None = None
+    splits: tuple[str, ...] | None = Field(None, min_length=2, max_length=3)
     note: str | None = None
     folds: int | None = Field(None, ge=2)
     fold: int = Field(0, ge=0)
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _some_or_all(cls, k: object) -> object:
+        """One sentence for both kinds of value."""
+        if k != "all" and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+            raise ValueError("need a whole number of at least 1, or all")
+        return k
 
 
 class ModelConfig(Strict):
@@ -205,7 +224,7 @@ class Config(Strict):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, then `key.path=value` overrides.
 
     Raises:
@@ -217,21 +236,46 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return make_config(tree)
 
 
-def read_tree(path: Path) -> dict[str, Any]:
+def read_tree(path: Path | str) -> dict[str, Any]:
     """A YAML file's keys and values.
 
     Raises:
-        ConfigError: no such file, or not YAML.
+        ConfigError: no such file, not YAML, or a key that stands twice.
     """
+    path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config file {path}.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = _read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
+    if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}.")
-    return tree
+    return tree or {}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys differ within a section, as the standard demands; PyYAML alone keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A section.
+
+        Raises:
+            MarkedYAMLError: a key stands twice.
+        """
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    where = f"lines {lines[key.value]} and {line}"
+                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice, in {where}; give it once")
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # a SafeLoader
 
 
 def make_config(tree: Mapping[str, Any]) -> Config:
@@ -279,7 +323,7 @@ def parse_override(flag: str, text: str, example: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ConfigError(f"{flag} {text!r}: expected key=value, e.g. {flag} {example}.")
     try:
-        return key, yaml.safe_load(value)
+        return key, _read_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"{flag} {text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
 
@@ -310,7 +354,10 @@ def _explain(model: type[Strict], fault: Any, section: str) -> str:
     if fault["type"] == "extra_forbidden":
         valid = [_dotted(section, *path[:-1], name) for name in _sibling_keys(model, path)]
         return "config: " + unknown("key", _dotted(section, *path), valid)
-    return f"config: {_dotted(section, *path)}: {fault['msg']}, got {fault['input']!r}"
+    said = f"config: {_dotted(section, *path)}: {fault['msg']}, got {fault['input']!r}"
+    if fault["type"] == "string_type" and isinstance(fault["input"], (bool, int, float)):
+        said += " (YAML reads yes, no, on, off, true, false and digits as values of their own: put it in quotes)"
+    return said
 
 
 def _dotted(section: str, *path: str) -> str:
