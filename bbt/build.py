@@ -58,9 +58,7 @@ def _k_shot_split(config: DataConfig, task: Task, seed: int) -> Split:
             raise ConfigError(f"{' and '.join(given)} is not read with data.source: bundled; set files or huggingface.")
         return bundled_splits(task.name, config.k, seed, task.label_names)
     train, dev, test = (_rows(config, task, part) for part in ("train", "dev", "test"))
-    if train is None or test is None:
-        raise ConfigError("data.source: files needs data.train and data.test.")
-    return draw_split(train, dev, test, config.k, seed, task.label_names)
+    return draw_split(train or [], dev, test or [], config.k, seed, task.label_names)
 
 
 def own_test(config: DataConfig, task: Task, path: Path | str | None) -> list[Example]:
@@ -73,10 +71,7 @@ def own_test(config: DataConfig, task: Task, path: Path | str | None) -> list[Ex
         return read_examples(path, columns_of(config, task), _labels(config, task), config.header)
     if config.source == "bundled":
         return bundled_test(task.name)
-    rows = _rows(config, task, "test")
-    if rows is None:
-        raise ConfigError("data.test names no file.")
-    return rows
+    return _rows(config, task, "test") or []
 
 
 def columns_of(config: DataConfig, task: Task) -> Columns:
@@ -87,9 +82,11 @@ def columns_of(config: DataConfig, task: Task) -> Columns:
 
 
 def _rows(config: DataConfig, task: Task, part: str) -> list[Example] | None:
-    """The rows of `train`, `dev` or `test`; None where the config names none."""
+    """The rows of `train`, `dev` or `test`; None where the config names no dev rows of its own."""
     columns = columns_of(config, task)
     if config.source == "files":
+        if not (config.train and config.test):
+            raise ConfigError("data.source: files needs data.train and data.test.")
         path = getattr(config, part)
         return read_examples(path, columns, _labels(config, task), config.header) if path else None
     hub = _hub(config, task)

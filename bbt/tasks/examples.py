@@ -58,7 +58,8 @@ def to_example(record: dict[str, Any], where: str, columns: Columns, labels: Seq
     """
     text = text_of(record, columns.text, where)
     pair = text_of(record, columns.text_pair, where) if columns.text_pair else ""
-    value, values = label_value(value_of(record, columns.label, where)), [label_value(label) for label in labels]
+    value = label_value(value_of(record, columns.label, where))
+    values = labels if value in labels else [label_value(label) for label in labels]
     if value not in values:
         hint = " -1 marks a row without a label: leave such rows out." if value == UNLABELLED else ""
         raise DataError(f"{where}: unknown label {value!r}. Labels are: {', '.join(values)} (data.labels).{hint}")

@@ -145,8 +145,8 @@ def _quoting(path: Path) -> int:
 
 def _lines(path: Path) -> Iterator[str]:
     """The file's lines with their ends, without the byte-order mark that spreadsheets put first."""
-    with _opened(path) as handle:
-        for number, line in enumerate(io.TextIOWrapper(handle, encoding="utf-8-sig", newline=""), start=1):
+    with _opened(path) as handle, io.TextIOWrapper(handle, encoding="utf-8-sig", newline="") as text:
+        for number, line in enumerate(text, start=1):
             if "\0" in line:
                 raise DataError(f"{path}:{number}: holds a NUL character: {_convert(path, 'UTF-16')}")
             yield line
