@@ -1,5 +1,6 @@
 """`bbt eval` and `bbt predict`: what a run has made, put to use."""
 
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -194,15 +195,11 @@ def _input_rows() -> "Iterator[Placed]":
     """Lines of standard input: plain texts, or JSON objects; blank lines are None."""
     from bbt.tasks.records import json_record
 
-    for number, raw in enumerate(sys.stdin.buffer, start=1):
-        where = f"standard input, line {number}"
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{where} is not UTF-8 text (byte 0x{raw[error.start]:02x}).") from error
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")  # a faulty byte is named with its line
+    for number, line in enumerate(sys.stdin, start=1):
+        where, line = f"standard input, line {number}", line.rstrip("\r\n").removeprefix("\ufeff")
         if not line.strip():
             yield where, None
-        elif line.lstrip().startswith("{"):
-            yield where, json_record(line, where)
         else:
-            yield where, {"text": line}
+            yield where, json_record(line, where) if line.lstrip().startswith("{") else {"text": line}

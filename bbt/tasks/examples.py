@@ -109,10 +109,11 @@ def checked_text(value: object, what: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        half = value[error.start]
+        half = ord(value[error.start])
+        if 0xDC80 <= half <= 0xDCFF:  # how Python hands on a byte of the command line or of standard input
+            raise DataError(f"{what} is not UTF-8 text (byte 0x{half - 0xDC00:02x}): convert it.") from error
         raise DataError(
-            f"{what} holds half a character (\\u{ord(half):04x}, a lone surrogate, as a cut emoji leaves): mend or "
-            "remove it."
+            f"{what} holds half a character (\\u{half:04x}, a lone surrogate, as of a cut emoji): mend or remove it."
         ) from error
     return value
 
