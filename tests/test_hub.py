@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 
 from bbt.build import make_split
@@ -16,14 +18,10 @@ def test_trec_has_no_data_set_on_the_hub():
         make_split(DataConfig(source="huggingface"), builtin_task("trec", "masked"), seed=0)
 
 
-def test_without_the_datasets_package_the_error_says_what_to_install():
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
-        with pytest.raises(DataError, match="pip install datasets"):
-            make_split(DataConfig(source="huggingface"), builtin_task("sst2", "masked"), 0)
-    else:
-        pytest.skip("datasets is installed")
+def test_without_the_datasets_package_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'bbt-prompt\[datasets\]'"):
+        make_split(DataConfig(source="huggingface"), builtin_task("sst2", "masked"), 0)
 
 
 @pytest.fixture
