@@ -9,17 +9,18 @@ from safetensors import SafetensorError
 
 from backends.gauge import open_gauge
 from bbt.backend import Backend
-from bbt.build import make_split, make_task
-from bbt.config import Config, load_config, make_config
+from bbt.build import make_experiment
+from bbt.config import Config, make_config, read_run_config
 from bbt.errors import BbtError, ConfigError, RunError
 from bbt.experiment.classifiers import Classifier
-from bbt.experiment.experiment import Experiment, limited, other_tests
+from bbt.experiment.tested import tested
 from bbt.files import write_atomically
-from bbt.methods import load_method
+from bbt.methods import label, load_method, to_yaml
 from bbt.predictor import Predictor, open_backend
 from bbt.runs.estimate import Estimate, estimated, speed_of_last
 from bbt.runs.folder import RunFolder, read_result, write_result
-from bbt.runs.observer import Observer
+from bbt.runs.observer import Observer, watching
+from bbt.tasks.configured import limited, make_split, make_task, other_tests
 
 RUNS = Path("runs")
 
@@ -37,7 +38,7 @@ class Outcome:
         """What a `Predictor` loads, in a folder of its own."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", self.config.to_yaml())
+        write_atomically(folder / "config.yaml", to_yaml(self.config))
         _save(self.classifier, folder)
         write_result(folder, self.result)
 
@@ -47,10 +48,11 @@ def tune(
 ) -> Outcome:
     """Run in memory, without a run folder; `backend` overrides the config's model."""
     config = config if isinstance(config, Config) else make_config(config)
-    method = load_method(config.method)
-    experiment = Experiment(config, backend or open_backend(config.model), observer=observer)
-    trained = method.train(experiment)
-    return Outcome(config, experiment.result(trained), trained.classifier)
+    method = load_method(config)
+    observer = watching(config.observers, observer)
+    experiment = make_experiment(config, backend or open_backend(config.model), observer=observer)
+    done = tested(experiment, method.train(experiment))
+    return Outcome(config, done.result, done.classifier)
 
 
 def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> Outcome:
@@ -58,10 +60,10 @@ def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> 
 
     A config that cannot be run (a BbtError before the first generation) leaves no folder behind.
     """
-    load_method(config.method)
+    text = to_yaml(config)
     backend = open_backend(config.model)
-    name = config.name or f"{config.task.name}-{config.label}-seed{config.seed}"
-    with RunFolder.create(runs, name, config.to_yaml()) as folder:
+    name = config.name or f"{config.task.name.replace(':', '-')}-{label(config)}-seed{config.seed}"
+    with RunFolder.create(runs, name, text) as folder:
         try:
             return _in_folder(config, backend, folder, observer)
         except BbtError:
@@ -81,10 +83,10 @@ def resume(
         RunError: not a run, in use, or a budget or ceiling that is no extension.
     """
     with RunFolder(path) as folder:
-        config = load_config(path / "config.yaml")
-        method = load_method(config.method)
+        config = read_run_config(path)
+        method = load_method(config)
         if method.replays:
-            _extend(folder, "queries", config.budget.queries, queries)
+            _extend(folder, "queries", method.tree()[1]["budget"]["queries"], queries)
             _extend(folder, "ceiling", config.price.ceiling, ceiling)
         elif queries is not None or ceiling is not None:
             raise RunError(f"{path}: {config.method.name} has no budget to extend.")
@@ -99,30 +101,29 @@ def estimate(config: Config, runs: Path = RUNS) -> Estimate:
     Raises:
         ConfigError: a method whose queries cannot be known beforehand.
     """
-    plan = load_method(config.method).plan(config)
+    plan = load_method(config).plan(config.evaluation.references)
     if plan is None:
         raise ConfigError(f"the queries of method {config.method.name} are not known beforehand: no estimate.")
-    gauge = open_gauge(config)
+    gauge = open_gauge(config.model, plan)
     task = make_task(config.task, gauge.kind)
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
-    others = [rows for _, rows in other_tests(config, task, gauge.kind)]
-    return estimated(config, plan, task, split, others, gauge, speed_of_last(runs, config))
+    others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind)]
+    return estimated(config.price, plan, task, split, others, gauge, speed_of_last(runs, config.model))
 
 
 def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:
     """Train, test, save."""
-    observer = observer or Observer()
+    observer = watching(config.observers, observer)
     observer.opened(folder.path)
-    method = load_method(config.method)
-    experiment = Experiment(config, backend, folder.log, observer)
+    method = load_method(config)
+    experiment = make_experiment(config, backend, folder.log, observer)
     if not method.replays:
         folder.log.forget()
-    trained = method.train(experiment)
-    result = experiment.result(trained)
-    _save(trained.classifier, folder.path)
-    folder.write_result(result)
-    return Outcome(config, result, trained.classifier, folder.path)
+    done = tested(experiment, method.train(experiment))
+    _save(done.classifier, folder.path)
+    folder.write_result(done.result)
+    return Outcome(config, done.result, done.classifier, folder.path)
 
 
 def _save(classifier: Classifier, folder: Path) -> None:

@@ -1,172 +1,47 @@
-"""The problem that a config poses: its task, worded for the model at hand, and its rows."""
+"""From a config to the parts of an experiment."""
 
 from dataclasses import replace
-from pathlib import Path
 
-from bbt.config import DataConfig, TaskConfig
-from bbt.errors import ConfigError, unknown
-from bbt.tasks import TASKS, Columns, Example, Split, Task, Template
-from bbt.tasks.builtin import HubSource, builtin_task, task_spec
-from bbt.tasks.data import bundled_splits, bundled_test, draw_split
-from bbt.tasks.examples import label_value, read_examples
-from bbt.tasks.hub import hub_examples
+from bbt.backend import Backend
+from bbt.config import Config
+from bbt.errors import ConfigError
+from bbt.experiment.experiment import Experiment
+from bbt.methods import load_method
+from bbt.runs.log import EventLog
+from bbt.runs.observer import Observer
+from bbt.tasks.configured import limited, make_split, make_task, other_tests
 
 
-def make_task(config: TaskConfig, kind: str) -> Task:
-    """The task worded for a `masked` or `causal` LM, with the config's own words over the built-in ones.
+def make_experiment(
+    config: Config, backend: Backend, log: EventLog | None = None, observer: Observer | None = None
+) -> Experiment:
+    """The config's experiment on a backend.
 
     Raises:
-        ConfigError: neither built in nor fully described.
+        ConfigError, DataError: a task or rows that cannot be used, or a ceiling for a method that searches nothing.
     """
-    if config.name in TASKS:
-        base = builtin_task(config.name, kind)
-    elif config.template and config.label_words:
-        base = Task(
-            config.name,
-            Template(config.template),
-            config.label_names or config.label_words,
-            config.label_words,
-        )
-    else:
-        raise ConfigError(
-            unknown("task", config.name, TASKS) + " For your own give task.template and task.label_words."
-        )
-    return Task(
-        base.name,
-        Template(config.template) if config.template else base.template,
-        config.label_names or base.label_names,
-        config.label_words or base.label_words,
-        config.metrics or base.metrics,
+    method, model = load_method(config), config.model
+    if config.price.ceiling is not None and not method.replays:
+        raise ConfigError(f"price.ceiling: {config.method.name} has no search that could stop there.")
+    kind = backend.info.kind
+    task = make_task(config.task, kind)
+    split = make_split(config.data, task, config.seed)
+    return Experiment(
+        task,
+        replace(split, test=limited(split.test, config.evaluation.rows)),
+        backend,
+        config.seed,
+        log or EventLog(),
+        observer or Observer(),
+        other_tests(config.evaluation, task, kind),
+        config.evaluation.references,
+        config.price,
+        config.calibration,
+        {
+            "method": config.method.name,
+            "label": method.label(config.method.name),
+            "backend": model.backend,
+            "options": model.options,
+            "test_note": config.data.note,
+        },
     )
-
-
-def make_split(config: DataConfig, task: Task, seed: int) -> Split:
-    """The k-shot split and the test rows; of folds, the config's one.
-
-    Raises:
-        DataError: rows that do not fit; ConfigError: files or a data set that are not named.
-    """
-    split = _k_shot_split(config, task, seed)
-    return split if config.folds is None else _fold(split, config.folds, config.fold, len(task.label_names))
-
-
-def _k_shot_split(config: DataConfig, task: Task, seed: int) -> Split:
-    seed = seed if config.seed is None else config.seed
-    if config.source == "bundled":
-        given = [f"data.{key}" for key in ("train", "dev", "test", "path") if getattr(config, key)]
-        if given:
-            raise ConfigError(f"{' and '.join(given)} is not read with data.source: bundled; set files or huggingface.")
-        return bundled_splits(task.name, config.k, seed, task.label_names)
-    train, dev, test = (_rows(config, task, part) for part in ("train", "dev", "test"))
-    return draw_split(train or [], dev, test or [], config.k, seed, task.label_names)
-
-
-def own_test(config: DataConfig, task: Task, path: Path | str | None) -> list[Example]:
-    """The test rows that a config's data name, or those of another file of the same make.
-
-    Raises:
-        DataError: rows that do not fit; ConfigError: a file or data set that is not named.
-    """
-    if path is not None:
-        return read_examples(path, columns_of(config, task), _labels(config, task), config.header)
-    if config.source == "bundled":
-        return bundled_test(task.name)
-    return _rows(config, task, "test") or []
-
-
-def columns_of(config: DataConfig, task: Task) -> Columns:
-    """The columns that the user names, or those of the task's own data set on the hub, and our names for the others."""
-    named = config.columns.model_dump(exclude_none=True) if config.columns else {}
-    hub = _hub(config, task)
-    return hub.columns if hub and not named else _columns(task, named)
-
-
-def _rows(config: DataConfig, task: Task, part: str) -> list[Example] | None:
-    """The rows of `train`, `dev` or `test`; None where the config names no dev rows of its own."""
-    columns = columns_of(config, task)
-    if config.source == "files":
-        if not (config.train and config.test):
-            raise ConfigError("data.source: files needs data.train and data.test.")
-        path = getattr(config, part)
-        return read_examples(path, columns, _labels(config, task), config.header) if path else None
-    hub = _hub(config, task)
-    if not (config.path or hub):
-        raise ConfigError(f"{task.name} has no data set on the hub that is known here: give data.path, or files.")
-    path, subset = (hub.path, hub.subset) if hub else (str(config.path), config.subset)
-    splits = config.splits or (hub.splits if hub else ("train", "test"))
-    named = dict(zip(("train", "test") if len(splits) == 2 else ("train", "dev", "test"), splits, strict=True))
-    if part not in named:
-        return None
-    labels = _labels(config, task) if config.labels else None
-    return hub_examples(path, subset, named[part], columns, task.label_names, labels, hub.labels if hub else None)
-
-
-def _hub(config: DataConfig, task: Task) -> HubSource | None:
-    """Where a built-in task's own data set stands on the hub, if that is where the rows come from."""
-    return task_spec(task.name).hub if config.source == "huggingface" and not config.path else None
-
-
-def _labels(config: DataConfig, task: Task) -> tuple[str, ...]:
-    """The label column's values in label order: as the user says, or 0 to K - 1."""
-    labels = config.labels or _label_values(task)
-    if len(labels) != len(task.label_names):
-        raise ConfigError(
-            f"data.labels has {len(labels)} values {list(labels)} for {len(task.label_names)} labels "
-            f"{list(task.label_names)}; give one value a label, in order."
-        )
-    if len(set(map(label_value, labels))) != len(labels):
-        raise ConfigError(f"data.labels repeats a value: {list(labels)}.")
-    return labels
-
-
-def _fold(split: Split, folds: int, fold: int, n_labels: int) -> Split:
-    """Train and dev rows pooled; of each class every `folds`-th row from `fold` on is dev, the others train.
-
-    Raises:
-        ConfigError: no such fold, or a class without a row in each.
-    """
-    pool = [*split.train, *split.dev]
-    of_class = [[example for example in pool if example.label == label] for label in range(n_labels)]
-    if fold >= folds or folds > min(map(len, of_class)):
-        raise ConfigError(
-            f"data.fold is {fold} of data.folds {folds}: folds count from 0, and each class has "
-            f"{min(map(len, of_class))} rows to share out."
-        )
-    dev = [example for rows in of_class for example in rows[fold::folds]]
-    train = [example for rows in of_class for i, example in enumerate(rows) if i % folds != fold]
-    return Split(train, dev, split.test)
-
-
-def other_test(name: str, path: Path | None, task: Task, kind: str) -> tuple[Task, list[Example]]:
-    """Another built-in task's test rows, to be put to a classifier of this task: its own template and label words,
-    the other's metrics.
-
-    Raises:
-        ConfigError: the other task has other labels.
-    """
-    other = builtin_task(name, kind)
-    if len(other.label_names) != len(task.label_names):
-        raise ConfigError(
-            f"{task.name} cannot be tested on {name}: its labels are {', '.join(task.label_names)}, there they are "
-            f"{', '.join(other.label_names)}."
-        )
-    asked = Task(name, task.template, task.label_names, task.label_words, other.metrics)
-    return asked, test_examples(other, path)
-
-
-def test_examples(task: Task, path: Path | str | None) -> list[Example]:
-    """A built-in task's test rows: bundled, or a file of the user's with its columns named text and label."""
-    if path is None:
-        return bundled_test(task.name)
-    return read_examples(path, _columns(task, {}), _label_values(task))
-
-
-def _columns(task: Task, named: dict[str, str]) -> Columns:
-    """The columns that the user names, and our names for the others."""
-    defaults = Columns(text_pair="text_pair" if task.template.takes_pair else None)
-    return replace(defaults, **named)
-
-
-def _label_values(task: Task) -> tuple[str, ...]:
-    """What the label column holds unless the user says otherwise: 0 to K - 1."""
-    return tuple(str(i) for i in range(len(task.label_names)))

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from backends import load_backend
 from bbt.backend import Backend
-from bbt.config import Config, ModelConfig, load_config
+from bbt.config import Config, read_run_config
 from bbt.errors import BackendError, ConfigError, DataError
 from bbt.methods.saved import is_soft_prompt, load_classifier
-from bbt.prompts import SoftPrompt
+from bbt.prompts.soft import SoftPrompt
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import log_softmax, predicted
+from bbt.settings import ModelConfig
 from bbt.tasks import Example, Task
 from bbt.tasks.examples import checked_text
 from bbt.tasks.task import labels_of
@@ -68,15 +69,14 @@ class Predictor:
 
     def __init__(self, path: Path | str, options: Mapping[str, Any] | None = None) -> None:
         path = Path(path)
-        recorded = path / "config.yaml"
-        self.config: Config | None = load_config(recorded) if recorded.is_file() else None
+        self.config: Config | None = read_run_config(path) if (path / "config.yaml").is_file() else None
         if is_soft_prompt(path):
             prompt = SoftPrompt.load(path)
             origin = prompt.provenance
             merged = {**origin.get("options", {}), **(options or {})}
             self.backend = _opened(origin.get("backend", "local"), prompt.model, merged)
         else:
-            model = load_config(recorded).model
+            model = read_run_config(path).model
             self.backend = _opened(model.backend, model.name, {**model.options, **(options or {})})
         self.task, self.classifier = load_classifier(path, self.backend)
 

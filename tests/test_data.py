@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bbt.build import make_split
-from bbt.config import DataConfig, make_config
+from bbt.config import make_config
 from bbt.errors import ConfigError, DataError
+from bbt.settings import DataConfig
 from bbt.tasks import TASKS, Columns, Example, Task, Template
 from bbt.tasks.builtin import builtin_task
+from bbt.tasks.configured import make_split
 from bbt.tasks.data import bundled_splits, bundled_tasks, bundled_test, draw_split, k_shot
 from bbt.tasks.examples import read_examples
 

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from toy import ToyBackend
+from toy import ToyBackend, shared_config
 
 from bbt.api import run, tune
 from bbt.backend import Features
 from bbt.baselines.feature_bilstm import BiLSTM
-from bbt.config import make_config
 from bbt.errors import BackendError, RunError
 from bbt.methods.feature_mlp import FeatureMLP, logits, perceptron, pooled
 from bbt.predictor import Predictor
@@ -42,7 +41,7 @@ def test_the_lstm_reads_every_row_by_itself():
 
 
 def settings(model, method, task="sst2", **own):
-    return make_config(
+    return shared_config(
         {
             "task": {"name": task},
             "data": {"k": 8},
@@ -83,8 +82,8 @@ def test_many_rows_are_scored_in_batches(method, tiny_folder, monkeypatch):
 def test_what_is_missing_is_said(method, tmp_path):
     with pytest.raises(BackendError, match="needs hidden states"):
         tune({"method": {"name": method}}, ToyBackend())
-    from bbt.config import MethodConfig
-    from bbt.methods import load_method
+    from bbt.methods import make_method
+    from bbt.settings import MethodConfig
 
     with pytest.raises(RunError, match="has its run finished"):
-        load_method(MethodConfig(name=method)).load(tmp_path, ToyBackend(), None)
+        make_method(MethodConfig(name=method), {}, {}).load(tmp_path, ToyBackend(), None)

@@ -4,11 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from toy import ToyBackend, toy_scorer
+from toy import ToyBackend, shared_config, toy_scorer
 
 from bbt.api import resume, run, tune
 from bbt.backend import HardBackend, require
-from bbt.config import make_config
 from bbt.errors import BackendError, ConfigError, PromptError
 from bbt.optimizers import Settings
 from bbt.optimizers.nevergrad import NevergradChoices
@@ -35,7 +34,7 @@ def config(folder, method, **sections):
         "budget": {"queries": 24, "dev_every": 8},
         "evaluation": {"rows": 10},
     }
-    return make_config({**tree, **sections})
+    return shared_config({**tree, **sections})
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama"])

@@ -2,11 +2,11 @@ import sys
 
 import pytest
 
-from bbt.build import make_split
-from bbt.config import DataConfig
 from bbt.errors import ConfigError, DataError
+from bbt.settings import DataConfig
 from bbt.tasks import TASKS, Columns, Example, Task, Template
 from bbt.tasks.builtin import builtin_task
+from bbt.tasks.configured import make_split
 from bbt.tasks.data import k_shot
 from bbt.tasks.hub import hub_examples, in_label_order
 

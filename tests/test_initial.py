@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from toy import HIDDEN, TASK, ToyBackend
 
-from bbt.config import PromptConfig
 from bbt.errors import ConfigError, PromptError
 from bbt.prompts.soft import SoftPrompt
+from bbt.settings import PromptConfig
 from bbt.spaces.initial import initial_prompts
 
 

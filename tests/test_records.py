@@ -10,6 +10,7 @@ from bbt.api import resume, run
 from bbt.config import make_config
 from bbt.errors import BbtError, ConfigError, RunError
 from bbt.files import write_atomically
+from bbt.methods import resolved_tree
 from bbt.runs.environment import environment
 from bbt.runs.folder import RunFolder, read_result, run_summaries
 from bbt.runs.log import EventLog, decode_losses, encode_losses
@@ -124,7 +125,7 @@ def test_a_run_folder_holds_config_events_prompt_and_result(finished):
         "prompt.safetensors",
         "result.json",
     }
-    assert make_config(yaml.safe_load((finished / "config.yaml").read_text())) == toy_config()
+    assert yaml.safe_load((finished / "config.yaml").read_text()) == resolved_tree(toy_config())
     folder = RunFolder(finished)
     result = json.loads((finished / "result.json").read_text())
     assert read_result(folder) == result

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bbt.build import make_split, make_task
 from bbt.config import load_config
+from bbt.tasks.configured import make_split, make_task
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs/shared-data").glob("*.yaml"))}

@@ -68,7 +68,7 @@ def _plain_loop(work: Generations, against: Against) -> PlainLoop:
     w, backend = work.workload, work.backend
     device = torch.device(backend.info.device)
     dtype = torch.float32 if against == "plain-fp32" else backend._dtype
-    model, _, _ = load(w.model, backend.info.kind, device, dtype, None)
+    model = load(w.model, backend.info.kind, device, dtype, None).model
     loop = PlainLoop(model, work.encoded.rows, work.encoded.label_ids.tolist())
     loop.scores(work.prompts(np.zeros((1, w.intrinsic_dim)), 0)[0])
     return loop

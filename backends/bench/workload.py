@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from backends.local import LocalBackend
-from bbt.build import test_examples
 from bbt.draws import stable_choice
 from bbt.errors import ConfigError
 from bbt.optimizers import Settings, make_optimizer
@@ -16,6 +15,7 @@ from bbt.scoring.losses import cross_entropy
 from bbt.spaces.soft import PromptSpace, normal_scale, random_projection
 from bbt.tasks import Example, Task
 from bbt.tasks.builtin import builtin_task
+from bbt.tasks.configured import test_examples
 from bbt.tasks.data import bundled_splits, first_k_then_k
 from bbt.tasks.task import labels_of
 from bbt.types import Latents, Losses, Prompts, Scores

@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from backends.local.deep import clipped_std
-from backends.local.encoding import RowTokenizer, TokenRow
+from backends.local.encoding import RowTokenizer, TokenRow, ordinary_ids
 from backends.local.evaluation import Evaluator
 from backends.local.features import causal_log_likelihoods, hidden_states, masked_log_likelihoods
 from backends.local.gradient import TrainableModel
-from backends.local.loading import Kind, fingerprint, load, resolve_device, resolve_precision
+from backends.local.loading import Kind, load, resolve_device, resolve_precision
 from backends.local.packed import first_position
 from backends.local.precision import disagreement
 from backends.local.rows import LocalRows
@@ -50,7 +50,7 @@ class LocalBackend:
         self._device = resolve_device(device)
         dtype = resolve_precision(precision, self._device)
         self._dtype = dtype
-        self._model, self._tokenizer, self._kind = load(model, kind, self._device, dtype, revision)
+        self._model, self._tokenizer, self._kind, self._fingerprint = load(model, kind, self._device, dtype, revision)
         self._evaluator = Evaluator(self._model, token_budget or TOKEN_BUDGETS.get(self._device.type, 16384))
         self._words = self._evaluator.forward.words
         self._row_tokenizer = RowTokenizer(self._tokenizer, self._max_length(), self._kind == "causal")
@@ -74,7 +74,7 @@ class LocalBackend:
             vocab_size=int(self._words.shape[0]),
             max_length=self._max_length(),
             embedding_std=float(np.float32(self._words.double().std().item())),
-            fingerprint=fingerprint(self._model),
+            fingerprint=self._fingerprint,
             device=str(self._device),
             precision=str(self._words.dtype).removeprefix("torch."),
         )
@@ -186,12 +186,11 @@ class LocalBackend:
 
     def ordinary_ids(self) -> list[int]:
         """Ids of all tokens that are not special."""
-        special = set(self._tokenizer.all_special_ids)
-        return [i for i in range(len(self._tokenizer)) if i not in special]
+        return ordinary_ids(self._tokenizer, len(self._words))
 
     def trainable(self) -> TrainableModel:
         """The model once more, with fp32 weights and gradients; see `GradientBackend.trainable`."""
-        model, _, _ = load(self._name, self._kind, self._device, torch.float32, self._revision)
+        model = load(self._name, self._kind, self._device, torch.float32, self._revision).model
         return TrainableModel(model, self._row_tokenizer, self.encode, self._dtype, self.token_budget)
 
     def _scores(self, prompts: DeepPrompts, encoded: LocalRows) -> Scores:

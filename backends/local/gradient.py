@@ -45,19 +45,26 @@ class TrainableModel:
         return self._encode(rows, label_words, reserved=self._n_prefix)
 
     def logits(self, encoded: "LocalRows", rows: Sequence[int], prompt: Tensor | None = None) -> Tensor:
-        """(b, K) logits of the rows named, with gradients."""
+        """(b, K) logits of the rows named, with gradients.
+
+        Rows without a soft prompt go in by their token ids, as a user's own call of the model or of PEFT has them:
+        RoBERTa counts its positions otherwise from embeddings, and then forgets a prefix.
+        """
         ids = pad_sequence([encoded.ids[row] for row in rows], batch_first=True)
         sizes = torch.tensor([len(encoded.ids[row]) for row in rows], device=ids.device)
         read = torch.tensor([encoded.rows[row].read for row in rows], device=ids.device)
-        embeddings = self.model.get_input_embeddings()(ids.clamp(min=0))
-        if prompt is not None:
-            soft = ids < 0
-            own = prompt.expand(len(rows), -1, -1)  # one for all rows, or one each
-            embeddings[soft] = own[soft.nonzero()[:, 0], prompt_id(ids[soft])]
+        tokens = ids if prompt is None else self._with_prompt(ids, prompt)
         autocast = torch.autocast(ids.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16)
         with autocast, self._trunk.scoring(encoded.label_ids):
             cache = self._cache(len(rows))
-            return self._trunk.differentiable_logits(embeddings, sizes, read, cache, self._n_prefix)
+            return self._trunk.differentiable_logits(tokens, sizes, read, cache, self._n_prefix)
+
+    def _with_prompt(self, ids: Tensor, prompt: Tensor) -> Tensor:
+        """(b, N, H) embeddings of ids (b, N) with the prompt, one (T, H) for all rows or one (b, T, H) each."""
+        embeddings: Tensor = self.model.get_input_embeddings()(ids.clamp(min=0))
+        soft, own = ids < 0, prompt.expand(len(ids), -1, -1)
+        embeddings[soft] = own[soft.nonzero()[:, 0], prompt_id(ids[soft])]
+        return embeddings
 
     @torch.no_grad()
     def scores(self, encoded: "LocalRows") -> RowScores:

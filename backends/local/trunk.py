@@ -39,14 +39,16 @@ class Trunk:
         return self.differentiable_logits(embeddings, lengths, read)
 
     def differentiable_logits(
-        self, embeddings: Tensor, lengths: Tensor, read: Tensor, past: Any = None, past_length: int = 0
+        self, tokens: Tensor, lengths: Tensor, read: Tensor, past: Any = None, past_length: int = 0
     ) -> Tensor:
-        """Logits (S, K) of the label words at `read` (S,) for S sequences of `embeddings` (S, N, H), of which
-        the first `lengths` (S,) positions count; `past` holds keys and values of what stands left of them."""
+        """Logits (S, K) of the label words at `read` (S,) for S sequences of token ids (S, N) or embeddings
+        (S, N, H), of which the first `lengths` (S,) positions count; `past` holds keys and values of what stands
+        left of them."""
         self._read = read
         try:
-            mask = _padding_mask(lengths, embeddings.shape[1], past_length)
-            output = self._model(inputs_embeds=embeddings, attention_mask=mask, past_key_values=past)
+            mask = _padding_mask(lengths, tokens.shape[1], past_length)
+            inputs = {"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
+            output = self._model(**inputs, attention_mask=mask, past_key_values=past)
         finally:
             self._read = None
         return cast(Tensor, output.logits[:, 0])

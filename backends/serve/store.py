@@ -61,7 +61,7 @@ class Rows:
 
 
 class Holdings:
-    """The shelves of one account, and the tokens whose word embeddings it was told."""
+    """The shelves of one account, and the ids of tokens whose word embeddings it was told."""
 
     def __init__(self, limits: Limits) -> None:
         self.rows: Shelf[Rows] = Shelf(limits.kept)

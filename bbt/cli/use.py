@@ -75,9 +75,8 @@ def _rows(
     predictor: "Predictor", prompt: Path, name: str | None, data: Path | None
 ) -> "tuple[Task, Sequence[Example]]":
     """The task that is asked, and its test rows."""
-    from bbt.build import make_task, own_test, test_examples
-    from bbt.experiment.experiment import limited
     from bbt.tasks.builtin import builtin_task
+    from bbt.tasks.configured import limited, make_task, own_test, test_examples
 
     if name is not None:
         task = builtin_task(name, predictor.backend.info.kind)
@@ -162,8 +161,8 @@ def _answer_all(predictor: "Predictor", stream: "Iterator[Placed]") -> None:
 
 def _text_columns(predictor: "Predictor") -> "Columns":
     """The columns that the run read its texts from."""
-    from bbt.build import columns_of, make_task
     from bbt.tasks import Columns
+    from bbt.tasks.configured import columns_of, make_task
 
     if predictor.config is None:
         return Columns(text_pair="text_pair" if predictor.task.template.takes_pair else None)

@@ -1,66 +1,84 @@
-"""What every method is given, and what it gives back: one run's task, rows, model, ledger and log; its result."""
+"""One run: its task, rows, model, log and ledger; what a method makes of them, and how that tests."""
 
 import hashlib
-import math
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from bbt.backend import Backend
-from bbt.build import make_split, make_task, other_test
-from bbt.config import Config
-from bbt.draws import stable_uniform
-from bbt.errors import BackendError
 from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
-from bbt.prompts.soft import SoftPrompt
+from bbt.prompts import SoftPrompt
 from bbt.runs.environment import environment
-from bbt.runs.log import EventLog, encode_losses
+from bbt.runs.log import EventLog
 from bbt.runs.observer import Observer
-from bbt.scoring.judge import Verdict, verdicts
+from bbt.scoring.calibration import CONTENT_FREE
+from bbt.scoring.judge import Verdict, verdict_facts, verdicts
 from bbt.scoring.ledger import Ledger
-from bbt.scoring.losses import predicted
 from bbt.scoring.scorer import Scorer
+from bbt.settings import CalibrationKind, PriceConfig
 from bbt.tasks import Example, Split, Task
-from bbt.tasks.task import labels_of
 from bbt.types import Prompts, RowScores
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A method's outcome: the classifier that dev chose, who it was and how dev judged it after so many train
-    queries, how many numbers were tuned, and what it is to be tested beside."""
+    """What a method has made of an experiment."""
 
     classifier: Classifier
+    """What dev chose."""
     who: str
+    """Which of the method's states that is."""
     verdict: Verdict
+    """How dev judged it."""
     train_queries: int
+    """Train queries spent by then."""
     n_parameters: int
+    """How many numbers were tuned."""
     references: Mapping[str, Classifier] = field(default_factory=dict)
+    """What it is to be tested beside, by name."""
     prompt_text: str | None = None
+    """The prompt in words, where it has any."""
+    biases: Mapping[str, tuple[float, ...] | None] = field(default_factory=dict)
+    """Class biases of the references, where they are known."""
 
 
+@dataclass(eq=False)
 class Experiment:
-    """One run, put together from its config and a backend; the log may hold a run to resume."""
+    """The parts of one run, which a method is given. The log may hold a run that was stopped."""
 
-    def __init__(
-        self, config: Config, backend: Backend, log: EventLog | None = None, observer: Observer | None = None
-    ) -> None:
-        self.config, self.backend = config, backend
-        self.log, self.observer = log or EventLog(), observer or Observer()
+    task: Task
+    split: Split
+    """Train and dev rows, and the test rows that `result` is to be on."""
+    backend: Backend
+    seed: int = 0
+    log: EventLog = field(default_factory=EventLog)
+    observer: Observer = field(default_factory=Observer)
+    other_tests: Sequence[tuple[Task, Sequence[Example]]] = ()
+    """Other tasks that are put to the outcome in this one's words, and their rows."""
+    references: bool = True
+    """Whether what the method started from is tested too."""
+    price: PriceConfig = field(default_factory=PriceConfig)
+    calibration: CalibrationKind = "fitted"
+    """How each prompt's class biases are found, before it is judged and when it is tested."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else is to be known of the run: saved with every prompt, told in the result, and compared on resuming."""
+
+    def __post_init__(self) -> None:
         self.ledger = Ledger()
-        self.task = make_task(config.task, backend.info.kind)
-        split, rows = make_split(config.data, self.task, config.seed), config.evaluation.rows
-        self.split = replace(split, test=limited(split.test, rows))
-        self.other_tests = other_tests(config, self.task, backend.info.kind)
-        self.train = Scorer(backend, self.task, self.split.train, self.ledger)
-        self.dev = Scorer(backend, self.task, self.split.dev, self.ledger)
+        self.train = Scorer(self.backend, self.task, self.split.train, self.ledger)
+        self.dev = Scorer(self.backend, self.task, self.split.dev, self.ledger)
+        needs_free = self.calibration == "content-free"
+        free = self.content_free_rows
+        self.content_free = Scorer(self.backend, self.task, free, self.ledger) if needs_free else None
         self._begin()
+
+    @property
+    def method(self) -> str:
+        """What the method is called, for errors."""
+        return str(self.facts.get("method", "this"))
 
     @property
     def manual(self) -> SoftPromptClassifier:
@@ -88,84 +106,48 @@ class Experiment:
         return {
             "task": task.name,
             "metric": task.metrics[0],
-            "method": self.config.method.name,
-            "seed": self.config.seed,
-            "backend": self.config.model.backend,
-            "options": self.config.model.options,
+            "seed": self.seed,
+            **{key: self.facts[key] for key in ("method", "backend", "options") if key in self.facts},
             **facts,
             **environment(),
         }
 
-    def judge(self, classifier: Classifier, who: str) -> Verdict:
-        """How it does on dev; counts one dev query and logs it."""
-        start = time.perf_counter()
-        scores = classifier.scores(self.split.dev, self.ledger)
-        self.ledger.seconds += time.perf_counter() - start
-        self.ledger.dev_queries += 1
-        return self.judge_scores(scores, who)
+    def judge(
+        self,
+        classifier: Classifier,
+        who: str,
+        dev: RowScores | None = None,
+        train: RowScores | None = None,
+        held_in: bool = True,
+    ) -> Verdict:
+        """How a classifier does on dev, with its class biases; counts one dev query and logs it.
 
-    def judge_scores(self, scores: RowScores, who: str) -> Verdict:
-        """How scores (B, K) of the dev rows do, logged; they cost nothing where the model's part is kept."""
-        (verdict,) = verdicts(self.task, self.dev.labels, scores[None])
-        losses = encode_losses(np.array([verdict.loss]))
-        facts = {"names": [who], "metrics": [verdict.metric], "losses": losses, "ledger": self.ledger.snapshot()}
-        self.log.append({"event": "dev", **facts})
+        `dev` (Bd, K) and `train` (B, K) are its scores where they are known already, so that they cost nothing. Without
+        `held_in` its train scores say nothing, since it has seen the answers, and biases are fitted on dev rows alone.
+        """
+        start = time.perf_counter()
+        if dev is None:
+            dev = classifier.scores(self.split.dev, self.ledger)
+            self.ledger.dev_queries += 1
+        if self.calibration == "fitted" and held_in and train is None:
+            train = classifier.scores(self.split.train, self.ledger)
+        before = (train[None], self.train.labels) if self.calibration == "fitted" and train is not None else None
+        (verdict,) = verdicts(
+            self.task,
+            self.dev.labels,
+            dev[None],
+            self.calibration,
+            before,
+            lambda: classifier.scores(self.content_free_rows, self.ledger)[None],
+        )
+        self.ledger.seconds += time.perf_counter() - start
+        self.log.append({"event": "dev", "names": [who], **verdict_facts([verdict]), "ledger": self.ledger.snapshot()})
         return verdict
 
-    def result(self, trained: Trained) -> dict[str, Any]:
-        """The outcome on the test set, and what it cost.
-
-        Raises:
-            BackendError: nothing that was tried had a finite loss.
-        """
-        info, config = self.backend.info, self.config
-        if not math.isfinite(trained.verdict.loss):
-            raise BackendError(
-                f"every prompt's scores were NaN or infinite in {info.precision}: is the model damaged, "
-                "or the precision too low for it? Try model.options.precision=fp32."
-            )
-        costs = self.ledger.snapshot()
-        references = trained.references if config.evaluation.references else {}
-        ledgers = {name: Ledger() for name in (*references, "tuned")}
-        classifiers = {**references, "tuned": trained.classifier}
-        test = {name: self.tested(classifiers[name], ledger) for name, ledger in ledgers.items()}
-        elsewhere = Ledger()
-        also_test = {
-            task.name: {**_metrics(trained.classifier, task, rows, elsewhere), "examples": len(rows)}
-            for task, rows in self.other_tests
-        }
-        return {
-            "task": self.task.name,
-            "model": info.name,
-            "fingerprint": info.fingerprint,
-            "method": config.method.name,
-            "label": config.label,
-            "seed": config.seed,
-            "test_examples": len(self.split.test),
-            "test_note": config.data.note,
-            "test": test,
-            "also_test": also_test,
-            "test_truncated": ledgers["tuned"].truncated,
-            "selected": {"who": trained.who, **asdict(trained.verdict), "train_queries": trained.train_queries},
-            "prompt_text": trained.prompt_text,
-            "n_parameters": trained.n_parameters,
-            "cost": costs,
-            "price": {
-                "search": self._price(self.ledger),
-                "test": sum(map(self._price, (*ledgers.values(), elsewhere))),
-            },
-            "peak_memory_mb": _peak_memory_mb(),
-            "device": info.device,
-            "precision": info.precision,
-        }
-
-    def _price(self, ledger: Ledger) -> float:
-        """Money, by the config's price."""
-        return self.config.price.of(ledger.tokens_up, ledger.tokens_down)
-
-    def tested(self, classifier: Classifier, ledger: Ledger) -> dict[str, float]:
-        """The task's metrics on the test rows; none where nothing is to be tested."""
-        return _metrics(classifier, self.task, self.split.test, ledger) if self.split.test else {}
+    @property
+    def content_free_rows(self) -> list[Example]:
+        """Rows that say nothing; their labels mean nothing."""
+        return [Example(text, 0, text) for text in CONTENT_FREE]
 
     def _begin(self) -> None:
         """The first event names model and rows, so that a changed one is noticed when the run is resumed."""
@@ -174,32 +156,6 @@ class Experiment:
             self.log.append({"event": "start", **facts, **environment(), "info": asdict(self.backend.info)})
 
 
-def other_tests(config: Config, task: Task, kind: str) -> list[tuple[Task, list[Example]]]:
-    """The `also_test` of a config: each task, asked in this one's words, and its rows."""
-    tests = [
-        other_test(name, Path(path) if path else None, task, kind) for name, path in config.evaluation.also_test.items()
-    ]
-    return [(other, limited(rows, config.evaluation.rows)) for other, rows in tests]
-
-
-def limited(examples: Sequence[Example], rows: int | None) -> list[Example]:
-    """The same draw of test rows for every run, in their order."""
-    if rows is None or rows >= len(examples):
-        return list(examples)
-    chosen = np.sort(stable_uniform(0, len(examples)).argsort(kind="stable")[:rows])
-    return [examples[i] for i in chosen]
-
-
-def _metrics(classifier: Classifier, task: Task, rows: Sequence[Example], ledger: Ledger) -> dict[str, float]:
-    return task.evaluate(labels_of(rows), predicted(classifier.scores(rows, ledger)))
-
-
 def _fingerprint(split: Split) -> str:
     rows: Sequence[Example] = [*split.train, *split.dev]
     return hashlib.sha256(repr([(e.text, e.text_pair, e.label) for e in rows]).encode()).hexdigest()[:16]
-
-
-def _peak_memory_mb() -> float:
-    """This process's peak resident memory in MB (Linux counts in KiB, macOS in bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)

@@ -10,12 +10,12 @@ from pydantic import Field
 
 from bbt.backend import LikelihoodBackend, require
 from bbt.experiment.experiment import Experiment, Trained
-from bbt.methods.base import Method
+from bbt.methods.base import SelectingMethod
 from bbt.runs.observer import Progress
 from bbt.tasks import Task, Template
 
 
-class PromptSelection(Method):
+class PromptSelection(SelectingMethod):
     """Chooses among `templates` (all with the task's label words).
 
     perplexity: the lowest mean perplexity over the training rows, prompt and text together and without a label
@@ -42,7 +42,7 @@ class PromptSelection(Method):
         for i, task in enumerate(tasks):
             classifier = e.soft_prompt(e.no_prompt, None, task)
             verdict = e.judge(classifier, task.template.source)
-            if best is None or verdict.better_than(best.verdict, e.config.selection.by):
+            if best is None or verdict.better_than(best.verdict, self.selection.by):
                 queries = e.ledger.train_queries
                 best = Trained(classifier, task.template.source, verdict, queries, 0, {"manual": e.manual})
             e.observer.progressed(Progress(i + 1, verdict.loss, best.verdict.metric))

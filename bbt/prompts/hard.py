@@ -23,6 +23,7 @@ class HardPrompt:
     label_words: tuple[str, ...]
     label_names: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+    biases: tuple[float, ...] | None = None
 
     def save(self, folder: Path | str) -> None:
         """As `prompt.json`."""
@@ -43,7 +44,8 @@ class HardPrompt:
             facts = json.loads(file.read_text(encoding="utf-8"))
             if facts.pop("format") != FORMAT:
                 raise ValueError("another format")
-            facts |= {key: tuple(facts[key]) for key in ("token_ids", "label_words", "label_names")}
+            lists = ("token_ids", "label_words", "label_names", "biases")
+            facts |= {key: tuple(facts[key]) for key in lists if facts.get(key) is not None}
             return cls(**facts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptError(f"{file} is not a hard prompt of format {FORMAT} ({error!r}).") from error

@@ -20,7 +20,7 @@ class SoftPrompt:
 
     `template` and `label_words` are those it was tuned with, `anchor` (T, H) is the prompt after whose
     LayerNorm the difference is added (released-code placement), `provenance` holds the task, score, seed,
-    queries, versions and commit.
+    queries, versions and commit, `biases` (K,) what is added to its label scores.
     """
 
     embeddings: Prompts
@@ -31,6 +31,7 @@ class SoftPrompt:
     label_names: tuple[str, ...] = ()
     anchor: Prompts | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    biases: tuple[float, ...] | None = None
 
     @property
     def batch(self) -> Prompts:
@@ -85,7 +86,7 @@ class SoftPrompt:
             raise PromptError(f"{file} is not a soft prompt of format {FORMAT}.")
         try:
             facts = json.loads(metadata["prompt"])
-            facts |= {k: tuple(facts[k]) for k in ("label_words", "label_names")}
+            facts |= {k: tuple(facts[k]) for k in ("label_words", "label_names", "biases") if facts.get(k) is not None}
             return cls(embeddings=arrays["embeddings"], anchor=arrays.get("anchor"), **facts)
         except (KeyError, TypeError, ValueError) as error:
             raise PromptError(f"{file} is damaged: its metadata do not describe a prompt ({error!r}).") from error

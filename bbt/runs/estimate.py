@@ -9,7 +9,10 @@ from typing import Protocol
 import yaml
 
 from bbt.backend import Row
-from bbt.config import Config
+from bbt.settings import (
+    ModelConfig,
+    PriceConfig,
+)
 from bbt.tasks import Example, Split, Task
 
 
@@ -23,6 +26,12 @@ class Plan:
     manual_dev: int
     test: int
     manual_test: int
+    n_prompt_tokens: int = 0
+    """T."""
+    intrinsic_dim: int | None = None
+    """d, where a backend that can hold the prompt space is sent z instead of prompts."""
+    in_words: bool = False
+    """Whether prompts are words, and travel as token ids."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +78,8 @@ class Estimate:
     counted: str
 
 
-def search_plan(config: Config, n_screened: int) -> Plan:
-    """The queries of the search loop (`bbt.search.tuner.Tuner`), which goes on until the budget is spent."""
-    spent, last_check, checks = n_screened, n_screened, 0
-    while spent < config.budget.queries:
-        spent += config.optimizer.population_size
-        if spent >= config.budget.queries or spent - last_check >= config.budget.dev_every:
-            last_check, checks = spent, checks + 1
-    judged = checks * (1 + config.selection.n_best)
-    baselines, references = int(config.selection.baselines), int(config.evaluation.references)
-    return Plan(spent, judged + baselines, baselines, 1 + references, references)
-
-
 def estimated(
-    config: Config,
+    price: PriceConfig,
     plan: Plan,
     task: Task,
     split: Split,
@@ -91,7 +88,7 @@ def estimated(
     speed: float | None,
 ) -> Estimate:
     """The plan's cost on these rows and on those of `others`; `speed` in examples a second, if it is known."""
-    n_tokens = config.prompt.n_prompt_tokens
+    n_tokens = plan.n_prompt_tokens
     parts: list[tuple[int, Sequence[Example], int]] = [
         (plan.train, split.train, n_tokens),
         (plan.dev, split.dev, n_tokens),
@@ -112,17 +109,17 @@ def estimated(
         examples,
         round(sum(n * wire.up for n, wire in wires)),
         round(sum(n * wire.down for n, wire in wires)),
-        config.price.of(up, examples),
+        price.of(up, examples),
         examples / speed if speed else None,
         gauge.counted,
     )
 
 
-def speed_of_last(runs: Path, config: Config) -> float | None:
+def speed_of_last(runs: Path, model: ModelConfig) -> float | None:
     """Examples a second of the latest finished run under `runs` on the same model, backend and options."""
     for path in sorted(runs.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True):
-        model = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))["model"]
+        its = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))["model"]
         cost = json.loads(path.read_text(encoding="utf-8"))["cost"]
-        if model == config.model.model_dump(mode="json") and cost["seconds"]:
+        if its == model.model_dump(mode="json") and cost["seconds"]:
             return float(cost["examples"] / cost["seconds"])
     return None

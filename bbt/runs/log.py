@@ -33,9 +33,7 @@ class EventLog:
         Raises:
             RunError: what was recorded is not what the run would do now.
         """
-        while self._to_recall and self._to_recall[0]["event"] in ("extend", "result"):
-            self._to_recall.popleft()
-        if not self._to_recall:
+        if self.upcoming is None:
             return None
         event = self._to_recall.popleft()
         wanted = {"event": kind, **expected}
@@ -58,9 +56,11 @@ class EventLog:
                 self._complete = None
 
     @property
-    def replaying(self) -> bool:
-        """Whether recorded events are left."""
-        return bool(self._to_recall)
+    def upcoming(self) -> str | None:
+        """The kind of the next recorded event; None when the record is used up. Extensions are skipped."""
+        while self._to_recall and self._to_recall[0]["event"] in ("extend", "result"):
+            self._to_recall.popleft()
+        return self._to_recall[0]["event"] if self._to_recall else None
 
     def append(self, event: Event) -> None:
         """Write one event and see it on disk."""

@@ -4,16 +4,16 @@ Each is invariant to one constant per example, so that logits and log-probabilit
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bbt.names import resolved
+from bbt.settings import LOSSES
+from bbt.tasks.metrics import Metric
 from bbt.types import Labels, Losses, Scores
-
-LOSSES = ("cross_entropy", "hinge", "negative_metric")
-
-Metric = Callable[[Labels, Labels], float]
 
 
 def log_softmax(scores: Scores) -> NDArray[np.float64]:
@@ -61,3 +61,19 @@ def predicted(scores: NDArray[np.float32]) -> NDArray[np.int64]:
 def finite_losses(losses: Losses) -> Losses:
     """NaN and infinities become +inf: a broken candidate is worst, never best."""
     return np.where(np.isfinite(losses), losses, np.inf)
+
+
+def load_loss(name: str, margin: float, metric: Metric) -> Callable[[Scores, Labels], Losses]:
+    """A loss by name, with the hinge's margin and the metric that a negative metric is of; or `module:function`, which
+    takes scores and labels as `cross_entropy` does.
+
+    Raises:
+        ConfigError: no such loss.
+    """
+    if name == "hinge":
+        return partial(hinge, margin=margin)
+    if name == "negative_metric":
+        return partial(negative_metric, metric=metric)
+    if name == "cross_entropy":
+        return cross_entropy
+    return cast(Callable[[Scores, Labels], Losses], resolved("loss", name, dict.fromkeys(LOSSES, "")))

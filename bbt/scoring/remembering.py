@@ -1,17 +1,14 @@
 """Objectives that score no prompt twice: a search over prompts of words comes upon the same words again and again."""
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from bbt.scoring.judge import Judge, Verdict
-from bbt.scoring.ledger import Ledger
 from bbt.scoring.objective import Objective
-from bbt.scoring.scorer import Scorer
 from bbt.spaces.soft import Space
-from bbt.tasks import Task
-from bbt.types import AnyPrompts, Labels, Latents, Losses, Scores, TokenIds
+from bbt.types import AnyPrompts, Latents, Losses, TokenIds
 
 Value = TypeVar("Value")
 
@@ -19,8 +16,8 @@ Value = TypeVar("Value")
 class RememberingObjective(Objective):
     """Training loss of hard prompts; one that was scored before is answered without a query."""
 
-    def __init__(self, scorer: Scorer, loss: Callable[[Scores, Labels], Losses], ledger: Ledger) -> None:
-        super().__init__(scorer, loss, ledger)
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
         self._known: dict[bytes, float] = {}
 
     def losses(self, prompts: AnyPrompts) -> Losses:
@@ -34,14 +31,18 @@ class RememberingObjective(Objective):
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
         """Remember what a resumed run has recorded."""
-        self._known.update(zip(_keys(space.prompts(latents)), losses.tolist(), strict=True))
+        self.remember(space.prompts(latents), losses)
+
+    def remember(self, prompts: AnyPrompts, losses: Losses) -> None:
+        """Answer these prompts with these losses from now on."""
+        self._known.update(zip(_keys(prompts), losses.tolist(), strict=True))
 
 
 class RememberingJudge(Judge):
     """Judges hard prompts; one that was judged before is answered without a query."""
 
-    def __init__(self, scorer: Scorer, task: Task, ledger: Ledger) -> None:
-        super().__init__(scorer, task, ledger)
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
         self._known: dict[bytes, Verdict] = {}
 
     def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bbt.backend import Encoded
-from bbt.config import PriceConfig
 from bbt.errors import ConfigError
 from bbt.scoring.ledger import Ledger
+from bbt.settings import PriceConfig
 
 
 @dataclass(frozen=True)

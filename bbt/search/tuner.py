@@ -1,7 +1,6 @@
 """The loop: ask, score, tell; now and then judge on dev; stop when the budget is spent."""
 
 import hashlib
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,10 +11,11 @@ from numpy.typing import NDArray
 from bbt.optimizers import Optimizer
 from bbt.runs.log import EventLog, decode_losses, encode_losses
 from bbt.runs.observer import Progress
-from bbt.scoring.judge import Judge, Verdict
+from bbt.scoring.judge import Judge, Verdict, recorded_verdicts, verdict_facts
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.objective import Objective
 from bbt.scoring.spending import Spending
+from bbt.search.schedule import Schedule
 from bbt.spaces.soft import Space
 from bbt.types import AnyPrompts, Latents, Losses
 
@@ -32,21 +32,6 @@ class Candidate:
     prompt: AnyPrompts
     verdict: Verdict
     train_queries: int
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A dev check every `dev_every` train queries and whenever one of the `budgets` is spent (each extension of
-    a run adds one; the last ends it); stop after `patience` checks without a better candidate; `n_best` training
-    candidates are judged a check, by `metric` or by `loss`; `baselines`: the untuned prompt is judged too, and the
-    manual one stays unless it is clearly beaten."""
-
-    budgets: tuple[int, ...]
-    dev_every: int = 100
-    patience: int | None = None
-    n_best: int = 1
-    by: str = "metric"
-    baselines: bool = True
 
 
 @dataclass
@@ -68,29 +53,44 @@ class Tuner:
     spending: Spending | None = None
     best: Candidate | None = field(default=None, init=False)
     manual: Candidate | None = field(default=None, init=False)
+    baselines: list[Candidate] = field(default_factory=list, init=False)
     _contenders: list[tuple[float, NDArray[np.float64]]] = field(default_factory=list, init=False)
     _checks_without_better: int = field(default=0, init=False)
     _generations_without_query: int = field(default=0, init=False)
-    _last_check: int = field(default=0, init=False)
+    last_check: int = field(default=0, init=False)
     _ceilings_reached: int = field(default=0, init=False)
 
     def run(self) -> Candidate:
         """Spend the budget; returns the best candidate by dev, or the manual prompt where that is not clearly worse."""
         if self.schedule.baselines:
             self._judge_baselines()
-        self._last_check = self.ledger.train_queries
-        while self.ledger.train_queries < max(self.schedule.budgets) and not self._done():
-            before = self.ledger.train_queries
-            self._generation()
-            spent = self.ledger.train_queries
-            self._generations_without_query = 0 if spent > before else self._generations_without_query + 1
-            a_budget_ends = any(before < budget <= spent for budget in self.schedule.budgets)
-            if a_budget_ends or spent - self._last_check >= self.schedule.dev_every:
-                self._check()
+        self.schedule.drive(self)
         if self.best is None:
-            self._check()
+            self.check()
         assert self.best is not None
-        return self.manual if self.manual and not self._clearly_better(self.best, self.manual) else self.best
+        return self.best if self.manual is None or self._clearly_better(self.best, self.manual) else self.manual
+
+    @property
+    def spent(self) -> int:
+        """Train queries so far."""
+        return self.ledger.train_queries
+
+    @property
+    def recorded(self) -> str | None:
+        """The next event of a run that is being replayed; None where its record ends."""
+        return self.log.upcoming
+
+    def done(self) -> bool:
+        """Whether the search is out of patience or money, or, over hard prompts, finds only what it has scored."""
+        patience = self.schedule.patience
+        impatient = patience is not None and self._checks_without_better >= patience
+        return impatient or self._generations_without_query >= EXHAUSTED or self._out_of_money()
+
+    def generation(self) -> None:
+        """Ask, score, tell."""
+        before = self.spent
+        self._generation()
+        self._generations_without_query = 0 if self.spent > before else self._generations_without_query + 1
 
     def _generation(self) -> None:
         start = time.perf_counter()
@@ -126,25 +126,24 @@ class Tuner:
 
     def _judge_baselines(self) -> None:
         """The untuned p0 and the manual prompt compete too: tuning must not make things worse."""
-        self.manual, untuned = self._judged({"manual": self.space.no_prompt, "untuned": self.space.p0})
+        self.baselines = self._judged({"manual": self.space.no_prompt, "untuned": self.space.p0})
+        self.manual, untuned = self.baselines
         self._keep_best([untuned])
 
     def _clearly_better(self, candidate: Candidate, manual: Candidate) -> bool:
-        """By more than one standard error of the dev metric, taken as a share of the dev rows: the simplest within
-        one standard error of the best (Breiman et al. 1984, section 3.4.3). With 32 rows that is 8 points at 70 %;
-        less is noise, of which a search over many prompts finds plenty."""
-        metric = manual.verdict.metric
-        error = math.sqrt(metric * (1.0 - metric) / self.judge.n_examples)
-        return candidate.verdict.metric > metric + error
+        """Less than a margin is noise, of which a search over many prompts finds plenty."""
+        s = self.schedule
+        return candidate.verdict.clearly_better_than(manual.verdict, s.by, s.margin, self.judge.n_examples)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Let dev judge the distribution's mean and the best candidates since the last check."""
         best = self.best
         latents = [self.optimizer.mean, *(z for _, z in self._contenders)]
         prompts = self.space.prompts(np.array(latents))
         names = ["mean", *(f"train best {i + 1}" for i in range(len(latents) - 1))]
         self._keep_best(self._judged({name: prompt[None] for name, prompt in zip(names, prompts, strict=True)}))
         self._contenders = []
-        self._last_check = self.ledger.train_queries
+        self.last_check = self.spent
         self._checks_without_better = self._checks_without_better + 1 if self.best is best else 0
 
     def _judged(self, prompts: dict[str, AnyPrompts]) -> list[Candidate]:
@@ -153,16 +152,13 @@ class Tuner:
         recorded = self.log.recall("dev", names=names)
         if recorded:
             self.ledger.restore(recorded["ledger"])
-            verdicts = [
-                Verdict(*pair) for pair in zip(recorded["metrics"], decode_losses(recorded["losses"]), strict=True)
-            ]
+            verdicts = recorded_verdicts(recorded)
             self.judge.recall(list(prompts.values()), verdicts)
         else:
             start = time.perf_counter()
             verdicts = self._verdicts(list(prompts.values()))
             self.ledger.seconds += time.perf_counter() - start
-            losses = encode_losses(np.array([verdict.loss for verdict in verdicts]))
-            self._append("dev", names=names, metrics=[v.metric for v in verdicts], losses=losses)
+            self._append("dev", names=names, **verdict_facts(verdicts))
         spent = self.ledger.train_queries
         return [Candidate(n, prompts[n][0], verdict, spent) for n, verdict in zip(names, verdicts, strict=True)]
 
@@ -180,19 +176,13 @@ class Tuner:
     def _append(self, kind: str, **facts: object) -> None:
         self.log.append({"event": kind, **facts, "ledger": self.ledger.snapshot()})
 
-    def _done(self) -> bool:
-        """Out of patience or money, or a hard search finds only prompts that it has scored before."""
-        patience = self.schedule.patience
-        impatient = patience is not None and self._checks_without_better >= patience
-        return impatient or self._generations_without_query >= EXHAUSTED or self._out_of_money()
-
     def _out_of_money(self) -> bool:
         """Whether another generation would exceed the last ceiling; dev is asked at each."""
         if self.spending is None:
             return False
         reached = self.spending.reached()
-        if reached > self._ceilings_reached and self.ledger.train_queries > self._last_check:
-            self._check()
+        if reached > self._ceilings_reached and self.spent > self.last_check:
+            self.check()
         self._ceilings_reached = reached
         return reached == len(self.spending.ceilings)
 

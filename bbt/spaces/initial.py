@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 
 from bbt.backend import Backend
-from bbt.config import PromptConfig
 from bbt.draws import stable_choice, stable_normal
 from bbt.errors import ConfigError, PromptError
 from bbt.prompts.soft import SoftPrompt
+from bbt.settings import InitialPromptConfig
 from bbt.tasks import Task
 from bbt.types import Prompts
 
 
-def initial_prompts(config: PromptConfig, backend: Backend, task: Task, seed: int) -> Prompts:
+def initial_prompts(config: InitialPromptConfig, backend: Backend, task: Task, seed: int) -> Prompts:
     """(m, T, H) initial prompts, m = `n_screened` where they are drawn at random, else 1.
 
     Raises:
@@ -33,6 +33,12 @@ def initial_prompts(config: PromptConfig, backend: Backend, task: Task, seed: in
     if config.init == "label_words":
         return _repeated(backend.embed_text(" ".join(task.label_words)), n_tokens)
     return saved_prompt(Path(config.init), backend, n_tokens)
+
+
+def n_screened(config: InitialPromptConfig) -> int:
+    """Train queries that screening `initial_prompts` costs: one a prompt, where there are several."""
+    drawn = config.n_screened if config.init in ("vocabulary", "random") else 1
+    return drawn if drawn > 1 else 0
 
 
 def random_ids(backend: Backend, n: int, seed: int) -> list[int]:

@@ -4,11 +4,15 @@ A prediction of -1 is none: the row is wrong, and -1 is no class.
 """
 
 from collections.abc import Callable
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bbt.names import resolved
 from bbt.types import Labels
+
+Metric: TypeAlias = Callable[[Labels, Labels], float]
 
 
 def accuracy(labels: Labels, predictions: Labels) -> float:
@@ -33,7 +37,21 @@ def macro_f1(labels: Labels, predictions: Labels) -> float:
     return float(f1_score(labels, predictions, labels=classes, average="macro", zero_division=0))
 
 
-METRICS: dict[str, Callable[[Labels, Labels], float]] = {"accuracy": accuracy, "f1": f1, "macro_f1": macro_f1}
+METRICS = {
+    "accuracy": "bbt.tasks.metrics:accuracy",
+    "f1": "bbt.tasks.metrics:f1",
+    "macro_f1": "bbt.tasks.metrics:macro_f1",
+}
+"""Name -> where the function is."""
+
+
+def load_metric(name: str) -> Metric:
+    """A metric by name or `module:function`.
+
+    Raises:
+        ConfigError: no such metric.
+    """
+    return cast(Metric, resolved("metric", name, METRICS))
 
 
 def per_class(labels: Labels, predictions: Labels, n_labels: int) -> list[dict[str, float]]:
