@@ -66,20 +66,20 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: no such file, not YAML, an unknown key or an impossible value.
     """
-    tree = read_tree(Path(path))
+    tree = read_tree(path)
     for override in overrides:
         _apply(tree, override)
     return make_config(tree)
 
 
-def read_run_config(folder: Path) -> Config:
+def read_run_config(folder: Path | str) -> Config:
     """The config of a run folder. One of version 0.1 holds every section, whether its method read it or not.
 
     Raises:
         ConfigError: as `load_config`.
     """
     before = {"task": {"label_space": True}, "data": {"clean": False}}  # presets did not set these, as they do now
-    tree = merged(before, read_tree(folder / "config.yaml"))
+    tree = merged(before, read_tree(Path(folder) / "config.yaml"))
     if tree.get("format") == FORMAT:
         return make_config(tree)
     method = dict(tree.get("method") or {})
@@ -117,21 +117,46 @@ def _section(name: str, value: Any) -> dict[str, Any]:
     return dict(value or {})
 
 
-def read_tree(path: Path) -> dict[str, Any]:
+def read_tree(path: Path | str) -> dict[str, Any]:
     """A YAML file's keys and values.
 
     Raises:
-        ConfigError: no such file, or not YAML.
+        ConfigError: no such file, not YAML, or a key that stands twice.
     """
+    path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config file {path}.")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = _read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
+    if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}.")
-    return tree
+    return tree or {}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose keys differ within a section, as the standard demands; PyYAML alone keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A section.
+
+        Raises:
+            MarkedYAMLError: a key stands twice.
+        """
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    where = f"lines {lines[key.value]} and {line}"
+                    raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice, in {where}; give it once")
+                lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # a SafeLoader
 
 
 def validated(model: type[StrictModel], tree: Mapping[str, Any], section: str = "") -> StrictModel:
@@ -170,7 +195,7 @@ def parse_override(flag: str, text: str, example: str) -> tuple[str, Any]:
     if not equals or not key:
         raise ConfigError(f"{flag} {text!r}: expected key=value, e.g. {flag} {example}.")
     try:
-        return key, yaml.safe_load(value)
+        return key, _read_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"{flag} {text!r}: the value is not YAML: {' '.join(str(error).split())}") from error
 
@@ -201,7 +226,10 @@ def _explain(model: type[Strict], fault: Any, section: str) -> str:
     if fault["type"] == "extra_forbidden":
         valid = [_dotted(section, *path[:-1], name) for name in _sibling_keys(model, path)]
         return "config: " + unknown("key", _dotted(section, *path), valid)
-    return f"config: {_dotted(section, *path)}: {fault['msg']}, got {fault['input']!r}"
+    said = f"config: {_dotted(section, *path)}: {fault['msg']}, got {fault['input']!r}"
+    if fault["type"] == "string_type" and isinstance(fault["input"], (bool, int, float)):
+        said += " (YAML reads yes, no, on, off, true, false and digits as values of their own: put it in quotes)"
+    return said
 
 
 def _dotted(section: str, *path: str) -> str:

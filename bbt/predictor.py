@@ -1,61 +1,112 @@
 """`Predictor`: what a run has trained, put to use on new texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backends import load_backend
 from bbt.backend import Backend
-from bbt.config import read_run_config
+from bbt.config import Config, read_run_config
+from bbt.errors import BackendError, ConfigError, DataError
 from bbt.methods.saved import is_soft_prompt, load_classifier
 from bbt.prompts.soft import SoftPrompt
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import log_softmax, predicted
 from bbt.settings import ModelConfig
 from bbt.tasks import Example, Task
+from bbt.tasks.examples import checked_text
 from bbt.tasks.task import labels_of
+from bbt.types import Labels
 
 
 def open_backend(config: ModelConfig) -> Backend:
-    """The backend that a config names."""
-    return load_backend(config.backend, model=config.name, **config.options)
+    """The backend that a config names.
+
+    Raises:
+        ConfigError: no such backend, or options that it does not take.
+    """
+    return _opened(config.backend, config.name, config.options)
+
+
+def _opened(backend: str, model: str, options: Mapping[str, Any]) -> Backend:
+    if "model" in options:
+        raise ConfigError(
+            f"the backend option model={options['model']!r} is none: the model is named by model.name in a config, and "
+            "a saved prompt belongs to its own."
+        )
+    return load_backend(backend, model=model, **options)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a classifier says of B examples: the `labels` (B,), -1 where all K scores are equal, and the
+    `probabilities` (B, K) over the label words."""
+
+    labels: Labels
+    probabilities: NDArray[np.float64]
+
+    def named(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """For each example the label and the probabilities by the K `names`; the label is None where it is -1."""
+        return [
+            {
+                "label": names[label] if label >= 0 else None,
+                "probabilities": {name: float(p) for name, p in zip(names, row, strict=True)},
+            }
+            for label, row in zip(self.labels, self.probabilities, strict=True)
+        ]
 
 
 class Predictor:
     """A trained method on its model, ready for new texts.
 
     `path` is a run folder or a soft prompt's file. The backend and its options are those of the run that made it;
-    `options` override them one by one.
+    `options` override them one by one. `config` is the run's, None for a prompt's file.
     """
 
     def __init__(self, path: Path | str, options: Mapping[str, Any] | None = None) -> None:
         path = Path(path)
+        self.config: Config | None = read_run_config(path) if (path / "config.yaml").is_file() else None
         if is_soft_prompt(path):
             prompt = SoftPrompt.load(path)
             origin = prompt.provenance
             merged = {**origin.get("options", {}), **(options or {})}
-            self.backend = load_backend(origin.get("backend", "local"), model=prompt.model, **merged)
+            self.backend = _opened(origin.get("backend", "local"), prompt.model, merged)
         else:
             model = read_run_config(path).model
-            merged = {**model.options, **(options or {})}
-            self.backend = open_backend(model.model_copy(update={"options": merged}))
+            self.backend = _opened(model.backend, model.name, {**model.options, **(options or {})})
         self.task, self.classifier = load_classifier(path, self.backend)
 
-    def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """For each text the label and the probabilities over the label words."""
-        pairs = text_pairs or [""] * len(texts)
-        examples = [Example(text, 0, pair) for text, pair in zip(texts, pairs, strict=True)]
-        probabilities = np.exp(log_softmax(self.classifier.scores(examples, Ledger())))
-        names = self.task.label_names
-        return [
-            {
-                "label": names[int(row.argmax())],
-                "probabilities": {n: float(p) for n, p in zip(names, row, strict=True)},
-            }
-            for row in probabilities
-        ]
+    def predict(self, texts: Iterable[str], text_pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
+        """For each text the label and the probabilities over the label words; the label is None where all
+        probabilities are equal, as where a sampled answer names no label.
+
+        Raises:
+            DataError: one string instead of several, a text that is none, or second texts that are missing, too many
+                or not asked for.
+        """
+        examples = [Example(text, 0, pair) for text, pair in zip(*self._checked(texts, text_pairs), strict=True)]
+        if not examples:
+            return []
+        return self.answers(examples).named(self.task.label_names)
+
+    def answers(self, examples: Sequence[Example]) -> Answers:
+        """The labels and probabilities of examples, whose own labels are not looked at.
+
+        Raises:
+            BackendError: the model's scores of a row are NaN.
+        """
+        scores = self.classifier.scores(examples, Ledger())
+        broken = np.isnan(scores).any(axis=1)
+        if broken.any():
+            raise BackendError(
+                f"the model's scores of {broken.sum()} of {len(examples)} texts are NaN, the first of "
+                f"{examples[int(broken.argmax())].text[:40]!r}. Try --option precision=fp32."
+            )
+        return Answers(predicted(scores), np.exp(log_softmax(scores)))
 
     def evaluate(self, task: Task, examples: Sequence[Example]) -> dict[str, float]:
         """The task's metrics on examples, with the own template and label words.
@@ -63,5 +114,32 @@ class Predictor:
         Raises:
             ConfigError: the task has another number of labels.
         """
-        own = Task(task.name, self.task.template, task.label_names, self.task.label_words, task.metrics)
-        return own.evaluate(labels_of(examples), predicted(self.classifier.scores(examples, Ledger())))
+        own = self.worded(task)
+        return own.evaluate(labels_of(examples), self.answers(examples).labels)
+
+    def worded(self, task: Task) -> Task:
+        """A task in the own template and label words.
+
+        Raises:
+            ConfigError: the task has another number of labels.
+        """
+        return Task(task.name, self.task.template, task.label_names, self.task.label_words, task.metrics)
+
+    def _checked(self, texts: Iterable[str], pairs: Iterable[str] | None) -> tuple[list[str], list[str]]:
+        firsts = _texts(texts, "texts")
+        takes_pair = self.task.template.takes_pair
+        if pairs is None and takes_pair:
+            raise DataError("this task reads two texts a row: give text_pairs, too.")
+        seconds = [""] * len(firsts) if pairs is None else _texts(pairs, "text_pairs")
+        if any(seconds) and not takes_pair:
+            raise DataError("this task reads one text a row: leave text_pairs out.")
+        if len(seconds) != len(firsts):
+            raise DataError(f"{len(firsts)} texts, but {len(seconds)} text_pairs: give one a text.")
+        return firsts, seconds
+
+
+def _texts(values: Iterable[str], what: str) -> list[str]:
+    """A list of texts, each of them sound."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise DataError(f"{what} must be several texts, got one {type(values).__name__}: put it in a list, [text].")
+    return [checked_text(value, f"{what}[{i}]") for i, value in enumerate(values)]

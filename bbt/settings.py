@@ -5,9 +5,9 @@ that has none is the same error as a misspelt key. The defaults are those of `pr
 generalise best with 16 rows a class (examples/RESULTS.md).
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 
 class Strict(BaseModel):
@@ -35,34 +35,46 @@ class TaskConfig(Strict):
     """Names of metrics, or `module:function`; the first one selects prompts."""
 
 
-class ColumnsConfig(Strict):
-    """Names of the columns of the user's data."""
+def _number_as_text(value: object) -> object:
+    """A number where a name may stand; a truth value (YAML's yes and no) stays one and is refused."""
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
-    text: str = "text"
-    text_pair: str | None = None
-    label: str = "label"
+
+Name = Annotated[str, BeforeValidator(_number_as_text)]
+
+
+class ColumnsConfig(Strict):
+    """Names of the columns of the user's data; in files without a header their numbers from the left, from 1 on."""
+
+    text: Name = "text"
+    text_pair: Name | None = None
+    label: Name = "label"
 
 
 class DataConfig(Strict):
     """Where the rows come from."""
 
     source: Literal["bundled", "files", "huggingface"] = "bundled"
-    k: int = Field(16, ge=1)
-    """Rows a class for train, and as many for dev."""
+    k: int | Literal["all"] = 16
+    """Rows a class for train, and as many for dev where no dev rows are given; `all` train rows with dev rows given."""
     seed: int | None = Field(None, ge=0)
     """Draws the k-shot split (none: the run's seed)."""
     train: str | None = None
-    """Path of the file from which train and dev rows are drawn."""
+    """Path of the file from which train rows, and dev rows where there is no `dev`, are drawn."""
+    dev: str | None = None
+    """Path of the file of dev rows, all of which are taken (none: they are drawn from `train`)."""
     test: str | None = None
     """Path of the file of test rows."""
     columns: ColumnsConfig | None = None
-    labels: tuple[str, ...] | None = None
+    header: bool = True
+    """Whether the first line of a csv or tsv names its columns."""
+    labels: tuple[Name, ...] | None = None
     """(K,) values of the label column, in label order (none: 0 to K - 1)."""
     path: str | None = None
     """The data set's name on the hub, or a folder in its format."""
     subset: str | None = None
-    splits: tuple[str, str] | None = None
-    """Names of the hub's splits for train and test."""
+    splits: tuple[str, ...] | None = Field(None, min_length=2, max_length=3)
+    """Names of the hub's splits for train and test, or for train, dev and test."""
     note: str | None = None
     """Which rows these are, for the tables."""
     clean: bool = False
@@ -70,6 +82,14 @@ class DataConfig(Strict):
     folds: int | None = Field(None, ge=2)
     """Train and dev rows are pooled and cut anew: dev is the `fold`-th of so many parts, train the others."""
     fold: int = Field(0, ge=0)
+
+    @field_validator("k", mode="before")
+    @classmethod
+    def _some_or_all(cls, k: object) -> object:
+        """One sentence for both kinds of value."""
+        if k != "all" and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
+            raise ValueError("need a whole number of at least 1, or all")
+        return k
 
 
 class ModelConfig(Strict):

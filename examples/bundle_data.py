@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 
 from bbt.tasks.builtin import task_spec
-from bbt.tasks.data import MAX_BUNDLED_K, Columns, Example, k_shot, read_examples
+from bbt.tasks.data import MAX_BUNDLED_K, k_shot
+from bbt.tasks.examples import Columns, Example, read_examples
 
 SEEDS = (*range(10), 13, 42, 50, 60)
 

@@ -4,107 +4,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bbt.config import make_config
 from bbt.errors import ConfigError, DataError
 from bbt.settings import DataConfig
-from bbt.tasks import TASKS, Columns, Example, Task, Template, load_splits
+from bbt.tasks import TASKS, Columns, Example, Task, Template
 from bbt.tasks.builtin import builtin_task
 from bbt.tasks.configured import make_split
-from bbt.tasks.data import (
-    bundled_splits,
-    bundled_tasks,
-    bundled_test,
-    huggingface_splits,
-    k_shot,
-    read_examples,
-)
+from bbt.tasks.data import bundled_splits, bundled_tasks, bundled_test, draw_split, k_shot
+from bbt.tasks.examples import read_examples
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 BUNDLED = ("agnews", "sst2")
-ROWS = [Example("a film, good", 1), Example('say "no"', 0), Example("œuvre", 1)]
 LABELS = ("0", "1")
 
 
-def written(folder, suffix, columns=("text", "label"), rows=ROWS):
-    """The rows as a file of that kind."""
-    import csv
-
-    path = folder / f"data{suffix}"
-    values = [(row.text, row.label, *((row.text_pair,) if len(columns) == 3 else ())) for row in rows]
-    with path.open("w", encoding="utf-8", newline="") as handle:
-        if suffix == ".jsonl":
-            handle.writelines(json.dumps(dict(zip(columns, v, strict=True))) + "\n" for v in values)
-        else:
-            writer = csv.writer(handle, delimiter="\t" if suffix == ".tsv" else ",")
-            writer.writerows([columns, *values])
+def written(path, rows, columns=("text", "label")):
+    """The rows as a jsonl file."""
+    values = [(row.text, row.label, row.text_pair)[: len(columns)] for row in rows]
+    path.write_text("".join(json.dumps(dict(zip(columns, v, strict=True))) + "\n" for v in values), encoding="utf-8")
     return path
 
 
-def faulty(folder, name, content):
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
-def test_every_format_gives_the_same_rows(tmp_path, suffix):
-    assert read_examples(written(tmp_path, suffix), Columns(), LABELS) == ROWS
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
-def test_columns_are_found_by_the_names_they_are_given(tmp_path, suffix):
-    rows = [Example("one", 0, "two"), Example("three", 1, "four")]
-    path = written(tmp_path, suffix, ("premise", "gold", "hypothesis"), rows)
-    assert read_examples(path, Columns("premise", "hypothesis", "gold"), LABELS) == rows
-
-
-def test_a_quote_in_a_tsv_is_text(tmp_path):
-    path = faulty(tmp_path, "d.tsv", 'text\tlabel\n"so it\t1\nb\t0\n')
-    assert [e.text for e in read_examples(path, Columns(), LABELS)] == ['"so it', "b"]
-
-
-def test_label_values_are_indexed_in_the_order_given(tmp_path):
-    path = faulty(tmp_path, "d.csv", "text,label\na,neg\nb,pos\n")
-    assert [e.label for e in read_examples(path, Columns(), ("pos", "neg"))] == [1, 0]
-
-
-@pytest.mark.parametrize(("name", "content"), [("d.csv", "text,label\na,1\n"), ("d.jsonl", '{"text":"a","label":1}')])
-def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path, name, content):
-    assert read_examples(faulty(tmp_path, name, "\ufeff" + content), Columns(), LABELS) == [Example("a", 1)]
-
-
-def test_blank_lines_of_jsonl_are_skipped(tmp_path):
-    path = faulty(tmp_path, "d.jsonl", '{"text": "a", "label": 0}\n\n  \n{"text": "b", "label": 1}')
-    assert read_examples(path, Columns(), LABELS) == [Example("a", 0), Example("b", 1)]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("d.csv", "sentence,label\na,1\n", r"d\.csv:2: no column 'text'. Columns here: sentence, label"),
-        ("d.csv", "text,label\na,1\nb\n", r"d\.csv:3: no column 'label'"),
-        ("d.tsv", "text\tlabel\na\t1\nb\t7\n", r"d\.tsv:3: unknown label '7'. Labels are: 0, 1"),
-        ("d.csv", 'text,label\n"never closed,1\nb,1\n', r"d\.csv is not a table"),
-        ("d.tsv", "text\tlabel\na\tb\t1\n", r"d\.tsv:2: more fields than the header has columns"),
-        ("d.csv", 'text,label\n"two\nlines",1\nb,7\n', r"d\.csv:4: unknown label '7'"),
-        ("d.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', r"d\.jsonl:2: no column 'label'"),
-        ("d.jsonl", '{"text": "a", "label": 1}\n{"text": \n', r"d\.jsonl:2: not JSON"),
-        ("d.jsonl", "[1, 2]\n", r"d\.jsonl:1: expected a JSON object, got list"),
-        ("d.csv", "text,label\n", r"d\.csv holds no rows"),
-        ("d.jsonl", "", r"d\.jsonl holds no rows"),
-        ("d.parquet", "x", r"format '\.parquet' is not known. Give a \.jsonl, \.csv or \.tsv"),
-        ("d.csv", b"text,label\n\xff\xfe,1\n", r"d\.csv is not UTF-8 text"),
-        ("d.jsonl", b'{"text": "\xff", "label": 1}\n', r"d\.jsonl is not UTF-8 text"),
-        ("d.csv", "text,label\n" + "a" * 200_000 + ",1\n", r"d\.csv is not a table: field larger than"),
-    ],
-)
-def test_a_faulty_file_is_named_with_its_fault(tmp_path, name, content, message):
-    with pytest.raises(DataError, match=message):
-        read_examples(faulty(tmp_path, name, content), Columns(), LABELS)
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"no data file .*gone\.csv"):
-        read_examples(tmp_path / "gone.csv", Columns(), LABELS)
+SINGLE = Task("own", Template("{prompt} {text} ? {mask}"), ("no", "yes"), ("no", "yes"))
 
 
 def many(n, n_labels, seed=0):
@@ -152,12 +73,76 @@ def test_a_class_with_too_few_examples_is_named():
         k_shot(examples, 4, 0, ("common", "rare"))
 
 
+def files(tmp_path, **more):
+    """A config of train and test files, and the rows in them; `more` are rows of other parts, or keys."""
+    parts = {"train": many(60, 2), "test": [Example(f"test {i}", i % 2) for i in range(6)]}
+    parts |= {key: value for key, value in more.items() if isinstance(value, list)}
+    paths = {name: str(written(tmp_path / f"{name}.jsonl", rows)) for name, rows in parts.items()}
+    keys = {key: value for key, value in more.items() if not isinstance(value, list)}
+    return DataConfig(source="files", **paths, **keys), parts
+
+
 def test_files_are_split_as_k_shot_splits_them(tmp_path):
-    train = written(tmp_path, ".jsonl", rows=many(60, 2))
-    test = written(tmp_path, ".csv")
-    split = load_splits(train, test, 3, 5, Columns(), ("a", "b"), LABELS)
-    assert (split.train, split.dev) == k_shot(many(60, 2), 3, 5, "ab")
-    assert split.test == ROWS
+    config, rows = files(tmp_path, k=3)
+    split = make_split(config, SINGLE, seed=5)
+    assert (split.train, split.dev) == k_shot(rows["train"], 3, 5, "ab")
+    assert split.test == rows["test"]
+
+
+DEV = [Example(f"dev {i}", i % 2) for i in range(10)]
+
+
+def test_an_own_dev_file_is_dev_as_it_stands_and_train_is_drawn_as_ever(tmp_path):
+    config, rows = files(tmp_path, k=3, dev=DEV)
+    split = make_split(config, SINGLE, seed=5)
+    assert split.dev == DEV
+    assert split.train == k_shot(rows["train"], 3, 5, "ab")[0]
+
+
+def test_all_rows_train_where_k_is_all(tmp_path):
+    config, rows = files(tmp_path, k="all", dev=DEV)
+    split = make_split(config, SINGLE, seed=5)
+    assert (split.train, split.dev, split.test) == (rows["train"], DEV, rows["test"])
+
+
+def test_all_rows_without_a_dev_file_leave_none_for_dev(tmp_path):
+    with pytest.raises(DataError, match=r"k: all leaves no row for dev: name your own under data\.dev"):
+        make_split(files(tmp_path, k="all")[0], SINGLE, seed=5)
+
+
+@pytest.mark.parametrize(("k", "needed"), [("all", "k: all needs 1"), (4, "4-shot needs 4")])
+def test_a_train_file_that_lacks_a_class_is_named_with_it(tmp_path, k, needed):
+    config, _ = files(tmp_path, k=k, dev=DEV, train=[Example(f"row {i}", 0) for i in range(9)])
+    with pytest.raises(DataError, match=f"class 'yes' has 0 examples, {needed}"):
+        make_split(config, SINGLE, seed=5)
+
+
+@pytest.mark.parametrize("k", [0, -1, True, 1.5, "most", None])
+def test_another_k_is_refused_in_one_sentence(k):
+    with pytest.raises(ConfigError, match=r"^config: data\.k: .*whole number of at least 1, or all, got"):
+        make_config({"data": {"k": k}})
+
+
+def test_rows_that_stand_in_several_parts_are_counted_in_one_warning():
+    rows = [Example(f"row {i}", i % 2) for i in range(40)]
+    with pytest.warns(UserWarning, match="overlap") as said:
+        draw_split(rows[:20], [*rows[:3], *rows[30:]], [*rows[18:22], *rows[33:35]], "all", 0, "ab")
+    (warning,) = said
+    assert str(warning.message) == (
+        "the parts of the data overlap: 3 of 13 dev rows stand in train, 2 of 6 test rows stand in train, 2 of 6 test "
+        "rows stand in dev; scores on them flatter."
+    )
+
+
+def test_a_second_text_tells_rows_apart():
+    first, second = ([Example("same", i % 2, f"{part} {i}") for i in range(4)] for part in ("train", "test"))
+    draw_split(first, [Example("same", 0, "dev")], second, "all", 0, "ab")
+
+
+@pytest.mark.parametrize("given", [{"train": "x.csv"}, {"dev": "x.csv"}, {"path": "glue"}])
+def test_data_that_would_not_be_read_are_refused(given):
+    with pytest.raises(ConfigError, match=rf"data\.{next(iter(given))} is not read with data\.source: bundled"):
+        make_split(DataConfig(**given), builtin_task("sst2", "masked"), seed=0)
 
 
 @pytest.mark.parametrize(("task", "n_labels", "n_test"), [("sst2", 2, 872), ("agnews", 4, 7600)])
@@ -181,7 +166,7 @@ def test_fewer_shots_are_the_first_of_the_sixteen():
         assert [e for e in few.dev if e.label == label] == rows[8:]
 
 
-@pytest.mark.parametrize(("seed", "k"), [(11, 16), (0, 17)])
+@pytest.mark.parametrize(("seed", "k"), [(11, 16), (0, 17), (0, "all")])
 def test_a_seed_or_k_that_is_not_shipped_is_an_error_that_says_what_is(seed, k):
     with pytest.raises(DataError, match=r"seeds 0, 1, .*60 and k up to 16; asked for seed"):
         bundled_splits("sst2", k, seed, TASKS["sst2"].label_names)
@@ -209,9 +194,9 @@ OWN = Task("own", Template("{prompt} {text} ? {mask} {text_pair}"), ("no", "yes"
 
 
 def own_files(folder, columns=("text", "label", "text_pair")):
-    rows = [Example(f"a {i}", i % 2, f"b {i}") for i in range(12)]
-    path = str(written(folder, ".csv", columns, rows))
-    return {"source": "files", "k": 3, "train": path, "test": path}
+    rows = [Example(f"a {i}", i % 2, f"b {i}") for i in range(24)]
+    train = str(written(folder / "train.jsonl", rows[12:], columns))
+    return {"source": "files", "k": 3, "train": train, "test": str(written(folder / "test.jsonl", rows[:12], columns))}
 
 
 def test_own_files_with_other_column_and_label_names(tmp_path):
@@ -231,6 +216,21 @@ def test_a_pair_task_never_loses_its_second_text_silently(tmp_path):
 def test_label_values_and_label_names_must_match_in_number(tmp_path):
     with pytest.raises(ConfigError, match=r"data.labels has 3 values .* for 2 labels"):
         make_split(DataConfig(**own_files(tmp_path), labels=("0", "1", "2")), OWN, seed=0)
+
+
+def test_numbers_are_label_values(tmp_path):
+    config = own_files(tmp_path) | {"labels": [1, 0.0]}
+    data = make_config({"data": config}).data
+    assert data.labels == ("1", "0.0")
+    assert [e.label for e in make_split(data, OWN, seed=0).test[:2]] == [1, 0]
+    again = DataConfig.model_validate(data.model_dump(mode="json"))
+    assert again == data
+
+
+@pytest.mark.parametrize("labels", [("1", "1"), ("1", "1.0")])
+def test_a_label_value_that_stands_twice_is_an_error(tmp_path, labels):
+    with pytest.raises(ConfigError, match=r"data\.labels repeats a value"):
+        make_split(DataConfig(**own_files(tmp_path), labels=labels), OWN, seed=0)
 
 
 def test_files_must_be_named():
@@ -254,30 +254,3 @@ def test_folds_share_the_labelled_rows_out_class_by_class():
 def test_a_fold_that_is_not_there_is_an_error(folds, fold):
     with pytest.raises(ConfigError, match=f"data.fold is {fold} of data.folds {folds}: .*8 rows to share out"):
         make_split(DataConfig(k=4, folds=folds, fold=fold), builtin_task("sst2", "masked"), seed=0)
-
-
-def test_trec_has_no_data_set_on_the_hub():
-    with pytest.raises(ConfigError, match=r"trec has no data set on the hub .*data\.path"):
-        make_split(DataConfig(source="huggingface"), builtin_task("trec", "masked"), seed=0)
-
-
-def test_without_the_datasets_package_the_error_says_what_to_install():
-    try:
-        import datasets  # noqa: F401
-    except ImportError:
-        with pytest.raises(DataError, match="pip install datasets"):
-            make_split(DataConfig(source="huggingface"), builtin_task("sst2", "masked"), 0)
-    else:
-        pytest.skip("datasets is installed")
-
-
-def test_a_local_hugging_face_data_set_is_split_and_unlabelled_rows_are_left_out(tmp_path):
-    pytest.importorskip("datasets")
-    rows = [*many(80, 2), Example("unlabelled", -1)]
-    for split in ("train", "test"):
-        written(tmp_path, ".jsonl", rows=rows).rename(tmp_path / f"{split}.jsonl")
-    split = huggingface_splits(str(tmp_path), None, ("train", "test"), 4, 3, Columns(), ("a", "b"), LABELS)
-    assert (split.train, split.dev) == k_shot(rows[:-1], 4, 3, "ab")
-    assert split.test == rows[:-1]
-    with pytest.raises(DataError, match=r"cannot load .*\[dev\]"):
-        huggingface_splits(str(tmp_path), None, ("dev", "test"), 4, 3, Columns(), ("a", "b"), LABELS)

@@ -27,7 +27,8 @@ def test_quickstart_tunes_saves_and_predicts(tmp_path: Path) -> None:
 
 
 def test_bundle_data_keeps_the_reference_split(tmp_path: Path) -> None:
-    from bbt.tasks.data import Columns, k_shot, read_examples
+    from bbt.tasks.data import k_shot
+    from bbt.tasks.examples import Columns, read_examples
 
     rows = [{"text": f"row {i}", "label": i % 2} for i in range(100)]
     source = tmp_path / "rows.jsonl"

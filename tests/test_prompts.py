@@ -3,7 +3,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from bbt.errors import PromptError
-from bbt.prompts.soft import SoftPrompt
+from bbt.prompts import HardPrompt, SoftPrompt
 
 RNG = np.random.default_rng(0)
 
@@ -50,6 +50,18 @@ def test_a_missing_prompt_is_named(tmp_path):
     for path in (tmp_path / "gone.safetensors", tmp_path):
         with pytest.raises(PromptError, match=r"no prompt at .*safetensors\. Give a run folder"):
             SoftPrompt.load(path)
+
+
+def test_places_are_taken_as_strings_too(tmp_path):
+    prompt = soft_prompt()
+    prompt.save(str(tmp_path / "prompt.safetensors"))
+    for place in (str(tmp_path), str(tmp_path / "prompt.safetensors")):
+        np.testing.assert_array_equal(SoftPrompt.load(place).embeddings, prompt.embeddings)
+    with pytest.raises(PromptError, match="no prompt at gone"):
+        SoftPrompt.load("gone")
+    words = HardPrompt("so it", (1, 2), "gpt2", "{prompt} {text} {mask}", ("bad", "good"), ("no", "yes"))
+    words.save(str(tmp_path))
+    assert HardPrompt.load(str(tmp_path)) == words
 
 
 @pytest.mark.parametrize("cut", [0, 5, 100, -1])

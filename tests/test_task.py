@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, classification_report, confusion_matrix, f1_score
 
 from bbt.backend import Segment
 from bbt.errors import ConfigError
@@ -8,7 +10,7 @@ from bbt.settings import TaskConfig
 from bbt.tasks import TASKS, Example, Task, Template, task_spec
 from bbt.tasks.builtin import builtin_task
 from bbt.tasks.configured import make_task
-from bbt.tasks.metrics import load_metric
+from bbt.tasks.metrics import confusion, load_metric, per_class
 from bbt.tasks.task import labels_of
 
 GOLD = np.array([0, 0, 1, 1, 1, 0])
@@ -139,3 +141,26 @@ def test_the_first_metric_selects_and_all_are_reported():
     assert task.metric(GOLD, PREDICTED) == load_metric("f1")(GOLD, PREDICTED)
     values = {name: load_metric(name)(GOLD, PREDICTED) for name in ("f1", "accuracy")}
     assert task.evaluate(GOLD, PREDICTED) == values
+
+
+def test_macro_f1_takes_no_answer_for_wrong_and_never_for_a_class():
+    undecided = np.array([-1, 0, 1, 1, -1, 0])
+    expected = np.mean([f1_score(label == GOLD, undecided == label) for label in (0, 1)])
+    assert load_metric("macro_f1")(GOLD, undecided) == pytest.approx(expected)
+    assert load_metric("macro_f1")(GOLD, np.full_like(GOLD, -1)) == 0.0
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 3)), min_size=1))
+def test_scores_by_class_and_confusion_are_scikit_learns(rows):
+    gold, predictions = np.array(rows).T
+    classes = per_class(gold, predictions, 4)
+    report = classification_report(gold, predictions, labels=range(4), output_dict=True, zero_division=0)
+    for label, ours in enumerate(classes):
+        theirs = report[str(label)]
+        assert (ours["precision"], ours["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]))
+        assert (ours["f1"], ours["rows"]) == pytest.approx((theirs["f1-score"], theirs["support"]))
+    counts = confusion(gold, predictions, 4)
+    np.testing.assert_array_equal(
+        np.column_stack([counts[:, 4], counts[:, :4]]), confusion_matrix(gold, predictions, labels=range(-1, 4))[1:]
+    )

@@ -18,12 +18,13 @@ def is_soft_prompt(path: Path) -> bool:
     return path.is_file() or (path / "prompt.safetensors").is_file() or not (path / "config.yaml").is_file()
 
 
-def load_classifier(path: Path, backend: Backend) -> tuple[Task, Classifier]:
+def load_classifier(path: Path | str, backend: Backend) -> tuple[Task, Classifier]:
     """The classifier of a run folder or of a soft prompt's file, with the wording it was trained with.
 
     Raises:
         PromptError: it was trained on another model; RunError: the run has not finished.
     """
+    path = Path(path)
     if is_soft_prompt(path):
         loaded = SoftPromptClassifier.loaded(SoftPrompt.load(path), backend)
         return loaded.task, loaded

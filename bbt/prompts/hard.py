@@ -25,19 +25,19 @@ class HardPrompt:
     provenance: dict[str, Any] = field(default_factory=dict)
     biases: tuple[float, ...] | None = None
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """As `prompt.json`."""
         facts = {"format": FORMAT, **asdict(self)}
-        write_atomically(folder / FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(Path(folder) / FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> "HardPrompt":
+    def load(cls, folder: Path | str) -> "HardPrompt":
         """From a run folder.
 
         Raises:
             PromptError: none there, or not one that bbt wrote.
         """
-        file = folder / FILE
+        file = Path(folder) / FILE
         if not file.is_file():
             raise PromptError(f"no prompt at {file}: has its run finished? `bbt resume {folder}` goes on.")
         try:

@@ -63,7 +63,7 @@ class SoftPrompt:
         write_bytes_atomically(Path(path), content)
 
     @classmethod
-    def load(cls, path: Path) -> "SoftPrompt":
+    def load(cls, path: Path | str) -> "SoftPrompt":
         """Read a prompt file, or `prompt.safetensors` in a run folder.
 
         Raises:
@@ -71,6 +71,7 @@ class SoftPrompt:
         """
         from safetensors import SafetensorError, safe_open
 
+        path = Path(path)
         file = path / "prompt.safetensors" if path.is_dir() else path
         if not file.is_file():
             raise PromptError(f"no prompt at {file}. Give a run folder or a .safetensors file that bbt wrote.")

@@ -1,7 +1,8 @@
 """Tasks: a template, label words, a metric and labelled rows."""
 
 from bbt.tasks.builtin import TASKS, TaskSpec, task_spec
-from bbt.tasks.data import Columns, Example, Split, load_splits
+from bbt.tasks.data import Split
+from bbt.tasks.examples import Columns, Example
 from bbt.tasks.metrics import METRICS
 from bbt.tasks.task import Task
 from bbt.tasks.template import Template
@@ -15,6 +16,5 @@ __all__ = [
     "Task",
     "TaskSpec",
     "Template",
-    "load_splits",
     "task_spec",
 ]

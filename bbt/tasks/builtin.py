@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bbt.errors import ConfigError, unknown
-from bbt.tasks.data import Columns
+from bbt.tasks.examples import Columns
 from bbt.tasks.task import Task
 from bbt.tasks.template import Template
 
@@ -19,12 +19,14 @@ class Wording:
 
 @dataclass(frozen=True)
 class HubSource:
-    """Where the task's data stands on the Hugging Face hub; label values are the indices 0 to K - 1."""
+    """Where the task's data stands on the Hugging Face hub; `labels` are its own names of the labels, in our order,
+    where they are not ours."""
 
     path: str
     subset: str | None
     columns: Columns
-    splits: tuple[str, str] = ("train", "test")
+    splits: tuple[str, ...] = ("train", "test")
+    labels: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ _DBPEDIA = tuple(
     "Company Education Artist Athlete Office Transportation Building Natural Village Animal Plant Album Film "
     "Written".split()
 )
+_DBPEDIA_ON_THE_HUB = tuple(
+    "Company EducationalInstitution Artist Athlete OfficeHolder MeanOfTransportation Building NaturalPlace Village "
+    "Animal Plant Album Film WrittenWork".split()
+)
+_MRPC_ON_THE_HUB = ("not_equivalent", "equivalent")
 _TREC = ("Description", "Entity", "Abbreviation", "Human", "Location", "Number")
 _PAIR = "{prompt} . {text} ? {mask} , {text_pair}"
 # The paper has no causal templates for pairs; this one is ours.
@@ -81,7 +88,7 @@ TASKS: dict[str, TaskSpec] = {
         _SENTIMENT,
         Wording("{prompt} . {text} . It was {mask} .", ("bad", "great")),
         Wording("{prompt} . {text} . It is {mask}", _SENTIMENT),
-        HubSource("fancyzhx/yelp_polarity", None, Columns()),
+        HubSource("fancyzhx/yelp_polarity", None, Columns(), labels=("1", "2")),
         clean=_without_written_newlines,
     ),
     "agnews": TaskSpec(
@@ -89,14 +96,14 @@ TASKS: dict[str, TaskSpec] = {
         _TOPICS,
         Wording("{prompt} . {mask} News: {text}", _TOPICS),
         Wording("{prompt} . {text} The news above is about {mask}", tuple(w.lower() for w in _TOPICS)),
-        HubSource("fancyzhx/ag_news", None, Columns()),
+        HubSource("fancyzhx/ag_news", None, Columns(), labels=("World", "Sports", "Business", "Sci/Tech")),
     ),
     "dbpedia": TaskSpec(
         "DBPedia: ontology class of an encyclopedia entry",
         _DBPEDIA,
         Wording("{prompt} [ Category: {mask} ] {text}", _DBPEDIA),
         Wording("{prompt} {text} The text above is about {mask}", tuple(w.lower() for w in _DBPEDIA)),
-        HubSource("fancyzhx/dbpedia_14", None, Columns("content")),
+        HubSource("fancyzhx/dbpedia_14", None, Columns("content"), labels=_DBPEDIA_ON_THE_HUB),
         clean=str.strip,
     ),
     "mrpc": TaskSpec(
@@ -104,7 +111,7 @@ TASKS: dict[str, TaskSpec] = {
         ("different", "equivalent"),
         Wording(_PAIR, ("No", "Yes")),
         Wording(_CAUSAL_PAIR, ("no", "yes")),
-        HubSource("nyu-mll/glue", "mrpc", Columns("sentence1", "sentence2"), ("train", "validation")),
+        HubSource("nyu-mll/glue", "mrpc", Columns("sentence1", "sentence2"), ("train", "validation"), _MRPC_ON_THE_HUB),
         metrics=("f1", "accuracy"),
         loss="hinge",
     ),

@@ -10,17 +10,10 @@ from bbt.draws import stable_uniform
 from bbt.errors import ConfigError, unknown
 from bbt.names import resolved
 from bbt.settings import DataConfig, EvaluationConfig, TaskConfig
-from bbt.tasks.builtin import TASKS, TaskSpec, builtin_task, task_spec
-from bbt.tasks.data import (
-    Columns,
-    Example,
-    Split,
-    bundled_splits,
-    bundled_test,
-    huggingface_splits,
-    load_splits,
-    read_examples,
-)
+from bbt.tasks.builtin import TASKS, HubSource, TaskSpec, builtin_task
+from bbt.tasks.data import Split, bundled_splits, bundled_test, draw_split
+from bbt.tasks.examples import Columns, Example, label_value, read_examples
+from bbt.tasks.hub import hub_examples
 from bbt.tasks.task import Task
 from bbt.tasks.template import Template
 
@@ -79,26 +72,72 @@ def make_split(config: DataConfig, task: Task, seed: int) -> Split:
 
 def _k_shot_split(config: DataConfig, task: Task, seed: int) -> Split:
     seed = seed if config.seed is None else config.seed
+    if config.source == "bundled":
+        given = [f"data.{key}" for key in ("train", "dev", "test", "path") if getattr(config, key)]
+        if given:
+            raise ConfigError(f"{' and '.join(given)} is not read with data.source: bundled; set files or huggingface.")
+        return bundled_splits(task.name, config.k, seed, task.label_names)
+    train, dev, test = (_rows(config, task, part) for part in ("train", "dev", "test"))
+    return draw_split(train or [], dev, test or [], config.k, seed, task.label_names)
+
+
+def own_test(config: DataConfig, task: Task, path: Path | str | None) -> list[Example]:
+    """The test rows that a config's data name, or those of another file of the same make.
+
+    Raises:
+        DataError: rows that do not fit; ConfigError: a file or data set that is not named.
+    """
+    if path is not None:
+        return read_examples(path, columns_of(config, task), _labels(config, task), config.header)
+    if config.source == "bundled":
+        return bundled_test(task.name)
+    return _rows(config, task, "test") or []
+
+
+def columns_of(config: DataConfig, task: Task) -> Columns:
+    """The columns that the user names, or those of the task's own data set on the hub, and our names for the others."""
+    named = config.columns.model_dump(exclude_none=True) if config.columns else {}
+    hub = _hub(config, task)
+    return hub.columns if hub and not named else _columns(task, named)
+
+
+def _rows(config: DataConfig, task: Task, part: str) -> list[Example] | None:
+    """The rows of `train`, `dev` or `test`; None where the config names no dev rows of its own."""
+    columns = columns_of(config, task)
+    if config.source == "files":
+        if not (config.train and config.test):
+            raise ConfigError("data.source: files needs data.train and data.test.")
+        path = getattr(config, part)
+        return read_examples(path, columns, _labels(config, task), config.header) if path else None
+    hub = _hub(config, task)
+    if not (config.path or hub):
+        raise ConfigError(f"{task.name} has no data set on the hub that is known here: give data.path, or files.")
+    path, subset = (hub.path, hub.subset) if hub else (str(config.path), config.subset)
+    splits = config.splits or (hub.splits if hub else ("train", "test"))
+    named = dict(zip(("train", "test") if len(splits) == 2 else ("train", "dev", "test"), splits, strict=True))
+    if part not in named:
+        return None
+    labels = _labels(config, task) if config.labels else None
+    return hub_examples(path, subset, named[part], columns, task.label_names, labels, hub.labels if hub else None)
+
+
+def _hub(config: DataConfig, task: Task) -> HubSource | None:
+    """Where a built-in task's own data set stands on the hub, if that is where the rows come from."""
+    known = TASKS.get(task.name) if config.source == "huggingface" and not config.path else None
+    return known.hub if known else None
+
+
+def _labels(config: DataConfig, task: Task) -> tuple[str, ...]:
+    """The label column's values in label order: as the user says, or 0 to K - 1."""
     labels = config.labels or _label_values(task)
     if len(labels) != len(task.label_names):
         raise ConfigError(
             f"data.labels has {len(labels)} values {list(labels)} for {len(task.label_names)} labels "
             f"{list(task.label_names)}; give one value a label, in order."
         )
-    columns = _columns(task, config.columns.model_dump(exclude_none=True) if config.columns else {})
-    if config.source == "bundled":
-        return bundled_splits(task.name, config.k, seed, task.label_names)
-    if config.source == "files":
-        if not (config.train and config.test):
-            raise ConfigError("data.source: files needs data.train and data.test.")
-        return load_splits(Path(config.train), Path(config.test), config.k, seed, columns, task.label_names, labels)
-    hub = task_spec(task.name).hub if not config.path else None
-    if not (config.path or hub):
-        raise ConfigError(f"{task.name} has no data set on the hub that is known here: give data.path, or files.")
-    path, subset = (hub.path, hub.subset) if hub else (str(config.path), config.subset)
-    splits = config.splits or (hub.splits if hub else ("train", "test"))
-    columns = hub.columns if hub and not config.columns else columns
-    return huggingface_splits(path, subset, splits, config.k, seed, columns, task.label_names, labels)
+    if len(set(map(label_value, labels))) != len(labels):
+        raise ConfigError(f"data.labels repeats a value: {list(labels)}.")
+    return labels
 
 
 def _cleaned(split: Split, clean: Callable[[str], str] | None) -> Split:
@@ -144,7 +183,7 @@ def other_test(name: str, path: Path | None, task: Task, kind: str) -> tuple[Tas
     return asked, test_examples(other, path)
 
 
-def test_examples(task: Task, path: Path | None) -> list[Example]:
+def test_examples(task: Task, path: Path | str | None) -> list[Example]:
     """A built-in task's test rows: bundled, or a file of the user's with its columns named text and label."""
     if path is None:
         return bundled_test(task.name)

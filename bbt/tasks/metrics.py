@@ -1,7 +1,13 @@
-"""Metrics by name, from scikit-learn: (gold labels (B,), predictions (B,)) -> float in [0, 1]."""
+"""Metrics by name, from scikit-learn: (gold labels (B,), predictions (B,)) -> float in [0, 1]; and what they hide.
+
+A prediction of -1 is none: the row is wrong, and -1 is no class.
+"""
 
 from collections.abc import Callable
 from typing import TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bbt.names import resolved
 from bbt.types import Labels
@@ -24,10 +30,11 @@ def f1(labels: Labels, predictions: Labels) -> float:
 
 
 def macro_f1(labels: Labels, predictions: Labels) -> float:
-    """Unweighted mean of the classes' F1."""
+    """Unweighted mean of the F1 of the classes that occur, in the labels or the predictions."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(labels, predictions, average="macro", zero_division=0))
+    classes = np.setdiff1d(np.union1d(labels, predictions), [-1])
+    return float(f1_score(labels, predictions, labels=classes, average="macro", zero_division=0))
 
 
 METRICS = {
@@ -45,3 +52,20 @@ def load_metric(name: str) -> Metric:
         ConfigError: no such metric.
     """
     return cast(Metric, resolved("metric", name, METRICS))
+
+
+def per_class(labels: Labels, predictions: Labels, n_labels: int) -> list[dict[str, float]]:
+    """Precision, recall, F1 and number of rows of each class, in label order."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    classes = np.arange(n_labels)
+    scores = precision_recall_fscore_support(labels, predictions, labels=classes, zero_division=0)
+    keys = ("precision", "recall", "f1", "rows")
+    return [dict(zip(keys, (*map(float, row[:3]), int(row[3])), strict=True)) for row in zip(*scores, strict=True)]
+
+
+def confusion(labels: Labels, predictions: Labels, n_labels: int) -> NDArray[np.int64]:
+    """(K, K + 1) counts of rows by gold label and prediction; the last column counts those without one."""
+    counts = np.zeros((n_labels, n_labels + 1), np.int64)
+    np.add.at(counts, (labels, predictions), 1)  # -1 is the last column
+    return counts

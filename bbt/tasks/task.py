@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from bbt.backend import Row
 from bbt.errors import ConfigError
-from bbt.tasks.data import Example
+from bbt.tasks.examples import Example
 from bbt.tasks.metrics import load_metric
 from bbt.tasks.template import Template
 from bbt.types import Labels
