@@ -175,7 +175,7 @@ def test_a_server_that_keeps_less_than_is_in_use_says_what_to_raise(tiny_folder,
         forgotten = replace(known, id="0" * 16)
         monkeypatch.setattr(remote._client, "register_rows", lambda *_: forgotten)
         encoded.parts[0].known = forgotten
-        with pytest.raises(EndpointError, match="forgets what is registered .*--limit kept="):
+        with pytest.raises(EndpointError, match=r"forgets what is registered .*--limit kept="):
             remote.label_scores(space().prompts(latents()), encoded)
 
 
