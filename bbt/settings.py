@@ -29,10 +29,10 @@ class TaskConfig(Strict):
     label_names: tuple[str, ...] | None = None
     """(K,) what answers call the labels (none: the label words)."""
     metrics: tuple[str, ...] | None = None
+    """Names of metrics, or `module:function`; the first one selects prompts."""
     label_space: bool = True
     """Whether masked LMs take the label words with the space before them, as the template writes it; the released BBT
     code takes RoBERTa's without."""
-    """Names of metrics, or `module:function`; the first one selects prompts."""
 
 
 def _number_as_text(value: object) -> object:
@@ -54,7 +54,8 @@ class ColumnsConfig(Strict):
 class DataConfig(Strict):
     """Where the rows come from."""
 
-    source: Literal["bundled", "files", "huggingface"] = "bundled"
+    source: Literal["bundled", "files", "huggingface", "memory"] = "bundled"
+    """`memory` says that the rows were handed to `bbt.tune` or a `PromptClassifier`."""
     k: int | Literal["all"] = 16
     """Rows a class for train, and as many for dev where no dev rows are given; `all` train rows with dev rows given."""
     seed: int | None = Field(None, ge=0)
