@@ -12,18 +12,20 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from bbt.api import resume, run, tune
+    from bbt.estimator import PromptClassifier
     from bbt.predictor import Predictor
     from bbt.prompts.soft import SoftPrompt
 
 _HOME = {
     "Predictor": "bbt.predictor",
+    "PromptClassifier": "bbt.estimator",
     "SoftPrompt": "bbt.prompts",
     "resume": "bbt.api",
     "run": "bbt.api",
     "tune": "bbt.api",
 }
 
-__all__ = ["Predictor", "SoftPrompt", "__version__", "resume", "run", "tune"]
+__all__ = ["Predictor", "PromptClassifier", "SoftPrompt", "__version__", "resume", "run", "tune"]
 
 
 def __getattr__(name: str) -> Any:

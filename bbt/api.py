@@ -81,7 +81,8 @@ def tune(
     `dev` is a share. Without a task that is built in or says more, the class names are the label words.
 
     `task`, `model`, `method`, `budget` and `seed` stand for what a config says under these names: a name, a number of
-    queries, or the whole section. `backend` overrides the model; a bar shows the `progress` on a terminal.
+    queries, or the whole section (a task of your own is a section). `backend` overrides the model; a bar shows the
+    `progress` on a terminal.
 
     Raises:
         ConfigError, DataError: a config or rows that cannot be used; LabelWordError: a label word is not one token.
@@ -94,6 +95,8 @@ def tune(
             if stray or not isinstance(dev, float):
                 raise ConfigError(f"{', '.join(stray) or 'dev'} without train: give the train rows, too.")
             return tune_rows(config, None, backend or open_backend(config.model), watched)
+        if isinstance(task, str):
+            make_task(config.task, "masked")  # a name alone is one of a known task
         train = list(train) if isinstance(train, Iterator) else train  # it is read twice
         tables = Tables(train, dev, test, Columns(text or "text", text_pair, label or "label"), labels)
         return _tune_tables(config, tables, k, backend, watched)

@@ -53,7 +53,8 @@ class Tables:
         if own is not None:
             given = None if self.labels is None else [str(label) for label in self.labels]
             wanted = names or given or own
-            return in_label_order(own, wanted, given, None, "train"), tuple(wanted)
+            numbers = in_label_order(own, wanted, given, None, "train")
+            return [label_value(own[int(number)]) for number in numbers], tuple(wanted)
         if self.labels is not None:
             values = [label_value(label) for label in self.labels]
             return values, tuple(names or values)
@@ -62,6 +63,8 @@ class Tables:
             for where, record in records_of(self.train, self.columns, "train")
             if record is not None
         }
+        if not found:
+            raise DataError("train holds no rows.")
         if names is None:
             values = _sorted_values(found)
             return values, tuple(values)
@@ -113,7 +116,7 @@ def examples_of(table: Table, columns: Columns, values: Sequence[str], what: str
 
 
 def records_of(table: Table, columns: Columns, what: str) -> Iterator[Placed]:
-    """The records of a table with their places.
+    """The records of a table with their places; where a `datasets.Dataset` has names for its labels, with these.
 
     Raises:
         DataError: it is nothing that holds rows, or a row that is neither a dict nor a tuple of the right length.
@@ -121,8 +124,12 @@ def records_of(table: Table, columns: Columns, what: str) -> Iterator[Placed]:
     if isinstance(table, (str, Path)):
         yield from read_records(table)
         return
+    names = _class_names(table, columns.label)
     for number, row in enumerate(_rows(table, what), start=1):
-        yield f"{what} row {number}", _record(row, columns, f"{what} row {number}")
+        record = _record(row, columns, f"{what} row {number}")
+        if names is not None and str(record[columns.label]) != UNLABELLED:
+            record[columns.label] = names[record[columns.label]]
+        yield f"{what} row {number}", record
 
 
 def _rows(table: Table, what: str) -> Iterable[Any]:
