@@ -29,7 +29,7 @@ def make_experiment(
     if config.price.ceiling is not None and not method.replays:
         raise ConfigError(f"price.ceiling: {config.method.name} has no search that could stop there.")
     kind = backend.info.kind
-    task = make_task(config.task, kind)
+    task = method.worded(make_task(config.task, kind))
     split = split or make_split(config.data, task, config.seed)
     return Experiment(
         task,

@@ -22,6 +22,7 @@ from bbt.api import Outcome, tune_rows
 from bbt.config import Config, make_config, merged
 from bbt.errors import ConfigError, DataError, LabelWordError
 from bbt.experiment.classifiers import Classifier, HardPromptClassifier, SoftPromptClassifier
+from bbt.export import Target, export
 from bbt.methods.saved import load_classifier
 from bbt.open_models import OpenModel, open_model
 from bbt.predictor import sound_scores
@@ -156,6 +157,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         classifier, _ = self._loaded()
         return classifier.prompt if isinstance(classifier, (SoftPromptClassifier, HardPromptClassifier)) else None
+
+    def export(self, folder: Path | str, to: Target = "peft") -> bool:
+        """Write a folder that is used without bbt; False where it holds no soft prompt: see `bbt.export`.
+
+        Raises:
+            PromptError, BackendError: the method tunes no soft prompt, or it cannot be had exactly without bbt.
+        """
+        check_is_fitted(self)
+        classifier, opened = self._loaded()
+        return export(classifier, opened.backend, to, folder)
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the model: what was learnt as the files that a run folder would hold."""

@@ -16,10 +16,11 @@ from backends.local.features import causal_log_likelihoods, hidden_states, maske
 from backends.local.gradient import TrainableModel
 from backends.local.loading import Kind, load, resolve_device, resolve_precision
 from backends.local.packed import first_position
+from backends.local.plain import plain_text
 from backends.local.precision import disagreement
 from backends.local.rows import LocalRows
 from backends.local.trunk import embedding_layernorm
-from bbt.backend import Backend, Features, ModelInfo, Row, check_anchor
+from bbt.backend import Backend, Features, ModelInfo, PlainText, Row, check_anchor
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Prompts, Scores, TokenIds
 
@@ -179,6 +180,10 @@ class LocalBackend:
     def prompt_text(self, token_ids: Sequence[int]) -> str:
         """The text of a hard prompt's tokens."""
         return self._row_tokenizer.text(token_ids)
+
+    def plain_text(self, render: Callable[[str, str], Row], label_words: Sequence[str]) -> PlainText:
+        """What the bare tokenizer needs for the same rows; see `PlainBackend.plain_text`."""
+        return plain_text(self._tokenizer, self._row_tokenizer, render, label_words, self._kind == "causal")
 
     def embed_text(self, text: str) -> Prompts:
         """Word embeddings of a text: (1, T, H)."""
