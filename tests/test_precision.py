@@ -109,9 +109,7 @@ def test_the_spread_of_word_embeddings_is_the_same_in_every_precision(name, half
 
 @pytest.mark.parametrize("agreement", [-1.0, 1.1])
 @pytest.mark.filterwarnings("ignore:precision auto")
-def test_a_resumed_run_is_the_same_to_the_last_bit(
-    agreement, half_precision_chip, tiny_folder, tmp_path, monkeypatch
-):
+def test_a_resumed_run_is_the_same_to_the_last_bit(agreement, half_precision_chip, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "AGREEMENT", agreement)
     settings = {
         "task": {"name": "sst2", "label_words": ["bad", "great"]},

@@ -1,6 +1,6 @@
 """Half precision where it ranks candidates as full precision does, settled when a backend is made.
 
-The trial is on neutral texts of its own and common pairs of words: what is asked is only whether rounding changes
+The trial is on neutral texts of its own and pairs of common words: what is asked is only whether rounding changes
 which of two prompts is the better one.
 """
 
@@ -13,15 +13,18 @@ import torch
 
 from backends.local.evaluation import is_out_of_memory
 from backends.local.frozen import FrozenModel, Source
+from backends.local.loading import load
+from backends.local.structure import word_embeddings
 from bbt.backend import Row, Segment
 from bbt.errors import BackendError, BbtError, LabelWordError
 from bbt.losses import cross_entropy
 from bbt.space import stable_choice, stable_normal
 from bbt.types import Losses, Prompts
 
-AGREEMENT = 0.99
-"""Least rank correlation with fp32 at which `auto` takes half precision."""
-N_POPULATIONS, N_CANDIDATES, N_PROMPT_TOKENS = 2, 20, 5
+AGREEMENT = 0.98
+"""Least mean rank correlation with fp32 at which `auto` takes half precision. On 32 rows of SST-2, where 0.99 was
+asked for, the bundled models have 0.996 to 0.998; on these fewer rows 0.993: 1 - r is two to three times as large."""
+N_CANDIDATES, N_PROMPT_TOKENS = 20, 5
 
 TEXTS = (
     "the room was bright and the table by the window was set for two",
@@ -33,9 +36,10 @@ TEXTS = (
     "he plays the piano better than anyone in the village",
     "the soup was cold and the bread was hard",
 )
-"""Each is scored with the first and with the second word of a pair as its label."""
+"""The first and the second word of a pair are their labels in turn."""
 PAIRS = (("good", "bad"), ("great", "terrible"), ("yes", "no"), ("new", "old"), ("first", "last"), ("he", "it"))
-"""Label words; the first pair whose words are tokens of the model."""
+N_PAIRS = 4
+"""Pairs of label words, all read off the same hidden states: the first whose words are tokens of the model."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,9 @@ def settled(source: Source, dtype: torch.dtype, on_trial: bool) -> Settled:
         half = FrozenModel(source, dtype)
         reason = disagreement(half, full)
     except Exception as error:  # what a model or a chip makes of a precision that it does not know
-        if isinstance(error, BbtError):
-            reason = f"the model refuses it: {error}"
-        elif is_out_of_memory(error):
+        reason = f"the model refuses it: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        if is_out_of_memory(error):
             reason = "there is no memory to compare it with fp32"
-        else:
-            reason = f"the model refuses it: {str(error).strip().splitlines()[0] if str(error).strip() else error!r}"
     if reason is None:
         return Settled(half, full.embedding_std)
     name = str(dtype).removeprefix("torch.")
@@ -79,12 +80,11 @@ def settled(source: Source, dtype: torch.dtype, on_trial: bool) -> Settled:
 def disagreement(half: FrozenModel, full: FrozenModel) -> str | None:
     """Why half precision cannot be trusted to rank this model's candidates; None where it can.
 
-    Two populations as a search begins with them (20 candidates around five random tokens, spread as in BBT's released
-    code) are scored on `TEXTS` in both precisions; the mean of their rank correlations decides.
+    A population as a search begins with it (20 candidates around five random tokens, spread as in BBT's released code)
+    is scored on `TEXTS` in both precisions; the mean over pairs of label words of the losses' rank correlation decides.
     """
     try:
-        rows, words = _trial(full)
-        found = np.mean([rank_correlation(*losses_in_both(half, full, rows, words, s)) for s in range(N_POPULATIONS)])
+        found = np.mean([rank_correlation(*losses) for losses in losses_in_both(half, full)])
     except BbtError as error:
         return f"it could not be compared with fp32: {error}"
     return None if found >= AGREEMENT else f"its losses' rank correlation with fp32 is {found:.3f}, below {AGREEMENT}"
@@ -96,47 +96,54 @@ def rank_correlation(a: Losses, b: Losses) -> float:
     return float(1.0 - 6.0 * (distance**2).sum() / (n * (n**2 - 1)))
 
 
-def losses_in_both(
-    half: FrozenModel, full: FrozenModel, rows: list[Row], words: tuple[str, str], seed: int
-) -> tuple[Losses, Losses]:
-    """The losses (n,) of the same candidates in both precisions; labels take turns."""
-    prompts, labels = _population(full, seed), np.arange(len(rows)) % 2
-    half_scores, full_scores = (m.evaluator.label_scores(prompts[:, None], m.encode(rows, words)) for m in (half, full))
-    return cross_entropy(half_scores, labels), cross_entropy(full_scores, labels)
+def losses_in_both(half: FrozenModel, full: FrozenModel) -> Iterator[tuple[Losses, Losses]]:
+    """For each pair of label words the losses (n,) of the same candidates in both precisions."""
+    prompts, labels, words = _population(full), np.arange(len(TEXTS)) % 2, _label_words(full)
+    encoded = [(model.evaluator, model.encode([_row(text) for text in TEXTS], words)) for model in (half, full)]
+    scores = [evaluator.label_scores(prompts[:, None], rows) for evaluator, rows in encoded]
+    for first in range(0, len(words), 2):
+        losses = [cross_entropy(found[:, :, first : first + 2], labels) for found in scores]
+        yield losses[0], losses[1]
 
 
-def _population(model: FrozenModel, seed: int) -> Prompts:
+def _population(model: FrozenModel) -> Prompts:
     """(n, T, E) around the embeddings of random tokens, one embedding's spread away."""
     words, n_tokens = model.words, N_PROMPT_TOKENS
-    ids = torch.tensor(stable_choice(seed, len(words), n_tokens), device=words.device)
+    ids = torch.tensor(stable_choice(0, len(words), n_tokens), device=words.device)
     p0 = words[ids].float().cpu().numpy()[None]
-    noise = stable_normal(seed, N_CANDIDATES * p0.size).reshape(N_CANDIDATES, *p0.shape[1:])
+    noise = stable_normal(0, N_CANDIDATES * p0.size).reshape(N_CANDIDATES, *p0.shape[1:])
     return np.asarray(p0 + model.embedding_std * noise, dtype=np.float32)
 
 
-def _trial(model: FrozenModel) -> tuple[list[Row], tuple[str, str]]:
-    """The rows, and a pair of label words.
+def _row(text: str) -> Row:
+    """A text in a template that every kind of model takes."""
+    return (
+        Segment("prompt", n_tokens=N_PROMPT_TOKENS),
+        Segment("literal", " . "),
+        Segment("text", text),
+        Segment("literal", " . It was "),
+        Segment("mask"),
+    )
+
+
+def _label_words(model: FrozenModel) -> list[str]:
+    """Pairs of words that are one token each, and all different.
 
     Raises:
-        BackendError: no pair of words could be found.
+        BackendError: not even random tokens make a pair.
     """
-    for words in _pairs(model):
-        rows: list[Row] = [
-            (
-                Segment("prompt", n_tokens=N_PROMPT_TOKENS),
-                Segment("literal", " . "),
-                Segment("text", text),
-                Segment("literal", " . It was "),
-                Segment("mask"),
-            )
-            for text in TEXTS
-        ]
+    chosen: list[str] = []
+    for pair in _pairs(model):
         try:
-            model.row_tokenizer.label_ids(words, rows[0])
+            model.row_tokenizer.label_ids([*chosen, *pair], _row(TEXTS[0]))
         except LabelWordError:
             continue
-        return rows, words
-    raise BackendError("no pair of words is a pair of its tokens.")
+        chosen += pair
+        if len(chosen) == 2 * N_PAIRS:
+            return chosen
+    if not chosen:
+        raise BackendError("no two words are tokens of it.")
+    return chosen
 
 
 def _pairs(model: FrozenModel) -> Iterator[tuple[str, str]]:
@@ -154,9 +161,6 @@ def _in_full(model: FrozenModel) -> Settled:
 
 def _full_embedding_std(source: Source, half: FrozenModel) -> float:
     """Of the fp32 weights, which are loaded for it where the stored ones may be finer than the half ones."""
-    from backends.local.loading import load
-    from backends.local.structure import word_embeddings
-
     try:
         model, _, _ = load(source.name, source.kind, torch.device("cpu"), torch.float32, source.revision)
     except (MemoryError, RuntimeError):
