@@ -4,12 +4,12 @@ To add a backend, write a class with the members of `bbt.backend.Backend` and na
 `module:Class` of the user's own is accepted as it is.
 """
 
-from importlib import import_module
 from inspect import signature
 from typing import Any, cast
 
 from bbt.backend import Backend
-from bbt.errors import ConfigError, unknown
+from bbt.errors import ConfigError
+from bbt.names import resolved
 
 BACKENDS = {
     "local": "backends.local:LocalBackend",
@@ -26,14 +26,7 @@ def load_backend(name: str, **options: Any) -> Backend:
     Raises:
         ConfigError: no such backend, or options that it does not take.
     """
-    target = name if ":" in name else BACKENDS.get(name)
-    if target is None:
-        raise ConfigError(unknown("backend", name, BACKENDS) + " Or give module:Class.")
-    module, _, attribute = target.partition(":")
-    try:
-        factory = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"backend {name!r} cannot be imported: {error}.") from error
+    factory = resolved("backend", name, BACKENDS)
     takes = signature(factory)
     try:
         takes.bind(**options)

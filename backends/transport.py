@@ -1,11 +1,13 @@
 """One endpoint over HTTP: what is worth trying again is tried again, anything else is an error for people.
 
 Tried again, after a pause drawn from [0, 2^attempt * BACKOFF) seconds ("full jitter") or after the time that the
-endpoint asks for: refused and broken connections, time-outs, answers cut short or garbled, and the `PASSING` states.
+endpoint asks for: refused and broken connections, time-outs, answers cut short or garbled, and states that `passes`.
 """
 
+import ipaddress
 import os
 import random
+import re
 import ssl
 import threading
 import time
@@ -14,16 +16,22 @@ from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 import requests
 from requests import PreparedRequest, Response
 from requests.exceptions import ChunkedEncodingError, ConnectionError, ContentDecodingError, SSLError, Timeout
+from requests.utils import get_environ_proxies, select_proxy
 
 from bbt.backend import Traffic
 from bbt.errors import ConfigError, EndpointError
 
-PASSING = {408, 425, 429, 500, 502, 503, 504}
-"""States of an endpoint that may pass: overload, restart, a fault inside it."""
+PASSING = {408, 425, 429}
+"""States below 500 that may pass: a time-out, too early, too many requests."""
+
+LASTING = {501, 505, 506, 510, 511}
+"""States from 500 on that stay: what was asked for is not implemented, or a network wants a login. All others are
+overload, a restart or a fault inside the endpoint, those that gateways have made up (520 to 530, 598, 599) too."""
 
 BACKOFF, LONGEST_BACKOFF = 0.5, 30.0
 """Seconds: the first pause's upper end, and the largest it grows to."""
@@ -48,12 +56,20 @@ class _PassingError(Exception):
         self.wait = wait
 
 
+def passes(status: int) -> bool:
+    """Whether a state is worth another attempt."""
+    return status in PASSING or (500 <= status <= 599 and status not in LASTING)
+
+
 class Transport:
     """Requests to the endpoint at `url`, for several threads at once.
 
-    `api_key_env` names the environment variable that holds the key, sent as a bearer token: a key in a config
-    would be saved with every run. `timeout` is the longest silence in seconds, `retries` how often a request is
-    tried again, `verify` false or a file of certificates to trust instead of the usual authorities.
+    Addresses of this machine are reached past the proxies that the environment names (`http_proxy` and its kin); for
+    others its `no_proxy` says which are.
+
+    `api_key_env` names the environment variable that holds the key, sent as a bearer token: a key in a config would be
+    saved with every run. `timeout` is the longest silence in seconds, `retries` how often a request is tried again,
+    `verify` false or a file of certificates to trust instead of the usual authorities.
 
     Raises:
         ConfigError: not an http address, or no such environment variable.
@@ -68,12 +84,14 @@ class Transport:
         retries: int = 8,
         verify: bool | str = True,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise ConfigError(f"endpoint {url!r}: expected an address such as http://127.0.0.1:8000.")
+        address = _address(url)
         if isinstance(verify, str) and not os.path.exists(verify):
             raise ConfigError(f"verify: no file of certificates at {verify!r}.")
         self.url = url.rstrip("/")
         self.traffic = Traffic()
+        # "*" is how requests is told to leave out whatever proxies the environment names
+        self._proxies = {"no_proxy": "*"} if _is_loopback(address.hostname or "") else {}
+        self._whom = self.url + ("" if self._proxies else _by_proxy(self.url, address))
         self._timeout, self._retries, self._verify = timeout, retries, verify
         self._session = requests.Session()
         self._session.auth = _Bearer(_key(api_key_env))
@@ -111,10 +129,11 @@ class Transport:
                     self._count(response)
                 return result
             if wait > LONGEST_WAIT:
-                raise EndpointError(f"{self.url}: {fault}. It asks to come back in {wait:.0f} seconds.")
+                raise EndpointError(f"{self._whom}: {fault}. It asks to come back in {wait:.0f} seconds.")
             if attempt < self._retries:
                 time.sleep(max(wait, _pause(attempt)))
-        raise EndpointError(f"{self.url}: {fault}; given up after {self._retries + 1} attempts. Is it running?")
+        attempts = "1 attempt" if not self._retries else f"{self._retries + 1} attempts"
+        raise EndpointError(f"{self._whom}: {fault}; given up after {attempts}. Is it running?")
 
     def _attempt(self, method: str, path: str, accept: Collection[int], **content: Any) -> Response:
         """One attempt: an answer below 400, or the error that says whether another may help."""
@@ -122,19 +141,25 @@ class Transport:
         try:
             # verify: here and not in the session, where REQUESTS_CA_BUNDLE would go before it
             response = self._session.request(
-                method, self.url + path, timeout=timeout, verify=self._verify, allow_redirects=False, **content
+                method,
+                self.url + path,
+                timeout=timeout,
+                verify=self._verify,
+                proxies=self._proxies,
+                allow_redirects=False,
+                **content,
             )
         except (ConnectionError, Timeout, ChunkedEncodingError, ContentDecodingError) as error:
             inner = _innermost(error)
             if isinstance(error, SSLError) and not isinstance(inner, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
                 raise EndpointError(
-                    f"{self.url}: no trusted encrypted connection ({inner}). Is it https, and its certificate signed "
+                    f"{self._whom}: no trusted encrypted connection ({inner}). Is it https, and its certificate signed "
                     "by an authority known here? Otherwise set verify to the file of its own certificate."
                 ) from error
             raise _PassingError(str(inner) or type(inner).__name__) from error
         except requests.RequestException as error:
-            raise EndpointError(f"{self.url}: the request cannot be sent ({error}).") from error
-        if response.status_code in PASSING:
+            raise EndpointError(f"{self._whom}: the request cannot be sent ({error}).") from error
+        if passes(response.status_code):
             raise _PassingError(_told(response), _retry_after(response))
         if response.status_code not in accept:
             self._refuse(response)
@@ -144,13 +169,13 @@ class Transport:
         """Raise for a state that trying again would not change."""
         if response.status_code in (401, 403):
             raise EndpointError(
-                f"{self.url}: {_told(response)}. Set api_key_env to the name of the environment variable that holds "
+                f"{self._whom}: {_told(response)}. Set api_key_env to the name of the environment variable that holds "
                 "a key of this endpoint."
             )
         if response.status_code >= 400:
-            raise EndpointError(f"{self.url}: {_told(response)}.", response.status_code)
+            raise EndpointError(f"{self._whom}: {_told(response)}.", response.status_code)
         if response.is_redirect:
-            raise EndpointError(f"{self.url}: moved to {response.headers['location']}; give that address.")
+            raise EndpointError(f"{self._whom}: moved to {response.headers['location']}; give that address.")
 
     def _count(self, response: Response) -> None:
         up, down = exchange_size(response)
@@ -167,7 +192,7 @@ def read_json(response: Response) -> Any:
     """
     try:
         return response.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AnswerError(f"an answer that is not JSON ({response.text[:60]!r})") from error
 
 
@@ -194,12 +219,49 @@ class _Bearer(requests.auth.AuthBase):
         return request
 
 
+def _address(url: str) -> SplitResult:
+    """The parts of an http address.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    except ValueError:  # brackets that do not close, a port that is no number
+        pass
+    raise ConfigError(f"endpoint {url!r}: expected an address such as http://127.0.0.1:8000.")
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own, which no proxy elsewhere can reach."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
+
+
+def _by_proxy(url: str, address: SplitResult) -> str:
+    """What an error says of the proxy that stands before an address, without its password; empty if there is none."""
+    proxy = select_proxy(url, get_environ_proxies(url))
+    if not proxy:
+        return ""
+    return (
+        f" (through the proxy {proxy.rpartition('@')[2]} that the environment names; "
+        f"no_proxy={address.hostname} goes past it)"
+    )
+
+
 def _key(variable: str | None) -> str | None:
     if variable is None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
         raise ConfigError(f"api_key_env: the environment variable {variable} is not set.")
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"api_key_env: the environment variable {variable} holds no key: not all of it is ASCII.")
     return key
 
 
@@ -218,11 +280,11 @@ def _told(response: Response) -> str:
 def _retry_after(response: Response) -> float:
     """Seconds that the endpoint asks to wait: a number or a date (RFC 9110, section 10.2.3); else 0."""
     value = response.headers.get("Retry-After", "").strip()
-    if value.isdigit():
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):  # some send fractions
         return float(value)
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0
 
 

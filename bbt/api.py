@@ -1,31 +1,26 @@
 """The top-level API: the one place, beside the command line, that puts `bbt` and `backends` together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors import SafetensorError
 
-from backends import load_backend
 from backends.gauge import open_gauge
 from bbt.backend import Backend
-from bbt.classifier import Classifier
-from bbt.config import Config, ModelConfig, load_config, make_config
+from bbt.build import make_experiment
+from bbt.config import Config, make_config, read_run_config
 from bbt.errors import BbtError, ConfigError, RunError
-from bbt.estimate import Estimate, estimated, speed_of_last
-from bbt.experiment import Experiment, limited, other_tests
-from bbt.losses import log_softmax, predicted
-from bbt.methods import load_method
-from bbt.methods.saved import is_soft_prompt, load_classifier
-from bbt.objective import Ledger
-from bbt.observer import Observer
-from bbt.problem import make_split, make_task
-from bbt.prompts import SoftPrompt
-from bbt.records import RunFolder, read_result, write_atomically, write_result
-from bbt.tasks import Example, Task
-from bbt.tasks.task import labels_of
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.tested import tested
+from bbt.files import write_atomically
+from bbt.methods import label, load_method, to_yaml
+from bbt.predictor import Predictor, open_backend
+from bbt.runs.estimate import Estimate, estimated, speed_of_last
+from bbt.runs.folder import RunFolder, read_result, write_result
+from bbt.runs.observer import Observer, watching
+from bbt.tasks.configured import limited, make_split, make_task, other_tests
 
 RUNS = Path("runs")
 
@@ -43,7 +38,7 @@ class Outcome:
         """What a `Predictor` loads, in a folder of its own."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.yaml", self.config.to_yaml())
+        write_atomically(folder / "config.yaml", to_yaml(self.config))
         _save(self.classifier, folder)
         write_result(folder, self.result)
 
@@ -53,10 +48,11 @@ def tune(
 ) -> Outcome:
     """Run in memory, without a run folder; `backend` overrides the config's model."""
     config = config if isinstance(config, Config) else make_config(config)
-    method = load_method(config.method)
-    experiment = Experiment(config, backend or open_backend(config.model), observer=observer)
-    trained = method.train(experiment)
-    return Outcome(config, experiment.result(trained), trained.classifier)
+    method = load_method(config)
+    observer = watching(config.observers, observer)
+    experiment = make_experiment(config, backend or open_backend(config.model), observer=observer)
+    done = tested(experiment, method.train(experiment))
+    return Outcome(config, done.result, done.classifier)
 
 
 def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> Outcome:
@@ -64,10 +60,10 @@ def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> 
 
     A config that cannot be run (a BbtError before the first generation) leaves no folder behind.
     """
-    load_method(config.method)
+    text = to_yaml(config)
     backend = open_backend(config.model)
-    name = config.name or f"{config.task.name}-{config.label}-seed{config.seed}"
-    with RunFolder.create(runs, name, config.to_yaml()) as folder:
+    name = config.name or f"{config.task.name.replace(':', '-')}-{label(config)}-seed{config.seed}"
+    with RunFolder.create(runs, name, text) as folder:
         try:
             return _in_folder(config, backend, folder, observer)
         except BbtError:
@@ -87,10 +83,10 @@ def resume(
         RunError: not a run, in use, or a budget or ceiling that is no extension.
     """
     with RunFolder(path) as folder:
-        config = load_config(path / "config.yaml")
-        method = load_method(config.method)
+        config = read_run_config(path)
+        method = load_method(config)
         if method.replays:
-            _extend(folder, "queries", config.budget.queries, queries)
+            _extend(folder, "queries", method.tree()[1]["budget"]["queries"], queries)
             _extend(folder, "ceiling", config.price.ceiling, ceiling)
         elif queries is not None or ceiling is not None:
             raise RunError(f"{path}: {config.method.name} has no budget to extend.")
@@ -105,79 +101,29 @@ def estimate(config: Config, runs: Path = RUNS) -> Estimate:
     Raises:
         ConfigError: a method whose queries cannot be known beforehand.
     """
-    plan = load_method(config.method).plan(config)
+    plan = load_method(config).plan(config.evaluation.references)
     if plan is None:
         raise ConfigError(f"the queries of method {config.method.name} are not known beforehand: no estimate.")
-    gauge = open_gauge(config)
+    gauge = open_gauge(config.model, plan)
     task = make_task(config.task, gauge.kind)
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
-    others = [rows for _, rows in other_tests(config, task, gauge.kind)]
-    return estimated(config, plan, task, split, others, gauge, speed_of_last(runs, config))
-
-
-def open_backend(config: ModelConfig) -> Backend:
-    """The backend that a config names."""
-    return load_backend(config.backend, model=config.name, **config.options)
-
-
-class Predictor:
-    """A trained method on its model, ready for new texts.
-
-    `path` is a run folder or a soft prompt's file. The backend and its options are those of the run that made it;
-    `options` override them one by one.
-    """
-
-    def __init__(self, path: Path | str, options: Mapping[str, Any] | None = None) -> None:
-        path = Path(path)
-        if is_soft_prompt(path):
-            prompt = SoftPrompt.load(path)
-            origin = prompt.provenance
-            merged = {**origin.get("options", {}), **(options or {})}
-            self.backend = load_backend(origin.get("backend", "local"), model=prompt.model, **merged)
-        else:
-            model = load_config(path / "config.yaml").model
-            merged = {**model.options, **(options or {})}
-            self.backend = open_backend(model.model_copy(update={"options": merged}))
-        self.task, self.classifier = load_classifier(path, self.backend)
-
-    def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """For each text the label and the probabilities over the label words."""
-        pairs = text_pairs or [""] * len(texts)
-        examples = [Example(text, 0, pair) for text, pair in zip(texts, pairs, strict=True)]
-        probabilities = np.exp(log_softmax(self.classifier.scores(examples, Ledger())))
-        names = self.task.label_names
-        return [
-            {
-                "label": names[int(row.argmax())],
-                "probabilities": {n: float(p) for n, p in zip(names, row, strict=True)},
-            }
-            for row in probabilities
-        ]
-
-    def evaluate(self, task: Task, examples: Sequence[Example]) -> dict[str, float]:
-        """The task's metrics on examples, with the own template and label words.
-
-        Raises:
-            ConfigError: the task has another number of labels.
-        """
-        own = Task(task.name, self.task.template, task.label_names, self.task.label_words, task.metrics)
-        return own.evaluate(labels_of(examples), predicted(self.classifier.scores(examples, Ledger())))
+    others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind)]
+    return estimated(config.price, plan, task, split, others, gauge, speed_of_last(runs, config.model))
 
 
 def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:
     """Train, test, save."""
-    observer = observer or Observer()
+    observer = watching(config.observers, observer)
     observer.opened(folder.path)
-    method = load_method(config.method)
-    experiment = Experiment(config, backend, folder.log, observer)
+    method = load_method(config)
+    experiment = make_experiment(config, backend, folder.log, observer)
     if not method.replays:
         folder.log.forget()
-    trained = method.train(experiment)
-    result = experiment.result(trained)
-    _save(trained.classifier, folder.path)
-    folder.write_result(result)
-    return Outcome(config, result, trained.classifier, folder.path)
+    done = tested(experiment, method.train(experiment))
+    _save(done.classifier, folder.path)
+    folder.write_result(done.result)
+    return Outcome(config, done.result, done.classifier, folder.path)
 
 
 def _save(classifier: Classifier, folder: Path) -> None:

@@ -6,14 +6,13 @@ be truncated), prompt slots and the mask. The backend tokenises them once and sc
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bbt.errors import BackendError
-from bbt.space import PromptSpace
-from bbt.types import DeepPrompts, Latents, Prompts, RowScores, Scores, TokenIds
+from bbt.types import DeepPrompts, Prompts, RowScores, Scores, TokenIds
 
 
 @dataclass(frozen=True)
@@ -220,14 +219,6 @@ class RemoteBackend(Protocol):
 
 
 @runtime_checkable
-class LatentBackend(Protocol):
-    """What a backend that can hold a prompt space has besides: z travels instead of prompts."""
-
-    def latent_scores(self, latents: Latents, space: PromptSpace, encoded: Encoded) -> Scores:
-        """`label_scores` of `space.prompts(latents)`: (n, d) -> (n, B, K) float32."""
-
-
-@runtime_checkable
 class HardBackend(Protocol):
     """What a backend that takes prompts of words has besides: every text-only endpoint, and local models too."""
 
@@ -253,51 +244,28 @@ def check_anchor(anchor: Prompts, n_prompt_tokens: int, hidden_size: int) -> Non
         raise BackendError(f"prompts have {n_prompt_tokens} tokens, the anchor {anchor.shape[1]}.")
 
 
-def require_deep(backend: Backend) -> DeepBackend:
-    """The backend, if it takes deep prompts.
+Capability = TypeVar("Capability")
+
+_OFFERS: dict[type[Any], str] = {
+    GradientBackend: "gradients",
+    DeepBackend: "deep prompts",
+    FeatureBackend: "hidden states (features)",
+    LikelihoodBackend: "token likelihoods",
+    HardBackend: "hard prompts (words)",
+}
+"""What each capability is called in an error."""
+
+
+def require(backend: Backend, capability: type[Capability], who: str = "this") -> Capability:
+    """The backend as one that has the capability, a protocol of this module; `who` needs it.
 
     Raises:
-        BackendError: it does not.
+        BackendError: it has not.
     """
-    if isinstance(backend, DeepBackend):
+    if isinstance(backend, capability):
         return backend
-    raise _lacking(backend, "deep prompts")
-
-
-def require_features(backend: Backend) -> FeatureBackend:
-    """The backend, if it hands out hidden states.
-
-    Raises:
-        BackendError: it does not.
-    """
-    if isinstance(backend, FeatureBackend):
-        return backend
-    raise _lacking(backend, "hidden states (features)")
-
-
-def require_likelihoods(backend: Backend) -> LikelihoodBackend:
-    """The backend, if it says how likely a text is.
-
-    Raises:
-        BackendError: it does not.
-    """
-    if isinstance(backend, LikelihoodBackend):
-        return backend
-    raise _lacking(backend, "token likelihoods")
-
-
-def require_hard(backend: Backend) -> HardBackend:
-    """The backend, if it takes prompts of words.
-
-    Raises:
-        BackendError: it does not.
-    """
-    if isinstance(backend, HardBackend):
-        return backend
-    raise _lacking(backend, "hard prompts (words)")
-
-
-def _lacking(backend: Backend, capability: str) -> BackendError:
-    return BackendError(
-        f"this needs {capability}, which {type(backend).__name__} does not offer; use model.backend: local."
+    elsewhere = ", or a method that needs none, such as black-box" if capability is GradientBackend else ""
+    raise BackendError(
+        f"{who} needs {_OFFERS[capability]}, which {type(backend).__name__} does not offer; use model.backend: local"
+        f"{elsewhere}."
     )

@@ -1,9 +1,12 @@
-"""Strict configuration: YAML in, dataclass-like models out; an unknown key is an error that names the nearest.
+"""A run's configuration: YAML in, strict models out; an unknown key is an error that names the nearest.
 
 A config may name a `preset`, whose values its own override:
   default          what we found to generalise best (examples/RESULTS.md)
   paper            the ICML 2022 paper's setting ("uniform")
   released-code    the authors' released code ("normal")
+
+What all methods share is checked here. The sections that only some methods read (`SECTIONS`) are kept as they were
+given; the method checks them (`bbt.methods.load_method`), since it alone knows which of them it reads.
 """
 
 import typing
@@ -13,173 +16,33 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from bbt.errors import ConfigError, unknown
-
-
-class Strict(BaseModel):
-    """Unknown keys and infinite numbers are errors; values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
+from bbt.settings import (
+    CalibrationKind,
+    DataConfig,
+    EvaluationConfig,
+    MethodConfig,
+    ModelConfig,
+    PriceConfig,
+    Strict,
+    TaskConfig,
+)
 
 StrictModel = TypeVar("StrictModel", bound=Strict)
+FORMAT: typing.Final = "bbt-config/2"
+"""What a run folder's config.yaml says of itself; version 0.1 said nothing, and wrote every section of all methods."""
 
-
-class TaskConfig(Strict):
-    """A built-in task by name, or your own: then template, label_words and label_names are needed."""
-
-    name: str = "sst2"
-    template: str | None = None
-    label_words: tuple[str, ...] | None = None
-    label_names: tuple[str, ...] | None = None
-    metrics: tuple[str, ...] | None = None
-
-
-class ColumnsConfig(Strict):
-    """Names of your data's columns."""
-
-    text: str = "text"
-    text_pair: str | None = None
-    label: str = "label"
-
-
-class DataConfig(Strict):
-    """Where the rows come from. `seed` draws the k-shot split (none: the run's seed); `labels` are the values of
-    the label column in label order (none: 0 to K - 1). `note` says which rows these are, for the tables. With
-    `folds` the 2 k labelled rows a class are pooled and cut anew: dev is the `fold`-th of so many parts, train the
-    others."""
-
-    source: Literal["bundled", "files", "huggingface"] = "bundled"
-    k: int = Field(16, ge=1)
-    seed: int | None = Field(None, ge=0)
-    train: str | None = None
-    test: str | None = None
-    columns: ColumnsConfig | None = None
-    labels: tuple[str, ...] | None = None
-    path: str | None = None
-    subset: str | None = None
-    splits: tuple[str, str] | None = None
-    note: str | None = None
-    folds: int | None = Field(None, ge=2)
-    fold: int = Field(0, ge=0)
-
-
-class ModelConfig(Strict):
-    """`backend` (ours or module:Class), the model's name, and the backend's own options."""
-
-    backend: str = "local"
-    name: str = "minilm-mlm"
-    options: dict[str, Any] = {}
-
-
-class MethodConfig(Strict):
-    """The method by name (bbt ls methods) and its own settings, which the method checks."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = "black-box"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The method's own settings."""
-        return dict(self.model_extra or {})
-
-
-class PromptConfig(Strict):
-    """p = p0 + A z.
-
-    `init`: random `vocabulary` tokens, `random` normal vectors with the word embeddings' standard deviation, the
-    given `text`, the `label_words`, or the path of a saved prompt; of `n_screened` random draws the one of lowest
-    training loss is taken (each draw is a query). `placement`: the
-    prompt stands for word embeddings, or A z is added after the embedding `layernorm` (released code).
-    `scale`: A's entries by the paper (1 / sqrt(d)) or by the released code's rule from the embeddings' std.
-    """
-
-    n_prompt_tokens: int = Field(50, ge=1)
-    intrinsic_dim: int = Field(500, ge=1)
-    init: str = "vocabulary"
-    text: str | None = None
-    n_screened: int = Field(1, ge=1)
-    projection: Literal["uniform", "normal", "orthonormal"] = "normal"
-    scale: Literal["paper", "embeddings"] = "embeddings"
-    alpha: float = Field(1.0, gt=0)
-    placement: Literal["embedding", "layernorm"] = "embedding"
-
-
-class OptimizerConfig(Strict):
-    """Search settings; see `bbt ls optimizers` for the names."""
-
-    name: str = "cma-separable"
-    population_size: int = Field(20, ge=2)
-    sigma0: float = Field(1.0, gt=0)
-    bounds: tuple[float, float] | None = None
-    step_size_rule: Literal["csa", "tpa"] = "csa"
-    learning_rate: float = Field(0.1, gt=0)
-
-    @field_validator("bounds")
-    @classmethod
-    def _around_zero(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
-        """The search starts at z = 0."""
-        if bounds and not bounds[0] < 0 < bounds[1]:
-            raise ValueError("need low < 0 < high")
-        return bounds
-
-
-class ObjectiveConfig(Strict):
-    """`loss` on the training rows (none: the released code's choice for the task); `margin` is the hinge's."""
-
-    loss: Literal["cross_entropy", "hinge", "negative_metric"] | None = None
-    margin: float = Field(2.0, gt=0)
-
-
-class BudgetConfig(Strict):
-    """In queries: one candidate on the whole training set. `patience` ends a run for good
-    after so many dev checks without a better one."""
-
-    queries: int = Field(8000, ge=1)
-    dev_every: int = Field(100, ge=1)
-    patience: int | None = Field(None, ge=1)
-
-
-class PriceConfig(Strict):
-    """Money, in any currency, for a million tokens `up` to the endpoint and `down` from it. A search stops before the
-    run, its test included, would have cost more than the `ceiling`."""
-
-    up: float = Field(0.0, ge=0)
-    down: float = Field(0.0, ge=0)
-    ceiling: float | None = Field(None, gt=0)
-
-    def of(self, tokens_up: float, tokens_down: float) -> float:
-        """What these tokens cost."""
-        return (tokens_up * self.up + tokens_down * self.down) / 1e6
-
-
-class SelectionConfig(Strict):
-    """Which candidates dev judges, and by what: the `n_best` of lowest training loss since the last check, the
-    distribution's mean, and with `baselines` the untuned prompt; the manual one then stays unless the best of them
-    beats its metric by more than a standard error."""
-
-    by: Literal["metric", "loss"] = "metric"
-    n_best: int = Field(1, ge=0)
-    baselines: bool = True
-
-
-class EvaluationConfig(Strict):
-    """What is tested: at most so many `rows` of the test set (the same draw for every run; none: all of them; 0: no
-    test, the run ends with its dev rows), and with `references` also what the method started from (the manual and
-    the untuned prompt). `also_test` tests the outcome on other tasks with the same labels: the built-in task's name,
-    and the file of its rows (none: the bundled ones)."""
-
-    rows: int | None = Field(None, ge=0)
-    references: bool = True
-    also_test: dict[str, str | None] = {}
+SECTIONS = ("prompt", "optimizer", "objective", "budget", "selection")
+"""The sections that a method may read, each under its name in the file."""
 
 
 class Config(Strict):
-    """One run. The sections from `prompt` on are the black-box search's; other methods use some of them."""
+    """One run. `sections` holds what the user gave of `SECTIONS`; `defaults` what stands below that, of which a method
+    takes what it reads: a preset, and what a comparison's methods share."""
 
+    format: Literal["bbt-config/2"] | None = None
     name: str | None = None
     preset: str = "default"
     seed: int = Field(0, ge=0, lt=2**32)
@@ -188,33 +51,68 @@ class Config(Strict):
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    prompt: PromptConfig = PromptConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
-    budget: BudgetConfig = BudgetConfig()
-    selection: SelectionConfig = SelectionConfig()
     price: PriceConfig = PriceConfig()
-
-    @property
-    def label(self) -> str:
-        """What tables and run folders call the method: black-box searches go by their optimizer."""
-        return self.optimizer.name if self.method.name == "black-box" else self.method.name
-
-    def to_yaml(self) -> str:
-        """As a config file, every value resolved."""
-        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+    calibration: CalibrationKind = "fitted"
+    """How class biases are found: see `bbt.scoring.calibration`."""
+    observers: tuple[str, ...] = ()
+    """Observers of the user's own, as `module:Class`."""
+    sections: dict[str, dict[str, Any]] = Field({}, exclude=True)
+    defaults: dict[str, dict[str, Any]] = Field({}, exclude=True)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, then `key.path=value` overrides.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key or an impossible value.
     """
-    tree = read_tree(path)
+    tree = read_tree(Path(path))
     for override in overrides:
         _apply(tree, override)
     return make_config(tree)
+
+
+def read_run_config(folder: Path) -> Config:
+    """The config of a run folder. One of version 0.1 holds every section, whether its method read it or not.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    tree = read_tree(folder / "config.yaml")
+    if tree.get("format") == FORMAT:
+        return make_config(tree)
+    method = dict(tree.get("method") or {})
+    if method.get("name") == "token-search" and "optimizer" in method:
+        method["algorithm"] = method.pop("optimizer")
+    own = {"calibration": "none", **{key: value for key, value in tree.items() if key not in SECTIONS}}
+    shared = {key: value for key, value in tree.items() if key in SECTIONS}
+    return make_config({**own, "method": method}, shared)
+
+
+def make_config(tree: Mapping[str, Any], shared: Mapping[str, Any] | None = None) -> Config:
+    """A config from nested dicts, on top of its preset. Of the sections in `shared` a method takes what it reads;
+    those in `tree` it must read.
+
+    Raises:
+        ConfigError: an unknown preset or key, or an impossible value; one line a fault.
+    """
+    own = {key: value for key, value in tree.items() if key not in SECTIONS}
+    valid = sorted({*Config.model_fields, *SECTIONS} - {"sections", "defaults"})
+    wrong = [key for key in own if key not in valid]
+    if wrong:
+        raise ConfigError("; ".join(f"config: {unknown('key', str(key), valid)}" for key in wrong))
+    below = merged(preset(str(tree.get("preset", "default"))), shared or {})
+    own = {**{key: value for key, value in below.items() if key not in SECTIONS}, **own}
+    sections = {key: _section(key, tree[key]) for key in SECTIONS if key in tree}
+    defaults = {key: _section(key, value) for key, value in below.items() if key in SECTIONS}
+    return validated(Config, {**own, "sections": sections, "defaults": defaults})
+
+
+def _section(name: str, value: Any) -> dict[str, Any]:
+    """A section's keys and values; an empty one has none."""
+    if not isinstance(value or {}, Mapping):
+        raise ConfigError(f"config: {name}: expected keys and values, got {value!r}.")
+    return dict(value or {})
 
 
 def read_tree(path: Path) -> dict[str, Any]:
@@ -232,15 +130,6 @@ def read_tree(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(tree).__name__}.")
     return tree
-
-
-def make_config(tree: Mapping[str, Any]) -> Config:
-    """A config from nested dicts, on top of its preset.
-
-    Raises:
-        ConfigError: an unknown preset or key, or an impossible value; one line a fault.
-    """
-    return validated(Config, merged(preset(str(tree.get("preset", "default"))), tree))
 
 
 def validated(model: type[StrictModel], tree: Mapping[str, Any], section: str = "") -> StrictModel:
@@ -266,7 +155,7 @@ def preset(name: str) -> dict[str, Any]:
     if name not in names:
         raise ConfigError(unknown("preset", name, names))
     values = yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8"))
-    return dict(values)
+    return dict(values or {})
 
 
 def parse_override(flag: str, text: str, example: str) -> tuple[str, Any]:

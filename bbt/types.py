@@ -24,10 +24,10 @@ TokenIds: TypeAlias = NDArray[np.int64]
 AnyPrompts: TypeAlias = NDArray[Any]
 """Soft prompts (n, T, H), deep ones (n, L, T, H) or hard ones (n, T)."""
 
-Scores: TypeAlias = NDArray[np.float32]
+Scores: TypeAlias = NDArray[np.floating[Any]]
 """(n, B, K) label scores, defined up to one constant per (candidate, example)."""
 
-RowScores: TypeAlias = NDArray[np.float32]
+RowScores: TypeAlias = NDArray[np.floating[Any]]
 """(B, K) label scores of one classifier."""
 
 Losses: TypeAlias = NDArray[np.float64]

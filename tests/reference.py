@@ -4,6 +4,7 @@ Nothing of `backends` is used. The prompt's places are marked in the natural str
 whose embeddings are then replaced by the prompt.
 """
 
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,15 +33,17 @@ class Reference:
     @cached_property
     def tokenizer(self):
         tokenizer = AutoTokenizer.from_pretrained(self.folder)
-        tokenizer.add_tokens(AddedToken(SLOT, lstrip=True, special=True), special_tokens=True)
+        tokenizer.add_tokens(AddedToken(SLOT, special=True), special_tokens=True)
         return tokenizer
 
     def ids(self, natural: str, shares=(), text="", text_pair="") -> list[int]:
-        """Token ids of the filled-in string, `SLOT`s where soft tokens stand."""
+        """Token ids of the filled-in string, `SLOT`s where soft tokens stand; one space left of a slot is the first
+        token's, or the label word's."""
         for share in shares:
-            natural = natural.replace("{prompt}", SLOT * share, 1)
+            natural = re.sub(" ?{prompt}", SLOT * share, natural, count=1)
+        natural = natural.replace(" {mask}", "{mask}")
         filled = natural.format(text=text, text_pair=text_pair, mask=self.tokenizer.mask_token or "")
-        return self.tokenizer(filled.strip())["input_ids"]
+        return self.tokenizer(filled)["input_ids"]
 
     @torch.no_grad()
     def log_probs(self, ids, prompt, words, after_layernorm=None) -> np.ndarray:

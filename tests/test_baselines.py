@@ -5,21 +5,21 @@ import sys
 import numpy as np
 import pytest
 import torch
-from reference import Reference, normalised
 from safetensors.numpy import load_file
-from tiny_models import CAUSAL, MAX_LENGTH
-from toy import ToyBackend
+from tiny_models import MAX_LENGTH
+from toy import ToyBackend, shared_config
 
-from bbt.api import Predictor, run, tune
+from bbt.api import run, tune
 from bbt.baselines.adapter import Adapter
-from bbt.config import make_config
+from bbt.build import make_experiment
 from bbt.errors import BackendError, RunError
-from bbt.experiment import Experiment
-from bbt.losses import cross_entropy
 from bbt.methods import load_method
-from bbt.objective import Ledger, Verdict
-from bbt.observer import Observer
-from bbt.prompts import SoftPrompt
+from bbt.predictor import Predictor
+from bbt.prompts.soft import SoftPrompt
+from bbt.runs.observer import Observer
+from bbt.scoring.judge import Verdict
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import cross_entropy
 from bbt.tasks import Example
 from bbt.tasks.task import labels_of
 
@@ -37,7 +37,7 @@ def setting(tiny_folder):
 
     def make(name, method, precision="fp32", template=TEMPLATE, init="vocabulary", **settings):
         task = {"name": "sst2", "template": template, "label_words": WORDS}
-        return make_config(
+        return shared_config(
             {
                 "task": {**task, "label_names": ["negative", "positive"]},
                 "data": {"k": 4},
@@ -76,7 +76,7 @@ def test_training_lowers_the_loss(name, method, setting, last_wins):
 
 def train_loss(outcome):
     """Cross-entropy on the rows that were trained on, without dropout."""
-    split, ledger = Experiment(outcome.config, ToyBackend()).split, Ledger()
+    split, ledger = make_experiment(outcome.config, ToyBackend()).split, Ledger()
     return cross_entropy(outcome.classifier.scores(split.train, ledger)[None], labels_of(split.train))[0]
 
 
@@ -92,45 +92,14 @@ def test_what_is_loaded_scores_as_what_was_trained(method, setting, tmp_path, la
     examples = [Example(text, 0) for text in TEXTS]
     trained, loaded = (c.scores(examples, Ledger()) for c in (outcome.classifier, Predictor(outcome.folder).classifier))
     np.testing.assert_allclose(loaded, trained, atol=1e-5)
-    manual = Experiment(outcome.config, Predictor(outcome.folder).backend).manual.scores(examples, Ledger())
+    manual = make_experiment(outcome.config, Predictor(outcome.folder).backend).manual.scores(examples, Ledger())
     assert np.abs(trained - manual).max() > 0.01, "it is the manual prompt"
 
 
 @pytest.mark.parametrize("method", GRADIENT_METHODS)
 def test_a_forward_only_backend_is_refused(method):
-    with pytest.raises(BackendError, match=f"^{method} needs gradients, which ToyBackend cannot give: .*black-box"):
-        tune(make_config({"method": {"name": method}}), ToyBackend())
-
-
-def log_probs_of_peft(folder, adapter, name):
-    """What PEFT says of TEXTS with the adapter that we saved, around the model as transformers loads it."""
-    from bbt.baselines.peft_training import peft_imported
-
-    reference = Reference(folder, "causal" if name in CAUSAL else "masked")
-    with peft_imported():
-        from peft import PeftModel
-
-        reference.__dict__["model"] = PeftModel.from_pretrained(reference.model, adapter).eval()
-    rows = [reference.ids("{text} . It was {mask}", text=text) for text in TEXTS]
-    nothing = np.zeros((0, 32), np.float32)
-    return np.array([reference.log_probs(row, nothing, [f" {word}" for word in WORDS]) for row in rows])
-
-
-@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama"])
-@pytest.mark.parametrize(
-    ("method", "settings"),
-    [("lora", {}), ("prefix-tuning", {"n_prefix_tokens": 3}), ("prefix-tuning", {"projection": True})],
-    ids=["lora", "prefix", "projected prefix"],
-)
-def test_peft_says_the_same_with_the_saved_adapter(name, method, settings, setting, tiny_folder, tmp_path, last_wins):
-    config = setting(name, method, steps=2, learning_rate=0.1, **settings)
-    outcome = run(config, tmp_path)
-    examples = [Example(text, 0) for text in TEXTS]
-    expected = log_probs_of_peft(tiny_folder(name), outcome.folder / "adapter", name)
-    for classifier in (outcome.classifier, Predictor(outcome.folder).classifier):
-        np.testing.assert_allclose(normalised(classifier.scores(examples, Ledger())), expected, atol=1e-4)
-    untuned = Experiment(config, Predictor(outcome.folder).backend).manual.scores(examples, Ledger())
-    assert np.abs(normalised(untuned) - expected).max() > 0.01, "the adapter does nothing"
+    with pytest.raises(BackendError, match=f"^{method} needs gradients, which ToyBackend does not offer; .*black-box"):
+        tune(shared_config({"method": {"name": method}}), ToyBackend())
 
 
 def test_architectures_that_peft_cannot_do_are_refused(setting):
@@ -177,7 +146,9 @@ def test_model_tuning_saves_the_whole_model(setting, tiny_folder, tmp_path, last
     assert np.abs(after[WORD_EMBEDDINGS] - before[WORD_EMBEDDINGS]).max() > 0.01
 
 
-@pytest.mark.parametrize("variant", ["sequential", "parallel", "scaled-parallel"])
+@pytest.mark.parametrize(
+    "variant", ["sequential", "parallel", "scaled-parallel", "parallel-attention", "multi-head-parallel"]
+)
 @pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "llama"])
 def test_adapters_start_with_no_effect(name, variant, tiny_backend):
     from test_local_backend import SAME_FOR_BOTH
@@ -202,6 +173,59 @@ def test_adapters_stand_where_they_should(variant, scale, tiny_backend):
     expected = plain + scale * adapter.up(torch.relu(adapter.down(after)))
     torch.testing.assert_close(layer.output.dense(layer.intermediate(hidden)), expected)
     assert hasattr(layer.attention.output.dense, "adapter") == (variant == "sequential")
+
+
+ATTENTIONS = {
+    "bert": ("bert.encoder.layer.1.attention.self.query", "bert.encoder.layer.1.attention.output.dense"),
+    "roberta": ("roberta.encoder.layer.1.attention.self.query", "roberta.encoder.layer.1.attention.output.dense"),
+    "distilbert": (
+        "distilbert.transformer.layer.1.attention.q_lin",
+        "distilbert.transformer.layer.1.attention.out_lin",
+    ),
+    "gpt2": ("transformer.h.1.attn.c_attn", "transformer.h.1.attn.c_proj"),
+    "llama": ("model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.o_proj"),
+}
+
+
+@pytest.mark.parametrize("variant", ["parallel-attention", "multi-head-parallel"])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_adapters_at_the_attention_follow_their_equations(name, variant, tiny_backend):
+    """He et al. 2022, table 1, in a few lines, from what the top attention of the plain model is given and gives."""
+    plain, adapted = (tiny_backend(name).trainable().model.eval() for _ in range(2))
+    Adapter(variant=variant, bottleneck=3).thaw(adapted)
+    for adapter_name, weight in adapted.named_parameters():
+        if ".1." in adapter_name and "adapter" in adapter_name:  # the layers below stay as they are
+            torch.nn.init.normal_(weight)
+    query, out = (plain.get_submodule(place) for place in ATTENTIONS[name])
+    seen = {}
+    query.register_forward_hook(lambda module, args, output: seen.update(x=args[0], q=output[..., :32]))
+    out.register_forward_hook(lambda module, args, output: seen.update(heads=args[0], h=output))
+    host = adapted.get_submodule(ATTENTIONS[name][1])
+    host.register_forward_hook(lambda module, args, output: seen.update(found=output))
+    ids = torch.arange(5, 15).view(2, 5)
+    with torch.no_grad():
+        plain(input_ids=ids), adapted(input_ids=ids)
+        without = seen["h"]
+        if variant == "parallel-attention":
+            expected = without + host.adapter.up(torch.relu(host.adapter.down(seen["x"])))
+        else:
+            change = [
+                torch.relu(seen["q"][..., 8 * i : 8 * i + 8] @ host.adapter.down[i]) @ host.adapter.up[i]
+                for i in range(4)
+            ]
+            expected = out(seen["heads"] + torch.cat(change, dim=-1))
+    torch.testing.assert_close(seen["found"], expected, atol=1e-5, rtol=1e-5)
+    assert (seen["found"] - without).abs().max() > 0.1
+
+
+def test_a_bottleneck_in_every_head_costs_what_one_at_the_attention_costs(tiny_backend):
+    sizes = []
+    for variant in ("parallel-attention", "multi-head-parallel"):
+        model = tiny_backend("bert").trainable().model
+        Adapter(variant=variant, bottleneck=3).thaw(model)
+        weights = [w for name, w in model.named_parameters() if "adapter" in name and "bias" not in name]
+        sizes.append(sum(w.numel() for w in weights))
+    assert sizes == [2 * 2 * 3 * 32] * 2  # layers * 2 r H
 
 
 def test_adapters_name_the_architectures_they_know(setting, monkeypatch):
@@ -271,6 +295,6 @@ def test_autoprompt_finds_tokens_that_lower_the_loss(setting):
 @pytest.mark.parametrize("method", ["lora", "adapter"])
 def test_a_run_that_has_not_finished_cannot_be_loaded(method, setting, tmp_path, tiny_backend):
     config = setting("bert", method)
-    task = Experiment(config, tiny_backend("bert")).task
+    task = make_experiment(config, tiny_backend("bert")).task
     with pytest.raises(RunError, match="has its run finished"):
-        load_method(config.method).load(tmp_path, tiny_backend("bert"), task)
+        load_method(config).load(tmp_path, tiny_backend("bert"), task)

@@ -5,16 +5,15 @@ import warnings
 
 import numpy as np
 import pytest
-from toy import ToyBackend
+from toy import ToyBackend, shared_config
 
 from bbt.api import resume, run, tune
-from bbt.config import make_config
-from bbt.deep_space import DeepSpace
 from bbt.errors import BackendError, ConfigError
 from bbt.optimizers import Settings, make_optimizer
 from bbt.optimizers.layerwise import Layerwise
-from bbt.prompts import SoftPrompt
-from bbt.space import PromptSpace, random_projection
+from bbt.prompts.soft import SoftPrompt
+from bbt.spaces.deep import DeepSpace
+from bbt.spaces.soft import PromptSpace, random_projection
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -76,7 +75,7 @@ def test_the_layers_take_turns_as_in_the_released_code():
 
 
 def settings(model, queries=90, **sections):
-    return make_config(
+    return shared_config(
         {
             "name": "deep",
             "seed": 1,

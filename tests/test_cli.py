@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bbt.cli import main
-from bbt.records import RunFolder
+from bbt.runs.folder import RunFolder
 
 CONFIG = {
     "name": "mine",

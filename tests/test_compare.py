@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bbt.api import Predictor
 from bbt.cli.compare import compare
 from bbt.compare.finished import read
 from bbt.compare.plan import cells, load_plan
 from bbt.errors import ConfigError
-from bbt.problem import test_examples as rows_of
+from bbt.methods import resolved_tree
+from bbt.predictor import Predictor
 from bbt.tasks.builtin import builtin_task
+from bbt.tasks.configured import test_examples as rows_of
 
 ROOT = Path(__file__).parent.parent
 TOY = {"backend": "toy:ToyBackend", "name": "toy"}
@@ -198,7 +199,7 @@ def test_a_worker_ends_when_its_parent_is_gone(plan, tmp_path):
     log = cell.folder(tmp_path) / "events.jsonl"
     command = [sys.executable, "-m", "bbt.compare.worker"]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    job = {"config": cell.config.model_dump(mode="json"), "folder": str(cell.folder(tmp_path)), "budget": None}
+    job = {"config": resolved_tree(cell.config), "folder": str(cell.folder(tmp_path)), "budget": None}
     worker.stdin.write(json.dumps(job) + "\n")
     worker.stdin.flush()
     while not (log.is_file() and b"generation" in log.read_bytes()):

@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bbt.config import DataConfig
 from bbt.errors import ConfigError, DataError
-from bbt.problem import make_split
+from bbt.settings import DataConfig
 from bbt.tasks import TASKS, Columns, Example, Task, Template, load_splits
 from bbt.tasks.builtin import builtin_task
+from bbt.tasks.configured import make_split
 from bbt.tasks.data import (
     bundled_splits,
     bundled_tasks,

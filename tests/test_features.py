@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, CAUSAL
 
-from bbt.backend import require_deep, require_features, require_likelihoods
+from bbt.backend import DeepBackend, FeatureBackend, LikelihoodBackend, require
 from bbt.errors import BackendError
 from bbt.tasks.template import Template
 
@@ -65,10 +65,10 @@ def test_a_masked_models_tokens_are_masked_in_turn(tiny_backend, reference, mask
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("require", [require_deep, require_features, require_likelihoods])
-def test_a_backend_without_the_capability_is_refused_in_a_sentence(require, tiny_backend):
+@pytest.mark.parametrize("capability", [DeepBackend, FeatureBackend, LikelihoodBackend])
+def test_a_backend_without_the_capability_is_refused_in_a_sentence(capability, tiny_backend):
     from toy import ToyBackend
 
     with pytest.raises(BackendError, match=r"which ToyBackend does not offer; use model\.backend: local"):
-        require(ToyBackend())
-    assert require(backend := tiny_backend("bert")) is backend
+        require(ToyBackend(), capability)
+    assert require(backend := tiny_backend("bert"), capability) is backend

@@ -7,7 +7,7 @@ from reference import normalised
 from test_local_backend import SAME_FOR_BOTH, TEXTS
 from tiny_models import ARCHITECTURES
 
-from bbt.losses import cross_entropy
+from bbt.scoring.losses import cross_entropy
 
 every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 every_case = pytest.mark.parametrize("case", SAME_FOR_BOTH.values(), ids=SAME_FOR_BOTH)

@@ -4,20 +4,19 @@ import json
 
 import numpy as np
 import pytest
-from toy import ToyBackend, toy_scorer
+from toy import ToyBackend, shared_config, toy_scorer
 
 from bbt.api import resume, run, tune
-from bbt.backend import require_hard
-from bbt.config import make_config
+from bbt.backend import HardBackend, require
 from bbt.errors import BackendError, ConfigError, PromptError
-from bbt.hard_prompts import HardPrompt
-from bbt.hard_spaces import ChoiceSpace, RoundedSpace, readable_ids
-from bbt.losses import cross_entropy, predicted
-from bbt.memory import RememberingJudge, RememberingObjective, answers
-from bbt.objective import Ledger
 from bbt.optimizers import Settings
 from bbt.optimizers.nevergrad import NevergradChoices
-from bbt.space import PromptSpace
+from bbt.prompts.hard import HardPrompt
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import cross_entropy, predicted
+from bbt.scoring.remembering import RememberingJudge, RememberingObjective, answers
+from bbt.spaces.hard import ChoiceSpace, RoundedSpace, readable_ids
+from bbt.spaces.soft import PromptSpace
 from bbt.tasks.template import Template
 
 WORDS = ("bad", "great", "positive")
@@ -35,7 +34,7 @@ def config(folder, method, **sections):
         "budget": {"queries": 24, "dev_every": 8},
         "evaluation": {"rows": 10},
     }
-    return make_config({**tree, **sections})
+    return shared_config({**tree, **sections})
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama"])
@@ -62,7 +61,7 @@ def test_readable_words_survive_being_written_down(name, tiny_backend):
 
 def test_a_backend_of_soft_prompts_only_is_refused():
     with pytest.raises(BackendError, match=r"needs hard prompts \(words\), which ToyBackend does not offer"):
-        require_hard(ToyBackend())
+        require(ToyBackend(), HardBackend)
 
 
 def test_a_rounded_space_holds_words_only_and_its_origin_is_p0():

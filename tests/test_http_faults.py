@@ -18,9 +18,11 @@ from backends.serve.keys import Keys, Quota
 from bbt.api import resume, run
 from bbt.config import make_config
 from bbt.errors import ConfigError, EndpointError
-from bbt.losses import cross_entropy
-from bbt.objective import Ledger, Objective, Scorer
-from bbt.observer import Observer
+from bbt.runs.observer import Observer
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import cross_entropy
+from bbt.scoring.objective import Objective
+from bbt.scoring.scorer import Scorer
 from bbt.tasks import Example, Task, Template
 
 TASK = Task("films", Template("{prompt} . {text} . It was {mask}"), ("bad", "great"), ("bad", "great"))

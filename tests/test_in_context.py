@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 from reference import normalised
-from toy import ToyBackend
+from toy import ToyBackend, shared_config
 
 from bbt.api import run, tune
 from bbt.backend import Segment
-from bbt.config import make_config
 from bbt.methods.in_context import InContextClassifier, alternating, demonstrated
-from bbt.objective import Ledger
-from bbt.records import EventLog
+from bbt.runs.log import EventLog
+from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, Task, Template
 
 TASK = Task("films", Template("{prompt} . {text} . It was {mask}"), ("no", "yes"), ("bad", "great"))
@@ -80,7 +79,7 @@ def test_dev_picks_the_order_and_what_is_left_out_is_said(tiny_folder, tmp_path,
         "model": {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}},
         "evaluation": {"rows": 20},
     }
-    outcome = run(make_config(config), tmp_path)
+    outcome = run(shared_config(config), tmp_path)
     log = EventLog(outcome.folder / "events.jsonl")
     losses = [event["losses"][0] for event in log.of("dev")]
     assert len(set(losses)) > 2

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from toy import HIDDEN, TASK, ToyBackend
 
-from bbt.config import PromptConfig
 from bbt.errors import ConfigError, PromptError
-from bbt.initial import initial_prompts
-from bbt.prompts import SoftPrompt
+from bbt.prompts.soft import SoftPrompt
+from bbt.settings import PromptConfig
+from bbt.spaces.initial import initial_prompts
 
 
 def initial(seed=0, **settings):

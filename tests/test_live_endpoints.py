@@ -20,8 +20,8 @@ from backends.openai import TextBackend, VLLMBackend
 from bbt.api import tune
 from bbt.config import make_config
 from bbt.errors import EndpointError
-from bbt.losses import log_softmax
-from bbt.problem import make_split, make_task
+from bbt.scoring.losses import log_softmax
+from bbt.tasks.configured import make_split, make_task
 
 CONFIG = {
     "task": {"name": "sst2", "label_words": ["bad", "great"]},

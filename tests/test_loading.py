@@ -2,16 +2,38 @@
 
 import json
 import shutil
+import socket
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from tiny_models import ARCHITECTURES, CAUSAL, save_tiny
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BartConfig,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertForSequenceClassification,
+    BertModel,
+    ElectraConfig,
+    ElectraForPreTraining,
+    LlamaConfig,
+    LlamaModel,
+    T5Config,
+    ViTConfig,
+)
 
 from backends import load_backend
 from backends.local import LocalBackend
+from backends.local.hub import where
 from backends.local.loading import resolve_device, resolve_precision
 from backends.models import bundled_models
+from backends.openai.words import read_words
 from bbt.errors import BackendError, ConfigError
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -75,7 +97,9 @@ def test_an_absent_device_names_those_present():
 
 
 def test_an_unknown_model_says_what_a_model_may_be():
-    with pytest.raises(BackendError, match=r"cannot load model 'no-such-model'.*Give a folder, a name on the hub") as e:
+    with pytest.raises(
+        BackendError, match=r"cannot load model 'no-such-model'.*Give a folder, a GGUF file, a name on the hub"
+    ) as e:
         LocalBackend(model="no-such-model", device="cpu")
     assert all(name in str(e.value) for name in bundled_models())
     assert "Did you mean" not in str(e.value)
@@ -96,6 +120,130 @@ def test_an_unknown_kind_suggests_the_nearest(tiny_backend):
         tiny_backend("bert", kind="maskd")
 
 
+TINY = {"vocab_size": 102, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+HEADLESS = {
+    "encoder": BertModel(BertConfig(**TINY)),
+    "classifier": BertForSequenceClassification(BertConfig(**TINY)),
+    "discriminator": ElectraForPreTraining(ElectraConfig(**TINY, embedding_size=32)),
+    "decoder": LlamaModel(LlamaConfig(**TINY, tie_word_embeddings=False)),
+}
+
+
+@pytest.fixture
+def beside_a_tokenizer(tiny_folder, tmp_path):
+    """A model as a folder with a tokenizer that fits it."""
+
+    def save(model, name="bert"):
+        model.save_pretrained(tmp_path / "model")
+        shutil.copytree(tiny_folder(name), tmp_path / "model", ignore=IGNORED, dirs_exist_ok=True)
+        return str(tmp_path / "model")
+
+    return save
+
+
+IGNORED = shutil.ignore_patterns("*.safetensors", "config.json", "generation_config.json")
+
+
+@pytest.mark.parametrize("what", HEADLESS)
+def test_a_checkpoint_without_a_head_is_refused_by_the_names_of_its_missing_weights(what, beside_a_tokenizer):
+    missing = {"encoder": "cls.predictions", "classifier": "cls.predictions", "decoder": "lm_head.weight"}
+    folder = beside_a_tokenizer(HEADLESS[what])
+    with pytest.raises(BackendError, match=rf"lack weights of \w+.*{missing.get(what, 'generator_')}"):
+        LocalBackend(folder, device="cpu")
+
+
+def test_weights_of_which_nothing_is_read_are_not_worth_a_line(beside_a_tokenizer, capfd, caplog):
+    folder = beside_a_tokenizer(BertForPreTraining(BertConfig(**TINY)))
+    assert LocalBackend(folder, device="cpu", precision="fp32").info.architecture == "BertForMaskedLM"
+    assert (*capfd.readouterr(), caplog.text) == ("", "", "")
+
+
+def test_weights_of_another_shape_are_refused(beside_a_tokenizer):
+    folder = beside_a_tokenizer(BertForMaskedLM(BertConfig(**TINY)))
+    config = json.loads((Path(folder) / "config.json").read_text())
+    (Path(folder) / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    with pytest.raises(BackendError, match="cannot load model"):
+        LocalBackend(folder, device="cpu")
+
+
+OTHER_KINDS = {
+    "t5": T5Config(vocab_size=102, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4),
+    "bart": BartConfig(
+        vocab_size=102, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64, decoder_ffn_dim=64
+    ),
+    "vit": ViTConfig(),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_KINDS)
+def test_a_model_of_neither_kind_is_named(name, tmp_path):
+    OTHER_KINDS[name].save_pretrained(tmp_path)
+    kind = "neither a masked LM" if name == "vit" else "an encoder-decoder model"
+    with pytest.raises(BackendError, match=rf"it is of type {name} .*{kind}") as error:
+        LocalBackend(str(tmp_path), device="cpu")
+    with pytest.raises(BackendError, match=rf"it is of type {name} .*{kind}"):
+        read_words(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_with_words_beyond_the_embeddings_is_refused(tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder("gpt2"), tmp_path / "larger")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["extraordinary"])
+    tokenizer.save_pretrained(folder)
+    n_words = len(tokenizer) - 1
+    for load in (lambda: LocalBackend(str(folder), device="cpu"), lambda: read_words(str(folder))):
+        with pytest.raises(BackendError, match=rf"1 of its tokens, 'extraordinary' .* beyond the {n_words} word embed"):
+            load()
+
+
+def test_a_special_token_beyond_the_embeddings_that_no_row_holds_is_left_alone(tiny_folder, tmp_path, tiny_backend):
+    """As chat models have their padding."""
+    folder = shutil.copytree(tiny_folder("gpt2"), tmp_path / "padded")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    backend, plain = LocalBackend(str(folder), device="cpu", precision="fp32"), tiny_backend("gpt2")
+    assert backend.ordinary_ids() == read_words(str(folder)).ordinary_ids() == plain.ordinary_ids()
+    assert max(backend.prompt_ids("a [PAD] film")) < backend.info.vocab_size
+
+
+def test_a_silent_hub_is_asked_once(monkeypatch):
+    """Its own client would ask six times, waiting longer each time."""
+    calls = []
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+
+        def hang_up():
+            while True:
+                try:
+                    connection, _ = hub.accept()
+                except OSError:
+                    return
+                calls.append(connection)
+                connection.close()
+
+        answering = threading.Thread(target=hang_up, daemon=True)
+        answering.start()
+        with pytest.raises(BackendError, match=r"no copy of such a model .*hub \(http://127.* is out of reach"):
+            LocalBackend("nobody/no-such-model", device="cpu")
+        hub.shutdown(socket.SHUT_RDWR)
+        answering.join()
+    assert len(calls) == 1
+
+
+def test_a_model_that_was_fetched_before_is_found_while_the_hub_is_silent(monkeypatch, tiny_folder, tmp_path):
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(tiny_folder("bert"), snapshot)
+    (tmp_path / "models--org--tiny" / "refs").mkdir()
+    (tmp_path / "models--org--tiny" / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert where("org/tiny", None) == {"revision": None, "local_files_only": True}
+
+
 def test_damaged_weights_are_refused(tiny_folder, tmp_path):
     folder = shutil.copytree(tiny_folder("bert"), tmp_path / "damaged")
     (folder / "model.safetensors").write_bytes(b"torn")
@@ -110,8 +258,24 @@ def test_a_folder_without_a_tokenizer_is_refused(name, tiny_folder, tmp_path):
         LocalBackend(model=str(folder), device="cpu")
 
 
-def test_one_folder_has_one_fingerprint_in_any_precision(tiny_backend):
-    assert len({tiny_backend("gpt2", precision=p).info.fingerprint for p in ("fp32", "fp32", "bf16")}) == 1
+@pytest.mark.parametrize("stored", PRECISIONS)
+def test_one_folder_has_one_fingerprint_in_any_precision(stored, tiny_folder, tmp_path):
+    source = AutoModelForCausalLM.from_pretrained(tiny_folder("llama"), dtype=getattr(torch, PRECISIONS[stored]))
+    AutoTokenizer.from_pretrained(tiny_folder("llama")).save_pretrained(tmp_path)
+    source.save_pretrained(tmp_path)
+    loaded = [LocalBackend(str(tmp_path), device="cpu", precision=p).info for p in ("fp32", *PRECISIONS)]
+    assert [info.precision for info in loaded] == ["float32", *PRECISIONS.values()]
+    assert len({info.fingerprint for info in loaded}) == 1
+
+
+@pytest.mark.parametrize(("name", "saved"), [("minilm-mlm", "0d8682ec8b6d"), ("gpt2-mini", "3bb62f33f428")])
+def test_fingerprints_that_were_saved_by_earlier_versions_still_hold(name, saved):
+    assert LocalBackend(name, device="cpu", precision="fp32").info.fingerprint == saved
+
+
+def test_random_weights_have_one_fingerprint_in_any_precision(tiny_folder):
+    name = f"random:{tiny_folder('bert')}"
+    assert len({LocalBackend(name, device="cpu", precision=p).info.fingerprint for p in PRECISIONS}) == 1
 
 
 def test_other_weights_have_another_fingerprint(tiny_backend, tmp_path):
@@ -131,7 +295,9 @@ def test_embeddings_are_rows_of_the_models_matrix(name, tiny_backend, reference)
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_ordinary_ids_are_all_but_the_special_ones(name, tiny_backend, reference):
     matrix = reference(name).model.get_input_embeddings().weight
-    special = reference(name).tokenizer.all_special_ids
+    tokenizer = reference(name).tokenizer
+    special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+    assert set(tokenizer.all_special_ids) <= set(special)
     assert tiny_backend(name).ordinary_ids() == [i for i in range(len(matrix)) if i not in special]
 
 

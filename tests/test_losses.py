@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import log_loss
 
-from bbt.losses import cross_entropy, finite_losses, gold, hinge, log_softmax, negative_metric
+from bbt.scoring.losses import cross_entropy, finite_losses, gold, hinge, log_softmax, negative_metric
 from bbt.tasks.metrics import accuracy
 
 N, B, K = 4, 9, 3

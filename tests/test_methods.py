@@ -3,13 +3,14 @@
 import json
 
 import pytest
-from toy import ToyBackend
+from toy import ToyBackend, shared_config
 
-from bbt.api import Predictor, resume, run, tune
-from bbt.config import MethodConfig, make_config
+from bbt.api import resume, run, tune
+from bbt.build import make_experiment
 from bbt.errors import ConfigError, PromptError, RunError
-from bbt.experiment import Experiment
-from bbt.methods import METHODS, load_method
+from bbt.methods import METHODS, make_method
+from bbt.predictor import Predictor
+from bbt.settings import MethodConfig
 
 TINY = {
     "data": {"k": 4},
@@ -40,7 +41,7 @@ def sources(tiny_folder, tmp_path_factory):
     """Prompts that were tuned on the tiny model before."""
     model = {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}}
     selection = {"baselines": False}
-    runs = [make_config({**TINY, "model": model, "seed": seed, "selection": selection}) for seed in (1, 2)]
+    runs = [shared_config({**TINY, "model": model, "seed": seed, "selection": selection}) for seed in (1, 2)]
     return [str(run(config, tmp_path_factory.mktemp("sources")).folder) for config in runs]
 
 
@@ -48,7 +49,7 @@ def sources(tiny_folder, tmp_path_factory):
 def config(request, tiny_folder, sources):
     model = {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}}
     own = {**SETTINGS.get(request.param, {}), **({"sources": sources} if request.param in WITH_SOURCES else {})}
-    return make_config({**TINY, "model": model, "method": {"name": request.param, **own}})
+    return shared_config({**TINY, "model": model, "method": {"name": request.param, **own}})
 
 
 def test_a_method_s_result_can_be_loaded_and_scores_as_it_did(config, tmp_path):
@@ -57,14 +58,14 @@ def test_a_method_s_result_can_be_loaded_and_scores_as_it_did(config, tmp_path):
     assert result["method"] == config.method.name
     assert result["test_examples"] == 40
     assert result["also_test"]["sst2"] == {**result["test"]["tuned"], "examples": 40}  # the same rows
-    experiment = Experiment(config, again.backend)
+    experiment = make_experiment(config, again.backend)
     assert again.evaluate(experiment.task, experiment.split.test) == result["test"]["tuned"]
     texts = ["a joy from start to end", "dull"]
     assert [set(row["probabilities"]) for row in again.predict(texts)] == [{"negative", "positive"}] * 2
 
 
 def test_what_cannot_be_written_is_an_error_of_the_system_and_can_be_saved_again(tmp_path):
-    outcome = tune(make_config({"model": {"backend": "toy:ToyBackend", "name": "toy"}, "method": {"name": "manual"}}))
+    outcome = tune(shared_config({"model": {"backend": "toy:ToyBackend", "name": "toy"}, "method": {"name": "manual"}}))
     in_the_way = tmp_path / "prompt.partial"
     in_the_way.mkdir()
     with pytest.raises(OSError, match=r"cannot save to .* save again or bbt resume"):
@@ -101,16 +102,17 @@ def test_a_finished_run_is_resumed_without_a_query(config, tmp_path):
 
 def test_an_unknown_method_or_setting_names_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown method 'blackbox'\. Did you mean 'black-box'\?"):
-        load_method(MethodConfig(name="blackbox"))
+        make_method(MethodConfig(name="blackbox"), {}, {})
     with pytest.raises(ConfigError, match=r"config: unknown key 'method\.rank'"):
-        load_method(MethodConfig.model_validate({"name": "manual", "rank": 8}))
+        make_method(MethodConfig.model_validate({"name": "manual", "rank": 8}), {}, {})
 
 
 def test_the_test_rows_are_the_same_draw_for_every_seed():
     drawn = [
-        Experiment(make_config({"seed": seed, "evaluation": {"rows": 10}}), ToyBackend()).split.test for seed in (0, 1)
+        make_experiment(shared_config({"seed": seed, "evaluation": {"rows": 10}}), ToyBackend()).split.test
+        for seed in (0, 1)
     ]
-    everything = Experiment(make_config({}), ToyBackend()).split.test
+    everything = make_experiment(shared_config({}), ToyBackend()).split.test
     places = [everything.index(example) for example in drawn[0]]
     assert drawn[0] == drawn[1]
     assert places == sorted(places)
@@ -119,14 +121,14 @@ def test_the_test_rows_are_the_same_draw_for_every_seed():
 
 def test_a_run_without_a_budget_of_queries_cannot_be_extended(tmp_path):
     toy = {"backend": "toy:ToyBackend", "name": "toy"}
-    outcome = run(make_config({"name": "m", "model": toy, "method": {"name": "manual"}}), tmp_path)
+    outcome = run(shared_config({"name": "m", "model": toy, "method": {"name": "manual"}}), tmp_path)
     with pytest.raises(RunError, match="no budget to extend"):
         resume(outcome.folder, 500)
 
 
 def test_a_run_that_begins_again_forgets_what_it_had_done(tmp_path):
     toy = {"backend": "toy:ToyBackend", "name": "toy"}
-    folder = run(make_config({"name": "m", "model": toy, "method": {"name": "manual"}}), tmp_path).folder
+    folder = run(shared_config({"name": "m", "model": toy, "method": {"name": "manual"}}), tmp_path).folder
     lines = (folder / "events.jsonl").read_text().splitlines()
     (folder / "events.jsonl").write_text(lines[0] + '\n{"event": "dev", "half": "done"}\n')
     resume(folder)

@@ -2,8 +2,11 @@ import numpy as np
 import pytest
 from toy import HIDDEN, TASK, ToyBackend, toy_scorer
 
-from bbt.losses import cross_entropy
-from bbt.objective import Judge, Ledger, Objective, Scorer, Verdict
+from bbt.scoring.judge import Judge, Verdict
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import cross_entropy
+from bbt.scoring.objective import Objective
+from bbt.scoring.scorer import Scorer
 from bbt.tasks import Example
 
 TOKENS = 3

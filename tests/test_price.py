@@ -4,14 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from toy import shared_config
 from typer.testing import CliRunner
 
 from backends.gauge import open_gauge
 from bbt.api import estimate, resume, run, tune
 from bbt.cli import app
-from bbt.config import PriceConfig, make_config
 from bbt.errors import ConfigError, RunError
-from bbt.report import cost_rows
+from bbt.methods import load_method, to_yaml
+from bbt.runs.report import cost_rows
+from bbt.settings import PriceConfig
 
 
 def config(folder, **sections):
@@ -25,7 +27,7 @@ def config(folder, **sections):
         "evaluation": {"rows": 10},
         "price": {"up": 2.0, "down": 5.0},
     }
-    return make_config({**tree, **sections})
+    return shared_config({**tree, **sections})
 
 
 def total(result):
@@ -72,7 +74,8 @@ def test_the_speed_of_the_last_run_of_that_model_gives_the_seconds(tiny_folder, 
 
 
 def test_a_tokenizer_that_is_not_to_be_had_is_replaced_by_counting_characters(tmp_path):
-    gauge = open_gauge(config(tmp_path / "nowhere"))
+    settings = config(tmp_path / "nowhere")
+    gauge = open_gauge(settings.model, load_method(settings).plan(True))
     assert (gauge.counted, gauge.kind) == ("as four characters each", "causal")
 
 
@@ -82,9 +85,9 @@ def test_the_command_line_estimates_without_calling_anything(tiny_folder, tmp_pa
     settings = config(
         tiny_folder("gpt2"), model={"backend": "vllm", "name": str(tiny_folder("gpt2")), "options": options}
     )
-    file.write_text(settings.to_yaml())
+    file.write_text(to_yaml(settings))
     answer = CliRunner().invoke(app, ["run", str(file), "--dry-run", "--json", "--runs", str(tmp_path)])
-    assert json.loads(answer.stdout)["train_queries"] == 42
+    assert json.loads(answer.stdout)["train_queries"] == 38  # 2 screened, 9 generations of 4
     assert "tokens up" in CliRunner().invoke(app, ["run", str(file), "--dry-run", "--runs", str(tmp_path)]).stdout
     assert not list(tmp_path.glob("*/config.yaml"))
 

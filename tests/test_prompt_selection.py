@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from toy import shared_config
 
 from bbt.api import run
-from bbt.config import make_config
+from bbt.build import make_experiment
 from bbt.errors import ConfigError
-from bbt.experiment import Experiment
-from bbt.records import EventLog
+from bbt.runs.log import EventLog
 
 TEMPLATES = ["{text} . It was {mask} .", "{mask} News : {text}", "{text} Question : is it a good film ? {mask} ."]
 
@@ -23,7 +23,7 @@ def _rows(tmp_path, monkeypatch):
 
 
 def settings(model, by, templates=TEMPLATES):
-    return make_config(
+    return shared_config(
         {
             "data": {"k": 2, "source": "files", "train": "rows.csv", "test": "rows.csv"},
             "method": {"name": "prompt-selection", "by": by, "templates": templates},
@@ -47,7 +47,7 @@ def test_the_likeliest_template_is_chosen(tiny_folder, reference, tmp_path):
     """A causal LM's perplexity is exp of its own loss, averaged over the training rows."""
     templates = ["{text} . It was {mask}", "Question : is it a good film ? {text} {mask}"]
     outcome = run(settings(tiny_folder("gpt2"), "perplexity", templates), tmp_path / "runs")
-    plain, rows = reference("gpt2"), Experiment(outcome.config, outcome.classifier.backend).split.train
+    plain, rows = reference("gpt2"), make_experiment(outcome.config, outcome.classifier.backend).split.train
     for template, event in zip(templates, log_of(outcome).of("perplexity"), strict=True):
         ids = [torch.tensor([plain.ids(template, text=row.text)]) for row in rows]
         expected = np.mean([loss(plain.model, row).exp().item() for row in ids])

@@ -3,7 +3,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from bbt.errors import PromptError
-from bbt.prompts import SoftPrompt
+from bbt.prompts.soft import SoftPrompt
 
 RNG = np.random.default_rng(0)
 

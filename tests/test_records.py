@@ -9,16 +9,11 @@ import yaml
 from bbt.api import resume, run
 from bbt.config import make_config
 from bbt.errors import BbtError, ConfigError, RunError
-from bbt.records import (
-    EventLog,
-    RunFolder,
-    decode_losses,
-    encode_losses,
-    environment,
-    read_result,
-    run_summaries,
-    write_atomically,
-)
+from bbt.files import write_atomically
+from bbt.methods import resolved_tree
+from bbt.runs.environment import environment
+from bbt.runs.folder import RunFolder, read_result, run_summaries
+from bbt.runs.log import EventLog, decode_losses, encode_losses
 
 TOY = {
     "name": "toy",
@@ -101,7 +96,7 @@ def test_a_run_is_held_by_one_handle_at_a_time(tmp_path):
     folder = RunFolder.create(tmp_path, "name", "seed: 0\n")
     with pytest.raises(RunError, match="in use by another process"):
         RunFolder(folder.path)
-    other = f"from pathlib import Path; from bbt.records import RunFolder; RunFolder(Path({str(folder.path)!r}))"
+    other = f"from pathlib import Path; from bbt.runs.folder import RunFolder; RunFolder(Path({str(folder.path)!r}))"
     refused = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True)
     assert "RunError" in refused.stderr
     assert "in use by another process" in refused.stderr
@@ -130,7 +125,7 @@ def test_a_run_folder_holds_config_events_prompt_and_result(finished):
         "prompt.safetensors",
         "result.json",
     }
-    assert make_config(yaml.safe_load((finished / "config.yaml").read_text())) == toy_config()
+    assert yaml.safe_load((finished / "config.yaml").read_text()) == resolved_tree(toy_config())
     folder = RunFolder(finished)
     result = json.loads((finished / "result.json").read_text())
     assert read_result(folder) == result

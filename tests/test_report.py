@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from bbt.records import EventLog
-from bbt.report import _curve, cost_rows, plot_convergence, result_rows, selected_line
+from bbt.runs.log import EventLog
+from bbt.runs.report import _curve, cost_rows, plot_convergence, result_rows, selected_line
 
 RESULT = {
     "test": {"manual": {"f1": 0.5, "accuracy": 0.25}, "tuned": {"f1": 0.875, "accuracy": 0.75}},

@@ -13,7 +13,7 @@ import pytest
 
 from bbt.api import run
 from bbt.config import make_config
-from bbt.prompts import SoftPrompt
+from bbt.prompts.soft import SoftPrompt
 
 BUDGET, EXTENDED = 205, 305  # 5 go to screening, so that both end with a dev check every 50
 

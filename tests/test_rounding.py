@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics.pairwise import cosine_similarity, euclidean_distances
 
-from bbt.rounding import rounded, similarities
+from bbt.spaces.rounding import rounded, similarities
 
 RULES = ("nearest", "distinct", "stochastic")
 

@@ -75,7 +75,7 @@ def prompts(n=3, seed=0):
 
 
 def space(caller, d=3, seed=5, **changes):
-    from bbt.space import PromptSpace, Recipe
+    from bbt.spaces.soft import PromptSpace, Recipe
 
     drawn = PromptSpace.drawn(prompts(1), Recipe(seed, d, "normal", 0.5))
     p0 = caller.post("/v1/prompts?n_prompt_tokens=2", data=pack(drawn.p0), headers=ARRAY).json()["id"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bbt.config import load_config
-from bbt.problem import make_split, make_task
+from bbt.tasks.configured import make_split, make_task
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs/shared-data").glob("*.yaml"))}

@@ -4,8 +4,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from bbt.draws import stable_choice, stable_normal, stable_uniform
 from bbt.errors import ConfigError
-from bbt.space import PromptSpace, normal_scale, random_projection, stable_choice, stable_normal, stable_uniform
+from bbt.spaces.soft import PromptSpace, normal_scale, random_projection
 
 # T = 3 tokens of RoBERTa-large's 1024 numbers. A change of any of these changes every run's numbers.
 GOLDEN = {
@@ -108,7 +109,7 @@ def test_stable_uniform_lies_in_the_half_open_unit_interval():
 
 def test_a_large_projection_is_drawn_in_blocks_of_the_same_numbers(monkeypatch):
     expected = random_projection(3, 30, 7, "normal", 0.5)
-    monkeypatch.setattr("bbt.space._BLOCK", 16)
+    monkeypatch.setattr("bbt.draws._BLOCK", 16)
     np.testing.assert_array_equal(random_projection(3, 30, 7, "normal", 0.5), expected)
 
 

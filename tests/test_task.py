@@ -3,11 +3,12 @@ import pytest
 from sklearn.metrics import accuracy_score, f1_score
 
 from bbt.backend import Segment
-from bbt.config import TaskConfig
 from bbt.errors import ConfigError
-from bbt.problem import make_task
-from bbt.tasks import METRICS, TASKS, Example, Task, Template, task_spec
+from bbt.settings import TaskConfig
+from bbt.tasks import TASKS, Example, Task, Template, task_spec
 from bbt.tasks.builtin import builtin_task
+from bbt.tasks.configured import make_task
+from bbt.tasks.metrics import load_metric
 from bbt.tasks.task import labels_of
 
 GOLD = np.array([0, 0, 1, 1, 1, 0])
@@ -121,20 +122,20 @@ def test_rows_and_labels_keep_the_order_of_the_examples():
 
 
 def test_metrics_are_scikit_learns():
-    assert METRICS["accuracy"](GOLD, PREDICTED) == accuracy_score(GOLD, PREDICTED)
-    assert METRICS["f1"](GOLD, PREDICTED) == pytest.approx(f1_score(GOLD, PREDICTED))
-    assert METRICS["macro_f1"](GOLD, PREDICTED) == pytest.approx(f1_score(GOLD, PREDICTED, average="macro"))
+    assert load_metric("accuracy")(GOLD, PREDICTED) == accuracy_score(GOLD, PREDICTED)
+    assert load_metric("f1")(GOLD, PREDICTED) == pytest.approx(f1_score(GOLD, PREDICTED))
+    assert load_metric("macro_f1")(GOLD, PREDICTED) == pytest.approx(f1_score(GOLD, PREDICTED, average="macro"))
 
 
 def test_f1_is_of_class_one_alone():
     gold = np.array([1] * 279 + [0] * 129)  # MRPC's validation split
-    assert METRICS["f1"](gold, np.ones_like(gold)) == pytest.approx(0.812, abs=5e-4)
-    assert METRICS["f1"](gold, np.zeros_like(gold)) == 0.0
-    assert METRICS["f1"](1 - GOLD, 1 - PREDICTED) == pytest.approx(f1_score(GOLD, PREDICTED, pos_label=0))
+    assert load_metric("f1")(gold, np.ones_like(gold)) == pytest.approx(0.812, abs=5e-4)
+    assert load_metric("f1")(gold, np.zeros_like(gold)) == 0.0
+    assert load_metric("f1")(1 - GOLD, 1 - PREDICTED) == pytest.approx(f1_score(GOLD, PREDICTED, pos_label=0))
 
 
 def test_the_first_metric_selects_and_all_are_reported():
     task = builtin_task("mrpc", "masked")
-    assert task.metric(GOLD, PREDICTED) == METRICS["f1"](GOLD, PREDICTED)
-    values = {name: METRICS[name](GOLD, PREDICTED) for name in ("f1", "accuracy")}
+    assert task.metric(GOLD, PREDICTED) == load_metric("f1")(GOLD, PREDICTED)
+    values = {name: load_metric(name)(GOLD, PREDICTED) for name in ("f1", "accuracy")}
     assert task.evaluate(GOLD, PREDICTED) == values

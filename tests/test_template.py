@@ -50,6 +50,22 @@ def test_the_manual_template_is_the_words_without_the_prompt():
     assert Template("{text} is {prompt} {mask} .").manual().source == "{text} is {mask} ."
 
 
+@pytest.mark.parametrize(
+    ("source", "manual"),
+    [
+        ("{prompt}\n\nReview: {text}\nSentiment:\n{mask}", "Review: {text}\nSentiment:\n{mask}"),
+        ("Decide.\n{prompt}\n{text}\n{mask}", "Decide.\n{text}\n{mask}"),
+        ("{text} {prompt}\n{mask}", "{text}\n{mask}"),
+        ("{text}\n{prompt} {mask}", "{text}\n{mask}"),
+        ("User:\n{prompt} .\n{text}\n{mask}\n", "User:\n{text}\n{mask}\n"),
+        ("{text} is {mask} {prompt}{prompt}", "{text} is {mask}"),
+        ("\n{text}\n{mask}\n", "\n{text}\n{mask}\n"),
+    ],
+)
+def test_the_manual_template_keeps_its_newlines(source, manual):
+    assert Template(source).manual().source == manual
+
+
 def test_no_prompt_tokens_render_the_manual_template():
     template = Template(SST2)
     assert template.render("x", "", 0) == template.manual().render("x", "", 0)

@@ -8,7 +8,7 @@ from backends.openai.answers import label_log_probs, votes
 from bbt.api import tune
 from bbt.backend import HardBackend
 from bbt.errors import BackendError, ConfigError, EndpointError
-from bbt.losses import log_softmax
+from bbt.scoring.losses import log_softmax
 from bbt.tasks.template import Template
 
 TEMPLATE = Template("I say : {prompt} . {text} . It was {mask}")
@@ -48,6 +48,14 @@ def test_the_words_stand_where_the_prompt_does(serve, client):
     remote.hard_scores(np.array([remote.prompt_ids("a great film")]), encoded(remote, 3))
     sent = sorted(body["prompt"] for body in peer.log)
     assert sent == sorted(f"I say : a great film . {text} . It was" for text in TEXTS)
+
+
+def test_the_text_is_written_as_the_template_is(serve, client):
+    peer, template = serve(), Template("Decide.\n{prompt}\n\nReview: {text}\nSentiment:\n{mask}")
+    remote = client(peer)
+    peer.log.clear()
+    remote.hard_scores(np.array([remote.prompt_ids("a great film")]), encoded(remote, 3, template))
+    assert sorted(body["prompt"] for body in peer.log)[0] == "Decide.\na great film\n\nReview: a film\nSentiment:\n"
 
 
 def test_several_places_share_the_words(serve, client):

@@ -6,19 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import HIDDEN, ToyBackend
+from toy import HIDDEN, ToyBackend, shared_config
 
 from bbt.api import run, tune
 from bbt.baselines.attempt import Mixture
-from bbt.config import make_config
+from bbt.build import make_experiment
 from bbt.errors import BackendError, PromptError
-from bbt.experiment import Experiment
-from bbt.initial import saved_prompt
 from bbt.methods import load_method
-from bbt.methods.black_box import Search
 from bbt.methods.prompt_mixture import MixtureSearch
-from bbt.objective import Ledger
-from bbt.prompts import SoftPrompt
+from bbt.methods.prompt_search import SoftSearch
+from bbt.prompts.soft import SoftPrompt
+from bbt.scoring.ledger import Ledger
+from bbt.spaces.initial import saved_prompt
 from bbt.tasks import Example
 
 T = 2
@@ -38,7 +37,7 @@ def sources(tmp_path):
 
 
 def settings(method, **sections):
-    return make_config(
+    return shared_config(
         {
             "method": method,
             "data": {"k": 4},
@@ -54,15 +53,15 @@ def settings(method, **sections):
 def test_the_mixture_is_searched_in_the_span_of_its_sources(sources):
     backend = ToyBackend()
     config = settings({"name": "prompt-mixture", "sources": sources})
-    search = MixtureSearch(Experiment(config, backend), tuple(sources))
+    search = MixtureSearch(make_experiment(config, backend), load_method(config))
     loaded = np.concatenate([saved_prompt(Path(path), backend, T) for path in sources])
     np.testing.assert_allclose(search.space.prompts(np.eye(2)), loaded, atol=1e-6)
     np.testing.assert_allclose(search.space.prompts(np.zeros((1, 2)))[0], loaded.mean(axis=0))
 
 
 def test_the_mixture_fits_better_than_its_sources(sources):
-    experiment = Experiment(settings({"name": "prompt-mixture", "sources": sources}), ToyBackend())
-    search = MixtureSearch(experiment, tuple(sources))
+    config = settings({"name": "prompt-mixture", "sources": sources})
+    search = MixtureSearch(make_experiment(config, ToyBackend()), load_method(config))
     trained = search.run()
     others = search.space.prompts(np.concatenate([np.zeros((1, 2)), np.eye(2)]))
     found, *known = search.objective.losses(np.concatenate([trained.classifier.prompt.batch, others]))
@@ -73,8 +72,9 @@ def test_the_mixture_fits_better_than_its_sources(sources):
 def test_a_search_begins_with_the_prompt_tuned_before(sources):
     """Nothing is screened, and the untuned prompt that dev judges is the one given."""
     prompt = {"n_prompt_tokens": T, "init": sources[1], "n_screened": 5}
-    experiment = Experiment(settings({"name": "black-box"}, prompt=prompt), ToyBackend())
-    search = Search(experiment)
+    config = settings({"name": "black-box"}, prompt=prompt)
+    experiment = make_experiment(config, ToyBackend())
+    search = SoftSearch(experiment, load_method(config))
     np.testing.assert_array_equal(search.space.p0[0], SoftPrompt.load(Path(sources[1])).embeddings)
     assert experiment.ledger.train_queries == 0
 
@@ -135,8 +135,8 @@ def test_a_row_is_scored_under_its_own_prompt(attempt, monkeypatch):
 
 def test_attempt_learns_and_keeps_its_sources(attempt):
     torch.manual_seed(0)
-    experiment = Experiment(attempt.config, attempt.classifier.backend)
-    method = load_method(attempt.config.method)
+    experiment = make_experiment(attempt.config, attempt.classifier.backend)
+    method = load_method(attempt.config)
     subject = method.subject(experiment, experiment.backend.trainable())
     labels, rows = torch.from_numpy(experiment.train.labels), range(8)
     optimizer, losses = torch.optim.Adam(subject.parameters, 0.02), []

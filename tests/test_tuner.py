@@ -5,12 +5,16 @@ import numpy as np
 import pytest
 from toy import HIDDEN, TASK, ToyBackend, toy_scorer
 
-from bbt.losses import cross_entropy
-from bbt.objective import Judge, Ledger, Objective, Verdict
+from bbt.errors import ConfigError
 from bbt.optimizers import Settings, make_optimizer
-from bbt.records import EventLog
-from bbt.space import PromptSpace, random_projection
-from bbt.tuner import Candidate, Schedule, Tuner, penalised
+from bbt.runs.log import EventLog
+from bbt.scoring.judge import Judge, Verdict
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import cross_entropy
+from bbt.scoring.objective import Objective
+from bbt.search.schedule import Schedule
+from bbt.search.tuner import Candidate, Tuner, penalised
+from bbt.spaces.soft import PromptSpace, random_projection
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -38,7 +42,7 @@ def make_tuner(
         Judge(toy_scorer(backend, DEV, ledger), TASK, ledger),
         ledger,
         log or EventLog(),
-        Schedule(**{"budgets": (60,), "dev_every": 20, **schedule}),
+        Schedule(**{"budgets": (60,), "population_size": population, "dev_every": 20, **schedule}),
     )
 
 
@@ -87,10 +91,51 @@ def test_the_ledger_counts_examples_and_bytes_exactly():
     assert tuner.ledger.bytes_down == 4 * 2 * (train * len(TRAIN) + (dev + manual) * len(DEV))
 
 
-def test_a_generation_is_never_cut_so_that_a_budget_may_be_overrun_by_part_of_one():
-    tuner = make_tuner(budgets=(61,), population=20)
+@pytest.mark.parametrize(("budget", "spent"), [(59, 40), (60, 60), (61, 60), (79, 60)])
+def test_a_budget_is_a_ceiling_and_a_generation_is_never_cut(budget, spent):
+    tuner = make_tuner(budgets=(budget,), population=20)
     tuner.run()
-    assert tuner.ledger.train_queries == 80
+    assert tuner.ledger.train_queries == spent
+    assert tuner.log.events[-1]["event"] == "dev"
+    assert tuner.log.events[-1]["ledger"]["train_queries"] == spent, "dev judges where the budget ends"
+
+
+def test_a_budget_that_a_generation_does_not_divide_is_extended_as_if_it_had_been_longer():
+    def replayed(log, budgets):
+        again = EventLog()
+        again.events = list(log.events)
+        again._to_recall.extend(again.events)
+        return make_tuner(log=again, budgets=budgets, dev_every=6)
+
+    short, whole = make_tuner(budgets=(63,), dev_every=6), make_tuner(budgets=(121,), dev_every=6)
+    short.run()
+    extended = replayed(short.log, (63, 121))
+    assert extended.run().verdict == whole.run().verdict
+    assert [e | {"ledger": None} for e in extended.log.events] == [e | {"ledger": None} for e in whole.log.events]
+    assert extended.ledger.train_queries == 120
+
+
+def test_a_run_that_an_earlier_version_let_exceed_its_budget_is_replayed_and_extended():
+    old = make_tuner(budgets=(66,))  # as one of 63 queries ended that was spent by 66
+    old.run()
+    for budgets, spent in (((63,), 66), ((63, 90), 90)):
+        log = EventLog()
+        log.events = list(old.log.events)
+        log._to_recall.extend(log.events)
+        again = make_tuner(log=log, budgets=budgets)
+        again.run()
+        assert again.ledger.train_queries == spent
+        assert losses_of(log)[:66] == losses_of(old.log)
+
+
+def test_a_schedule_counts_what_a_search_does():
+    schedule = {"budgets": (75,), "dev_every": 20, "n_best": 2}
+    tuner = make_tuner(**schedule)
+    tuner.run()
+    plan = tuner.schedule.plan(0, references=True)
+    assert (plan.train, plan.dev + plan.manual_dev) == (tuner.ledger.train_queries, tuner.ledger.dev_queries)
+    with pytest.raises(ConfigError, match=r"budget.queries is 75, but screening 70 initial prompts .* need 76 queries"):
+        tuner.schedule.plan(70, references=True)
 
 
 def test_baselines_are_judged_first_and_can_win():

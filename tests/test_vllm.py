@@ -11,7 +11,7 @@ from backends.openai.completions import Completions, _encoded
 from backends.openai.words import read_words
 from backends.transport import Transport
 from bbt.errors import BackendError, ConfigError, EndpointError
-from bbt.losses import log_softmax
+from bbt.scoring.losses import log_softmax
 from bbt.tasks.template import Template
 
 TEMPLATE = Template("{prompt} . {text} . It was {mask}")

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from bbt.backend import ModelInfo, Row
-from bbt.objective import Ledger, Scorer
+from bbt.config import SECTIONS, make_config
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.scorer import Scorer
 from bbt.tasks import Example, Task, Template
 
 HIDDEN = 4
@@ -75,3 +77,9 @@ class ToyBackend:
 def toy_scorer(backend: ToyBackend, difficulties: Sequence[float], ledger: Ledger) -> Scorer:
     """Rows of these difficulties, all of label 1."""
     return Scorer(backend, TASK, [Example(str(d), 1) for d in difficulties], ledger)
+
+
+def shared_config(tree):
+    """A config whose sections are shared by several methods: each takes what it reads."""
+    sections = {key: value for key, value in tree.items() if key in SECTIONS}
+    return make_config({key: value for key, value in tree.items() if key not in SECTIONS}, sections)

@@ -15,7 +15,7 @@ from backends.bench.rates import MatrixRate, operations
 from backends.bench.workload import Generations, Workload
 from backends.local.loading import load
 from backends.local.precision import rank_correlation
-from bbt.losses import log_softmax
+from bbt.scoring.losses import log_softmax
 
 Against = Literal["plain", "plain-fp32"]
 
@@ -67,7 +67,7 @@ def _plain_loop(work: Generations, against: Against) -> PlainLoop:
     """The model as transformers loaded it, or the same in fp32, warmed up on one candidate."""
     w, backend, model = work.workload, work.backend, work.backend.model
     if against == "plain-fp32" and model.dtype != torch.float32:
-        model, _, _ = load(w.model, backend.info.kind, torch.device(backend.info.device), torch.float32, None)
+        model = load(w.model, backend.info.kind, torch.device(backend.info.device), torch.float32, None).model
     loop = PlainLoop(model, work.encoded.rows, work.encoded.label_ids.tolist())
     loop.scores(work.prompts(np.zeros((1, w.intrinsic_dim)), 0)[0])
     return loop

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from backends.local import LocalBackend
+from bbt.draws import stable_choice
 from bbt.errors import ConfigError
-from bbt.losses import cross_entropy
 from bbt.optimizers import Settings, make_optimizer
-from bbt.problem import test_examples
-from bbt.space import PromptSpace, normal_scale, random_projection, stable_choice
+from bbt.scoring.losses import cross_entropy
+from bbt.spaces.soft import PromptSpace, normal_scale, random_projection
 from bbt.tasks import Example, Task
 from bbt.tasks.builtin import builtin_task
+from bbt.tasks.configured import test_examples
 from bbt.tasks.data import bundled_splits, first_k_then_k
 from bbt.tasks.task import labels_of
 from bbt.types import Latents, Losses, Prompts, Scores

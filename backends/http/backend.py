@@ -1,6 +1,7 @@
 """`HttpBackend`: a model behind `bbt serve` that looks like any other."""
 
-import sys
+import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -8,9 +9,12 @@ import numpy as np
 
 from backends.http.client import Client, NotRegisteredError, ProjectionError, RowsId
 from bbt.backend import ModelInfo, Row, Traffic, check_anchor
-from bbt.errors import BackendError
-from bbt.space import PromptSpace
+from bbt.errors import BackendError, EndpointError
+from bbt.spaces.soft import PromptSpace
 from bbt.types import Latents, Prompts, Scores
+
+ATTEMPTS = 3
+"""How often rows and spaces that the server has forgotten are registered and tried."""
 
 
 @dataclass
@@ -54,8 +58,16 @@ class HttpRows:
         return sum(part.known.n_truncated for part in self.parts)
 
 
+@dataclass
+class Held:
+    """A prompt space, and the id under which the server holds it; None: the server draws another A."""
+
+    space: PromptSpace
+    id: str | None = None
+
+
 class HttpBackend:
-    """The model that `bbt serve` serves at `url`.
+    """The model that `bbt serve` serves at `url`; for several threads at once.
 
     Rows and the prompt space are sent once; a query is then z up and label scores down. What the server has lost by
     a restart is sent again. `model` is the name it must serve. `join` lets it compute our requests together with
@@ -83,8 +95,8 @@ class HttpBackend:
         """Facts about the model; device and precision are the server's."""
         if self.info.name != model:
             raise BackendError(f"{url} serves {self.info.name!r}, not {model!r}: set model.name to what it serves.")
-        self._space: PromptSpace | None = None
-        self._space_id: str | None = None
+        self._spaces: list[Held] = []
+        self._registering = threading.Lock()
 
     @property
     def traffic(self) -> Traffic:
@@ -99,7 +111,7 @@ class HttpBackend:
         if anchor is not None and n_prompt_tokens:
             check_anchor(anchor, n_prompt_tokens, self.info.hidden_size)
             known = Anchor(anchor, self._client.register_prompt(anchor))
-        parts, step = [], self._client.limits["rows"]
+        parts, step = [], self._client.takes.rows_at_once
         for part in (rows[i : i + step] for i in range(0, len(rows), step)):
             body = {"rows": [[asdict(segment) for segment in row] for row in part], "label_words": list(label_words)}
             parts.append(Part(body, self._client.register_rows(body, known.id if known else None)))
@@ -122,8 +134,12 @@ class HttpBackend:
     def latent_scores(self, latents: Latents, space: PromptSpace, encoded: HttpRows) -> Scores:
         """(n, d) -> (n, B, K); z travels, in float32 as `PromptSpace.prompts` rounds it. Where the server cannot draw
         the same A, prompts travel."""
-        if space.recipe is not None and self._can_hold(space):
-            return self._scores(latents, encoded, space)
+        held = self._held(space) if space.recipe is not None else None
+        if held is not None and held.id is not None:
+            try:
+                return self._scores(latents, encoded, held)
+            except ProjectionError as error:  # in the server's place is another one since
+                self._refused(held, error)
         return self.label_scores(space.prompts(latents), encoded)
 
     def embed_text(self, text: str) -> Prompts:
@@ -131,52 +147,67 @@ class HttpBackend:
         return self._client.embeddings({"text": text}, self.info.hidden_size)
 
     def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
-        """Word embeddings of token ids: (1, T, H). A server tells those of so many tokens only."""
-        return self._client.embeddings({"ids": [int(i) for i in token_ids]}, self.info.hidden_size)
+        """Word embeddings of token ids: (1, T, H). A server tells those of so many tokens only; each is asked for
+        once."""
+        different, places = np.unique(np.array(token_ids, dtype=np.int64), return_inverse=True)
+        return self._client.embeddings({"ids": different.tolist()}, self.info.hidden_size)[:, places]
 
     def ordinary_ids(self) -> list[int]:
         """Ids of all tokens that are not special."""
         return [i for start, stop in self._client.token_ranges() for i in range(start, stop)]
 
-    def _can_hold(self, space: PromptSpace) -> bool:
-        """Whether the server has the space; it is registered when it is first seen."""
-        if self._space is not space:
-            self._space, self._space_id = space, None
-            self._register_space()
-        return self._space_id is not None
+    def _held(self, space: PromptSpace) -> Held:
+        """The space as the server has it; registered when it is first seen. As many are kept as the server keeps."""
+        with self._registering:
+            for held in self._spaces:
+                if held.space is space:
+                    return held
+            held = Held(space)
+            try:
+                held.id = self._client.register_space(space)
+            except ProjectionError as error:
+                self._refused(held, error)
+            self._spaces = [*self._spaces, held][-self._client.takes.kept_spaces :]
+            return held
 
-    def _register_space(self) -> None:
-        assert self._space is not None
-        try:
-            self._space_id = self._client.register_space(self._space)
-        except ProjectionError as error:
-            print(f"warning: {self._client.url}: {error} Prompts are sent instead of z.", file=sys.stderr)
+    def _refused(self, held: Held, error: ProjectionError) -> None:
+        held.id = None
+        warnings.warn(f"{self._client.url}: {error} Prompts are sent instead of z.", stacklevel=4)
 
-    def _scores(self, arrays: Latents | Prompts, encoded: HttpRows, space: PromptSpace | None) -> Scores:
+    def _scores(self, arrays: Latents | Prompts, encoded: HttpRows, held: Held | None) -> Scores:
         """Scores of latents in a space or of prompts, in requests that the server takes."""
-        step = self._client.candidates_at_once(arrays)
         n = len(arrays)
         scores = np.empty((n, encoded.n_examples, encoded.n_labels), np.float32)
         row = 0
         for part in encoded.parts:
             rows = slice(row, row := row + part.known.n_examples)
+            step = self._client.takes.candidates_at_once(arrays.shape[1:], part.known.n_examples)
             for start in range(0, n, step):
-                some = arrays[start : start + step]
-                scores[start : start + step, rows] = self._part(some, part, space is not None, encoded)
+                scores[start : start + step, rows] = self._part(arrays[start : start + step], part, held, encoded)
         return scores
 
-    def _part(self, arrays: Latents | Prompts, part: Part, latent: bool, rows: HttpRows) -> Scores:
-        """One request; what the server has forgotten is registered again, once."""
-        try:
-            return self._ask(arrays, part, latent, rows)
-        except NotRegisteredError:
-            if rows.anchor is not None:
-                rows.anchor.id = self._client.register_prompt(rows.anchor.prompt)
-            part.known = self._client.register_rows(part.body)
-            if latent:
-                self._register_space()
-            return self._ask(arrays, part, latent, rows)
+    def _part(self, arrays: Latents | Prompts, part: Part, held: Held | None, rows: HttpRows) -> Scores:
+        """One request; what the server has forgotten is registered again.
 
-    def _ask(self, arrays: Latents | Prompts, part: Part, latent: bool, rows: HttpRows) -> Scores:
-        space, anchor = self._space_id if latent else None, rows.anchor.id if rows.anchor else None
-        return self._client.scores(arrays, part.known, rows.n_labels, space, anchor)
+        Raises:
+            EndpointError: it forgets at once, as others register more than it keeps.
+            ProjectionError: it cannot hold the space (any more).
+        """
+        for _ in range(ATTEMPTS):
+            space, anchor = held.id if held else None, rows.anchor.id if rows.anchor else None
+            try:
+                return self._client.scores(arrays, part.known, rows.n_labels, space, anchor)
+            except NotRegisteredError:
+                self._register_again(part, held, rows)
+        raise EndpointError(
+            f"{self._client.url} forgets what is registered before it can be scored: more searches share its key than "
+            "it keeps row sets and prompt spaces for. Raise its limits: bbt serve --limit kept=... --limit "
+            "kept_spaces=..."
+        )
+
+    def _register_again(self, part: Part, held: Held | None, rows: HttpRows) -> None:
+        if rows.anchor is not None:
+            rows.anchor.id = self._client.register_prompt(rows.anchor.prompt)
+        part.known = self._client.register_rows(part.body)
+        if held is not None:
+            held.id = self._client.register_space(held.space)

@@ -1,11 +1,10 @@
 """The requests of `bbt serve`'s version 1, and what its answers mean."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 from requests import Response
 
@@ -14,7 +13,7 @@ from backends.wire import MEDIA_TYPE, WireError, pack, unpack
 from bbt import errors
 from bbt.backend import ModelInfo, Traffic
 from bbt.errors import BbtError, EndpointError
-from bbt.space import PromptSpace
+from bbt.spaces.soft import PromptSpace
 from bbt.types import Prompts, Scores
 
 T = TypeVar("T")
@@ -23,12 +22,34 @@ TOLD = (400, 403, 404, 409, 422)
 """States whose body names the fault."""
 
 
-class NotRegisteredError(Exception):
+class NotRegisteredError(EndpointError):
     """The server knows an id no more: it was restarted, or had to make room."""
 
 
 class ProjectionError(Exception):
     """The server cannot hold the prompt space."""
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What one request to the server may have; see `backends.serve.limits`."""
+
+    body_bytes: int
+    rows: int
+    candidates: int
+    sequences: int
+    kept_spaces: int
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of a registration, few enough to be scored under one candidate at least."""
+        return min(self.rows, self.sequences)
+
+    def candidates_at_once(self, candidate: tuple[int, ...], n_rows: int) -> int:
+        """How many candidates of this shape one request may hold on so many rows."""
+        bytes_a_candidate = max(1, 4 * math.prod(candidate))
+        by_bytes, by_sequences = (self.body_bytes - 4) // bytes_a_candidate, self.sequences // n_rows
+        return max(1, min(self.candidates, by_bytes, by_sequences))
 
 
 @dataclass(frozen=True)
@@ -42,7 +63,11 @@ class RowsId:
 
 
 class Client:
-    """A `bbt serve` at `url`; the options are `HttpBackend`'s."""
+    """A `bbt serve` at `url`; the options are `HttpBackend`'s. `info` has facts about its model, `takes` its limits.
+
+    Raises:
+        EndpointError: this is no `bbt serve`, or one of another version.
+    """
 
     def __init__(
         self, url: str, api_key_env: str | None, timeout: float, retries: int, verify: bool | str, join: bool
@@ -50,33 +75,17 @@ class Client:
         self._transport = Transport(url, api_key_env=api_key_env, timeout=timeout, retries=retries, verify=verify)
         self._join = join
         self.url = url
+        model = self._ask("GET", "/v1/model", read_json)
+        try:
+            self.info = ModelInfo(**model["info"])
+            self.takes = Takes(**{field.name: int(model["limits"][field.name]) for field in fields(Takes)})
+        except (TypeError, KeyError, ValueError) as error:
+            raise EndpointError(f"{self.url}: not the `bbt serve` of this version: {error}.") from error
 
     @property
     def traffic(self) -> Traffic:
         """Bytes of all scoring calls."""
         return self._transport.traffic
-
-    @cached_property
-    def info(self) -> ModelInfo:
-        """Facts about the model.
-
-        Raises:
-            EndpointError: this is no `bbt serve`, or one of another version.
-        """
-        try:
-            return ModelInfo(**self._model["info"])
-        except (TypeError, KeyError) as error:
-            raise EndpointError(f"{self.url}: not the `bbt serve` of this version: {error}.") from error
-
-    @property
-    def limits(self) -> dict[str, int]:
-        """What the server takes; see `backends.serve.limits`."""
-        limits: dict[str, int] = self._model["limits"]
-        return limits
-
-    @cached_property
-    def _model(self) -> Any:
-        return self._ask("GET", "/v1/model", read_json)
 
     def token_ranges(self) -> list[list[int]]:
         """Token ids that are not special, as half-open ranges."""
@@ -136,11 +145,6 @@ class Client:
             return scores
 
         return self._ask("POST", path, read, counted=True, data=pack(arrays))
-
-    def candidates_at_once(self, arrays: NDArray[Any]) -> int:
-        """How many candidates of this shape one request may hold."""
-        bytes_a_candidate = max(1, 4 * int(np.prod(arrays.shape[1:])))
-        return max(1, min(self.limits["candidates"], (self.limits["body_bytes"] - 4) // bytes_a_candidate))
 
     def _ask(self, method: str, path: str, read: Callable[[Response], T], counted: bool = False, **content: Any) -> T:
         def sound(response: Response) -> T:

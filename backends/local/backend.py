@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from backends.local.encoding import ordinary_ids
 from backends.local.features import causal_log_likelihoods, hidden_states, masked_log_likelihoods
 from backends.local.frozen import Source
 from backends.local.gradient import TrainableModel
-from backends.local.loading import Kind, fingerprint, load, resolve_device, resolve_precision
+from backends.local.loading import Kind, load, resolve_device, resolve_precision
 from backends.local.precision import settled
 from backends.local.rows import LocalRows, clipped_std
 from bbt.backend import Features, ModelInfo, Row
@@ -82,7 +83,7 @@ class LocalBackend:
             vocab_size=int(self._words.shape[0]),
             max_length=self._frozen.max_length,
             embedding_std=float(np.float32(self._embedding_std)),
-            fingerprint=fingerprint(self.model),
+            fingerprint=self._frozen.fingerprint,
             device=str(self._frozen.source.device),
             precision=str(self._words.dtype).removeprefix("torch."),
         )
@@ -169,13 +170,12 @@ class LocalBackend:
 
     def ordinary_ids(self) -> list[int]:
         """Ids of all tokens that are not special."""
-        special = set(self._frozen.tokenizer.all_special_ids)
-        return [i for i in range(len(self._frozen.tokenizer)) if i not in special]
+        return ordinary_ids(self._frozen.tokenizer, len(self._words))
 
     def trainable(self) -> TrainableModel:
         """The model once more, with fp32 weights and gradients; see `GradientBackend.trainable`."""
         source = self._frozen.source
-        model, _, _ = load(source.name, source.kind, source.device, torch.float32, source.revision)
+        model = load(source.name, source.kind, source.device, torch.float32, source.revision).model
         return TrainableModel(model, self._frozen)
 
     def _scores(self, prompts: DeepPrompts, encoded: LocalRows) -> Scores:

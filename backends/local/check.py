@@ -19,8 +19,8 @@ from backends.local.head import Head
 from backends.local.packing import packed_trunk
 from backends.local.rows import LocalRows
 from backends.local.structure import Structure, structure_of, word_embeddings
+from bbt.draws import stable_choice
 from bbt.errors import BackendError
-from bbt.space import stable_choice
 
 logger = logging.getLogger(__name__)
 

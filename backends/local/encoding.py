@@ -1,21 +1,41 @@
 """Rows of segments -> token ids with the prompt's places and the position to read.
 
-A run of text between two slots is tokenised in one piece, as the model would meet it; the tokens that come from
-the example's own text are known by their character offsets, so that truncation never touches the template.
+A row is tokenised in one piece, as the model would meet it: the template as it is written, newlines too, and only the
+tokenizer's own rule for spaces is applied. Special tokens that the template writes are special tokens; in the text of
+an example, a label word or a prompt of words they are text. The tokens of an example's text are known by their
+character offsets, so that truncation never touches the template.
 """
 
+import copy
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from bbt.backend import Row, Segment
-from bbt.errors import BackendError, LabelWordError
+from bbt.backend import Row
+from bbt.errors import BackendError, DataError, LabelWordError
+
+MARK = "\U0010fffd"
+"""A private character that no text has (where one has, it becomes U+FFFD): the name of a stand-in holds it."""
+PROMPT, MASK = f"{MARK}prompt{MARK}", f"{MARK}mask{MARK}"
 
 
 def prompt_id(j: Any) -> Any:
     """The negative number (or tensor of them) that stands in the token ids for soft prompt token j; its own
     inverse."""
     return -1 - j
+
+
+def ordinary_ids(tokenizer: Any, n_words: int) -> list[int]:
+    """Ids of all tokens that are not special and have one of the model's `n_words` word embeddings."""
+    special = special_ids(tokenizer)
+    return [i for i in range(min(len(tokenizer), n_words)) if i not in special]
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of the special tokens: those with a role, and those that were added as special."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(i for i, token in added if token.special)}
 
 
 @dataclass(frozen=True)
@@ -64,17 +84,30 @@ class RowTokenizer:
     """Tokenises rows for one model: special tokens around, the mask where the template says.
 
     `causal` puts no mask: the label word is the token after the last one, so the mask must come last.
+
+    Where a vocabulary writes the space into the token after it (GPT-2's, RoBERTa's, Llama's), one space left of
+    `{mask}` belongs to the label word and one space left of `{prompt}` to the prompt's first word. So "It was {mask}"
+    takes the label word "great" as the token " great", and "It was{mask}" as the token "great", as RoBERTa's released
+    BBT code does; everything else in the row is equal.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, causal: bool) -> None:
+        if not causal and tokenizer.mask_token_id is None:
+            raise BackendError("the tokenizer of this masked LM has no mask token.")
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._causal = causal
         self._left, self._right = _special_tokens(tokenizer)
         if causal:
             self._right = []
-        elif tokenizer.mask_token_id is None:
-            raise BackendError("the tokenizer of this masked LM has no mask token.")
+        self._marking = _with_stand_ins(tokenizer)
+        self._prompt, self._mask = self._marking.convert_tokens_to_ids([PROMPT, MASK])
+        self._specials = {tokenizer.convert_ids_to_tokens(i): i for i in special_ids(tokenizer)}
+        self._stands_for = {self._marking.convert_tokens_to_ids(_stand_in(i)): i for i in self._specials.values()}
+        if not causal:
+            self._stands_for[self._mask] = tokenizer.mask_token_id
+        names = sorted(map(re.escape, self._specials), key=len, reverse=True)
+        self._special = re.compile("|".join(names) or r"(?!)")
         self._keeps_space = len(self._ids(" a")) == 1
 
     def label_ids(self, label_words: Sequence[str], row: Row) -> list[int]:
@@ -84,7 +117,7 @@ class RowTokenizer:
             LabelWordError: a word is not one token (shows its pieces), or two words are the same token.
         """
         after_space = self._keeps_space and _left_of_mask(row).endswith(" ")
-        ids = [self._one_token((" " if after_space else "") + word.strip()) for word in label_words]
+        ids = [self._one_token(word.strip(), after_space) for word in label_words]
         for i, word in enumerate(label_words):
             if ids[i] in ids[:i]:
                 twin = label_words[ids.index(ids[i])]
@@ -95,7 +128,7 @@ class RowTokenizer:
         """Tokenise one split and its label words.
 
         Raises:
-            BackendError, LabelWordError: as `row` and `label_ids`, or there are no rows.
+            BackendError, DataError, LabelWordError: as `row` and `label_ids`, or there are no rows.
         """
         if not rows:
             raise BackendError("there are no rows to encode.")
@@ -109,25 +142,15 @@ class RowTokenizer:
 
         Raises:
             BackendError: the template alone does not fit, or a causal template goes on after the mask or is empty.
+            DataError: a text that is no Unicode (half a surrogate pair).
         """
-        tokens = [_Token(i) for i in self._left]
-        read, run, n_prompt = -1, [], 0
-        for number, segment in enumerate(row):
-            if segment.kind in ("literal", "text"):
-                run.append((number, segment))
-                continue
-            tokens += self._run(run, first=len(tokens) == len(self._left))
-            run = []
-            if segment.kind == "prompt":
-                tokens += [_Token(prompt_id(n_prompt + j)) for j in range(segment.n_tokens)]
-                n_prompt += segment.n_tokens
-            elif not self._causal:
-                tokens.append(_Token(self._tokenizer.mask_token_id))
-                read = len(tokens) - 1
-        tail = self._run(run, first=False)
-        if self._causal and (tail or row[-1].kind == "prompt"):
-            raise BackendError("a causal LM reads the token after the template's end: put {mask} last.")
-        tokens += tail + [_Token(i) for i in self._right]
+        tokens, read, n_prompt = [_Token(i) for i in self._left], -1, 0
+        for token in self._tokens(*self._written(row)):
+            if token.id == self._mask:
+                read = len(tokens)
+            tokens.append(replace(token, id=self._meant(token.id, n_prompt)))
+            n_prompt += token.id == self._prompt
+        tokens += [_Token(i) for i in self._right]
         if not tokens:
             raise BackendError("a row is empty: there is nothing left of {mask} for a causal LM to go on from.")
         return self._truncated(tokens, read, self._max_length - reserved)
@@ -141,24 +164,46 @@ class RowTokenizer:
         return [i for i in range(len(self._left), len(row.ids) - len(self._right)) if i != row.read]
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a text alone, without special tokens, as it stands after other words."""
-        return self._ids(" " + text.strip() if self._keeps_space else text.strip())
+        """Ids of a text alone, without special tokens, as it stands after other words; its newlines are kept."""
+        text = text.strip(" ")
+        return self._ids(" " + text if self._keeps_space and not text[:1].isspace() else text)
 
-    def _run(self, run: list[tuple[int, Segment]], first: bool) -> list[_Token]:
-        """Tokens of adjacent literals and texts, numbered as in the row."""
-        text = "".join(segment.text for _, segment in run).rstrip()
-        lead = len(text) - len(text.lstrip())
-        # Byte-level vocabularies write the space into the next token; others would make a token of it.
-        start = lead - 1 if lead and self._keeps_space and not first else lead
-        if not text[start:]:
-            return []
-        coded = self._tokenizer(text[start:], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        spans = _text_spans(run)
-        middles = [start + (a + b) / 2 for a, b in coded["offset_mapping"]]
+    def _written(self, row: Row) -> tuple[str, list[tuple[int, int, int]]]:
+        """The row as one string with stand-ins for prompt tokens, mask and the template's special tokens; and
+        (number, start, end) in characters of the segments that are an example's text."""
+        written, spans, after_slot, ended = "", [], True, False
+        for number, segment in enumerate(row):
+            slot = segment.kind in ("prompt", "mask")
+            if slot:
+                written = written.removesuffix(" ") if number and row[number - 1].kind == "literal" else written
+                piece = PROMPT * segment.n_tokens if segment.kind == "prompt" else "" if self._causal else MASK
+            else:
+                piece = _readable(segment.text)
+                # Vocabularies that put a space before the first word themselves would count this one twice.
+                piece = piece.removeprefix(" ") if after_slot and not self._keeps_space else piece
+            if segment.kind == "text":
+                spans.append((number, len(written), len(written) + len(piece)))
+            elif segment.kind == "literal":
+                piece = self._special.sub(lambda match: _stand_in(self._specials[match[0]]), piece)
+            if ended and (piece.strip() or segment.kind == "prompt"):
+                raise BackendError("a causal LM reads the token after the template's end: put {mask} last.")
+            written += "" if ended else piece
+            after_slot, ended = slot, ended or (self._causal and segment.kind == "mask")
+        return written, spans
+
+    def _tokens(self, written: str, spans: list[tuple[int, int, int]]) -> list[_Token]:
+        coded = self._coded(written, return_offsets_mapping=True)
+        middles = [(start + end) / 2 for start, end in coded["offset_mapping"]]
         return [
             _Token(i, next((number for number, a, b in spans if a <= middle < b), None))
             for i, middle in zip(coded["input_ids"], middles, strict=True)
         ]
+
+    def _meant(self, token_id: int, n_prompt: int) -> int:
+        """What a token of a written row stands for, after `n_prompt` soft tokens."""
+        if token_id == self._prompt:
+            return int(prompt_id(n_prompt))
+        return self._stands_for.get(token_id, token_id)
 
     def _truncated(self, tokens: list[_Token], read: int, limit: int) -> TokenRow:
         cut = _cut_places([token.text for token in tokens], len(tokens) - limit)
@@ -171,18 +216,67 @@ class RowTokenizer:
         read = len(kept) - 1 if self._causal else read - sum(i < read for i in cut)
         return TokenRow(tuple(kept), read, truncated=bool(cut))
 
-    def _one_token(self, word: str) -> int:
-        ids = self._ids(word)
-        if len(ids) != 1 or ids[0] == self._tokenizer.unk_token_id:
+    def _one_token(self, word: str, after_space: bool) -> int:
+        ids, others = (self._ids(" " * space + word) for space in (after_space, not after_space))
+        if not self._is_one_token(ids):
             pieces = self._tokenizer.convert_ids_to_tokens(ids)
+            advice = "Choose a word that is (task.label_words)."
+            if self._keeps_space and self._is_one_token(others):
+                here, there = ("with", "without") if after_space else ("without", "with")
+                advice = (
+                    f"The template has {{mask}} {here} a space before it, and so the word is taken {here} its space; "
+                    f"{there} it the word is one token. Choose another word (task.label_words) or change the template."
+                )
             raise LabelWordError(
-                f"label word {word.strip()!r} is not one token of this model but {len(ids)}: {pieces}. "
-                "Choose a word that is (task.label_words)."
+                f"label word {word!r} is not one token of this model but {len(ids)}: {pieces}. {advice}"
             )
         return ids[0]
 
+    def _is_one_token(self, ids: list[int]) -> bool:
+        return len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id
+
     def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return list(self._coded(_readable(text))["input_ids"])
+
+    def _coded(self, text: str, **options: Any) -> Any:
+        """The one place where text is tokenised: special tokens in it are text, all but the stand-ins."""
+        return self._marking(text, add_special_tokens=False, split_special_tokens=True, verbose=False, **options)
+
+
+def _readable(text: str) -> str:
+    """The text without the character that stand-ins are made of.
+
+    Raises:
+        DataError: it holds half a surrogate pair, which no tokenizer reads.
+    """
+    half = re.search("[\ud800-\udfff]", text)
+    if half:
+        shown = text[max(0, half.start() - 40) : half.end() + 20]
+        raise DataError(
+            f"a text holds half of a character ({half[0]!r}, a lone surrogate), which no tokenizer reads: {shown!r}. "
+            "Mend or drop this row."
+        )
+    return text.replace(MARK, "\ufffd")
+
+
+def _stand_in(name: Any) -> str:
+    return f"{MARK}{name}{MARK}"
+
+
+def _with_stand_ins(tokenizer: Any) -> Any:
+    """A copy of the tokenizer that knows `PROMPT`, `MASK` and a stand-in for every special token: tokens that are
+    found in a text although they are not special, and swallow the spaces that their originals swallow."""
+    from tokenizers import AddedToken
+
+    def token(name: str, original: int | None) -> AddedToken:
+        its = tokenizer.added_tokens_decoder.get(original)
+        sides = {"lstrip": its.lstrip, "rstrip": its.rstrip} if its else {}
+        return AddedToken(name, normalized=False, special=False, **sides)
+
+    copied = copy.deepcopy(tokenizer)
+    stand_ins = [token(PROMPT, None), token(MASK, tokenizer.mask_token_id)]
+    copied.add_tokens([*stand_ins, *(token(_stand_in(i), i) for i in sorted(special_ids(tokenizer)))])
+    return copied
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -206,16 +300,8 @@ def _cut_places(texts: Sequence[int | None], excess: int) -> set[int]:
     return cut
 
 
-def _text_spans(run: Sequence[tuple[int, Segment]]) -> list[tuple[int, int, int]]:
-    """(number, start, end) in characters of the run's own texts in the joined string."""
-    spans, position = [], 0
-    for number, segment in run:
-        if segment.kind == "text":
-            spans.append((number, position, position + len(segment.text)))
-        position += len(segment.text)
-    return spans
-
-
 def _left_of_mask(row: Row) -> str:
+    """What the template has there; nothing where an example's own text or the prompt stands beside the mask."""
     kinds = [segment.kind for segment in row]
-    return row[kinds.index("mask") - 1].text if "mask" in kinds[1:] else ""
+    left = row[kinds.index("mask") - 1] if "mask" in kinds[1:] else None
+    return left.text if left and left.kind == "literal" else ""

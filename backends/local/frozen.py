@@ -40,7 +40,8 @@ class FrozenModel:
 
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
         self.source = source
-        self.model, self.tokenizer, self.kind = load(source.name, source.kind, source.device, dtype, source.revision)
+        loaded = load(source.name, source.kind, source.device, dtype, source.revision)
+        self.model, self.tokenizer, self.kind, self.fingerprint = loaded
         self.evaluator = checked_evaluator(self.model, self.kind, self.max_length, source.token_budget)
         self.row_tokenizer = RowTokenizer(self.tokenizer, self.max_length, self.kind == "causal")
 

@@ -39,21 +39,28 @@ class TrainableModel:
         return self._frozen.encode(rows, label_words, reserved=self._n_prefix)
 
     def logits(self, encoded: "LocalRows", rows: Sequence[int], prompt: Tensor | None = None) -> Tensor:
-        """(b, K) logits of the rows named, with gradients."""
+        """(b, K) logits of the rows named, with gradients.
+
+        Rows without a soft prompt go in by their token ids, as a user's own call of the model or of PEFT has them:
+        RoBERTa counts its positions otherwise from embeddings, and then forgets a prefix.
+        """
         ids = pad_sequence([encoded.ids[row] for row in rows], batch_first=True)
         sizes = torch.tensor([len(encoded.ids[row]) for row in rows], device=ids.device)
         read = torch.tensor([encoded.rows[row].read for row in rows], device=ids.device)
-        embeddings = self.model.get_input_embeddings()(ids.clamp(min=0))
-        if prompt is not None:
-            soft = ids < 0
-            own = prompt.expand(len(rows), -1, -1)  # one for all rows, or one each
-            embeddings[soft] = own[soft.nonzero()[:, 0], prompt_id(ids[soft])]
+        inputs = {"input_ids": ids} if prompt is None else {"inputs_embeds": self._with_prompt(ids, prompt)}
         half = self._frozen.words.dtype is torch.bfloat16
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=half):
             mask, cache = _padding_mask(sizes, ids.shape[1], self._n_prefix), self._cache(len(rows))
-            output = self._trunk(inputs_embeds=embeddings, attention_mask=mask, past_key_values=cache)
+            output = self._trunk(**inputs, attention_mask=mask, past_key_values=cache)
             states = output.last_hidden_state[torch.arange(len(rows), device=ids.device), read]
             return cast(Tensor, self._head.of(encoded.label_ids)(states))
+
+    def _with_prompt(self, ids: Tensor, prompt: Tensor) -> Tensor:
+        """(b, N, H) embeddings of ids (b, N) with the prompt, one (T, H) for all rows or one (b, T, H) each."""
+        embeddings: Tensor = self.model.get_input_embeddings()(ids.clamp(min=0))
+        soft, own = ids < 0, prompt.expand(len(ids), -1, -1)
+        embeddings[soft] = own[soft.nonzero()[:, 0], prompt_id(ids[soft])]
+        return embeddings
 
     @torch.no_grad()
     def scores(self, encoded: "LocalRows") -> RowScores:

@@ -16,9 +16,9 @@ from backends.local.frozen import FrozenModel, Source
 from backends.local.loading import load
 from backends.local.structure import word_embeddings
 from bbt.backend import Row, Segment
+from bbt.draws import stable_choice, stable_normal
 from bbt.errors import BackendError, BbtError, LabelWordError
-from bbt.losses import cross_entropy
-from bbt.space import stable_choice, stable_normal
+from bbt.scoring.losses import cross_entropy
 from bbt.types import Losses, Prompts
 
 AGREEMENT = 0.98
@@ -162,7 +162,7 @@ def _in_full(model: FrozenModel) -> Settled:
 def _full_embedding_std(source: Source, half: FrozenModel) -> float:
     """Of the fp32 weights, which are loaded for it where the stored ones may be finer than the half ones."""
     try:
-        model, _, _ = load(source.name, source.kind, torch.device("cpu"), torch.float32, source.revision)
+        model = load(source.name, source.kind, torch.device("cpu"), torch.float32, source.revision).model
     except (MemoryError, RuntimeError):
         return half.embedding_std
     return float(word_embeddings(model).double().std().item())

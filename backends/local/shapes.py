@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from backends.local.hub import where
 from backends.models import bundled_models
 from bbt.errors import BackendError, unknown
 
@@ -42,7 +43,8 @@ def random_config(name: str, revision: str | None = None) -> Any:
         return AutoConfig.for_model(model_type, **sizes)
     if name not in bundled_models() and not Path(name).is_dir() and "/" not in name:
         raise BackendError(unknown("shape", name, [*SHAPES, *bundled_models()]) + " Or give a folder or hub name.")
-    return AutoConfig.from_pretrained(bundled_models().get(name, name), revision=revision)
+    source = str(bundled_models().get(name, name))
+    return AutoConfig.from_pretrained(source, **where(source, revision))
 
 
 def random_tokenizer(name: str, kind: Literal["masked", "causal"], revision: str | None = None) -> Any:
@@ -52,7 +54,8 @@ def random_tokenizer(name: str, kind: Literal["masked", "causal"], revision: str
     bundled = bundled_models()
     if name in SHAPES or (Path(name).is_dir() and not (Path(name) / "tokenizer.json").is_file()):
         return AutoTokenizer.from_pretrained(bundled["minilm-mlm" if kind == "masked" else "gpt2-mini"])
-    return AutoTokenizer.from_pretrained(bundled.get(name, name), revision=revision)
+    source = str(bundled.get(name, name))
+    return AutoTokenizer.from_pretrained(source, **where(source, revision))
 
 
 def random_model(auto: Any, config: Any, device: torch.device) -> Any:

@@ -1,14 +1,13 @@
-"""What a text-only API says to a text: the most likely next tokens, or sampled answers; and what both say of labels."""
+"""What a text-only API says to a text: the most likely next tokens, or sampled answers."""
 
-import re
+import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
 from requests import Response
 
 from backends.transport import AnswerError, Transport, read_json
@@ -18,6 +17,9 @@ T = TypeVar("T")
 
 TopTokens: TypeAlias = list[tuple[str, float]]
 """Texts of the most likely next tokens with their log-probabilities; two tokens may have the same text."""
+
+IMPOSSIBLE = -9999.0
+"""What OpenAI and vLLM write for a log-probability of minus infinity, which JSON cannot hold; others write null."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,29 @@ class TextAPI(ABC):
     def answers(self, text: str) -> list[str]:
         """Sampled answers to the text: the most likely one, or several at temperature 1."""
 
-    def _choices(self, counted: bool, /, **fields: Any) -> list[dict[str, Any]]:
-        """The answer's choices; its tokens are counted as the endpoint bills them."""
+    def _ask(self, counted: bool, read: Callable[[dict[str, Any]], T], **fields: Any) -> list[T]:
+        """What `read` makes of the answer's choices; its tokens are counted as the endpoint bills them."""
         body = {"model": self._model, **fields}
-        answer = self._transport.call("POST", self.path, _read, json=body, counted=counted)
-        usage = answer.get("usage") or {}
+        choices, up, down = self._transport.call("POST", self.path, partial(_read, read), json=body, counted=counted)
         if counted:
             with self._lock:
-                self._transport.traffic.tokens_up += int(usage.get("prompt_tokens") or 0)
-                self._transport.traffic.tokens_down += int(usage.get("completion_tokens") or 0)
-        return list(answer["choices"])
+                self._transport.traffic.tokens_up += up
+                self._transport.traffic.tokens_down += down
+        return choices
+
+    def _listed(self, counted: bool, **fields: Any) -> TopTokens | None:
+        return self._ask(counted, _top_tokens, max_tokens=1, temperature=0, **fields)[0]
 
     def _sampled(self, read: Callable[[dict[str, Any]], str], **fields: Any) -> list[str]:
         s = self._sampling
         several = {"n": s.n_answers} if s.n_answers > 1 else {}  # not every server knows the field
-        choices = self._choices(True, max_tokens=s.answer_tokens, temperature=int(s.n_answers > 1), **several, **fields)
-        if len(choices) != s.n_answers:
-            given = f"{len(choices)} of {s.n_answers} answers"
+        answers = self._ask(
+            True, read, max_tokens=s.answer_tokens, temperature=int(s.n_answers > 1), **several, **fields
+        )
+        if len(answers) != s.n_answers:
+            given = f"{len(answers)} of {s.n_answers} answers"
             raise EndpointError(f"{self._transport.url} gave {given}; set model.options.n_answers to 1.")
-        return [read(choice) for choice in choices]
+        return answers
 
 
 class CompletionsAPI(TextAPI):
@@ -74,14 +80,11 @@ class CompletionsAPI(TextAPI):
 
     def top_tokens(self, text: str, counted: bool = True) -> TopTokens | None:
         """See `TextAPI`."""
-        n = self._sampling.top_logprobs
-        (choice,) = self._choices(counted, prompt=text, max_tokens=1, temperature=0, logprobs=n)
-        listed = ((choice.get("logprobs") or {}).get("top_logprobs") or [None])[0]
-        return [(token, float(value)) for token, value in listed.items()] if listed else None
+        return self._listed(counted, prompt=text, logprobs=self._sampling.top_logprobs)
 
     def answers(self, text: str) -> list[str]:
         """See `TextAPI`."""
-        return self._sampled(lambda choice: str(choice["text"]), prompt=text)
+        return self._sampled(lambda choice: str(choice["text"] or ""), prompt=text)
 
 
 class ChatAPI(TextAPI):
@@ -91,55 +94,56 @@ class ChatAPI(TextAPI):
 
     def top_tokens(self, text: str, counted: bool = True) -> TopTokens | None:
         """See `TextAPI`."""
-        (choice,) = self._choices(
-            counted,
-            messages=_said(text),
-            max_tokens=1,
-            temperature=0,
-            logprobs=True,
-            top_logprobs=self._sampling.top_logprobs,
-        )
-        content = (choice.get("logprobs") or {}).get("content") or [{}]
-        listed = content[0].get("top_logprobs")
-        return [(item["token"], float(item["logprob"])) for item in listed] if listed else None
+        return self._listed(counted, messages=_said(text), logprobs=True, top_logprobs=self._sampling.top_logprobs)
 
     def answers(self, text: str) -> list[str]:
         """See `TextAPI`."""
-        return self._sampled(lambda choice: str(choice["message"]["content"] or ""), messages=_said(text))
-
-
-def label_log_probs(tokens: TopTokens, words: Sequence[str]) -> NDArray[np.float32]:
-    """(K,) log-probabilities of label words from the most likely next tokens.
-
-    Tokens that are the word but for its case and the spaces around it count together. A word that is not listed gets
-    the least likely listed token's, than which it is not likelier. All equal: no word is listed.
-    """
-    known: dict[str, float] = {}
-    for token, value in tokens:
-        key = token.strip().casefold()
-        known[key] = np.logaddexp(known.get(key, -np.inf), value)
-    floor = min(value for _, value in tokens)
-    return np.array([max(floor, known.get(word.strip().casefold(), floor)) for word in words], dtype=np.float32)
-
-
-def votes(answers: Sequence[str], words: Sequence[str]) -> NDArray[np.float32]:
-    """(K,) log of the smoothed share of answers whose first label word is this one: log((votes + 1) / (n + K)).
-
-    With one answer the cross-entropy of these is a linear function of the accuracy. All equal: no label was named.
-    """
-    pattern = re.compile(r"\b(" + "|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)) + r")\b", re.I)
-    named = [found.group().casefold() for answer in answers if (found := pattern.search(answer))]
-    counts = np.array([named.count(word.casefold()) for word in words])
-    return np.log((counts + 1) / (len(answers) + len(words))).astype(np.float32)
+        return self._sampled(_content, messages=_said(text))
 
 
 def _said(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def _read(response: Response) -> dict[str, Any]:
-    """The answer, if it has choices."""
+def _read(read: Callable[[dict[str, Any]], T], response: Response) -> tuple[list[T], int, int]:
+    """What `read` makes of an answer's choices, and the tokens billed up and down.
+
+    Raises:
+        AnswerError: it has no choices, or other ones than such an endpoint gives.
+    """
     answer = read_json(response)
     if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list) or not answer["choices"]:
         raise AnswerError(f"an answer without choices ({response.text[:80]!r})")
-    return answer
+    try:
+        usage = answer.get("usage") or {}
+        billed = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        return [read(choice) for choice in answer["choices"]], billed[0], billed[1]
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise AnswerError(f"an answer of another form ({response.text[:80]!r})") from error
+
+
+def _top_tokens(choice: dict[str, Any]) -> TopTokens | None:
+    """The first token's list, in the form of completions or in that of chat, whichever was asked: servers mix them.
+    Tokens that are impossible are left out; None: no list.
+
+    Raises:
+        ValueError: a list without one possible token.
+    """
+    told = choice.get("logprobs") or {}
+    if told.get("content"):
+        listed = [(item["token"], item["logprob"]) for item in told["content"][0].get("top_logprobs") or ()]
+    else:
+        listed = list(((told.get("top_logprobs") or [None])[0] or {}).items())
+    possible = [(str(token), float(value)) for token, value in listed if value is not None]
+    possible = [(token, value) for token, value in possible if math.isfinite(value) and value > IMPOSSIBLE]
+    if listed and not possible:
+        raise ValueError("no token is possible")
+    return possible or None
+
+
+def _content(choice: dict[str, Any]) -> str:
+    """The text of a chat's answer: a string, or parts of which some are text; nothing where a model refuses."""
+    content = (choice.get("message") or {}).get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text") or "") for part in content)

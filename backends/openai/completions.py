@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from requests import Response
 from torch import Tensor
 
+from backends.openai.answers import IMPOSSIBLE
 from backends.transport import AnswerError, Transport, read_json
 from bbt.errors import EndpointError
 
@@ -130,6 +131,6 @@ def _read(response: Response, n: int) -> list[dict[str, float]]:
 
 
 def _told(logprobs: dict[str, Any]) -> dict[str, float]:
-    """Of the first token: the sampled one and the top list."""
+    """Of the first token: the sampled one and the top list. Null is minus infinity, which JSON cannot hold."""
     pairs = {logprobs["tokens"][0]: logprobs["token_logprobs"][0], **((logprobs["top_logprobs"] or [{}])[0] or {})}
-    return {token: float(value) for token, value in pairs.items()}
+    return {token: IMPOSSIBLE if value is None else float(value) for token, value in pairs.items()}

@@ -1,6 +1,7 @@
 """`TextBackend`: a model behind an OpenAI-compatible API that takes text only, and so hard prompts only."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -9,12 +10,13 @@ from functools import cached_property, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.openai.answers import ChatAPI, CompletionsAPI, Sampling, TextAPI, label_log_probs, votes
+from backends.openai.answers import ChatAPI, CompletionsAPI, Sampling, TextAPI
+from backends.openai.labels import check_distinct, label_log_probs, votes
 from backends.openai.vocabulary import VocabularyClient, api_root, refuse_anchor
 from backends.openai.words import read_words
 from backends.transport import Transport
 from bbt.backend import ModelInfo, Row
-from bbt.errors import BackendError, ConfigError, EndpointError, unknown
+from bbt.errors import BackendError, ConfigError, EndpointError, LabelWordError, unknown
 from bbt.types import Prompts, Scores, TokenIds
 
 APIS: dict[str, type[TextAPI]] = {"completions": CompletionsAPI, "chat": ChatAPI}
@@ -39,6 +41,15 @@ class TextRows:
         return len(self.rows)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """Label scores (K,) of one text, which label words (K,) the endpoint's answer held, and its tokens or texts."""
+
+    scores: NDArray[np.float32]
+    found: NDArray[np.bool_]
+    said: Sequence[str]
+
+
 class TextBackend(VocabularyClient):
     """A model that answers text with text.
 
@@ -48,6 +59,9 @@ class TextBackend(VocabularyClient):
     completions, llama.cpp as many as there are), or the votes of `n_answers` answers of `answer_tokens` tokens; `auto`
     takes what the endpoint gives. `concurrency` requests are under way at once. A text that is too long is the
     endpoint's to refuse. `api_key_env`, `timeout`, `retries` and `verify` are those of `Transport`.
+
+    Label words that the endpoint never lists would score alike under every prompt: the first population that is scored
+    must see each of them listed (of answers: one of them named), or it is the last.
 
     Raises:
         EndpointError: the endpoint refuses, or does not give the log-probabilities asked for.
@@ -78,6 +92,7 @@ class TextBackend(VocabularyClient):
         super().__init__(model, transport, read_words(vocabulary), UNLIMITED)
         self._api = APIS[api](transport, model, Sampling(top_logprobs, n_answers, answer_tokens))
         self._concurrency = concurrency
+        self._listed: set[str] = set()  # label words that an answer has held; they decide of an error, not of a score
         self._by_answers = scores == "answers" or not self._tells_log_probs(required=scores == "logprobs")
 
     @cached_property
@@ -88,20 +103,36 @@ class TextBackend(VocabularyClient):
         return replace(known, architecture="text-only API", fingerprint=fingerprint)
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> TextRows:
-        """Keep the rows as text; label words may have several tokens."""
+        """Keep the rows as text; label words that are looked for in answers may have several tokens.
+
+        Raises:
+            LabelWordError: a word that is looked for among tokens is not one, or two words are alike.
+        """
         refuse_anchor(anchor)
         if not rows:
             raise BackendError("there are no rows to encode.")
+        check_distinct(label_words)
+        if not self._by_answers:
+            self._check_tokens(label_words, rows[0])
         n_tokens = sum(len(self._tokenizer.row(row).ids) for row in rows)
         return TextRows(rows, tuple(label_words), sum(segment.n_tokens for segment in rows[0]), n_tokens)
 
     def hard_scores(self, token_ids: TokenIds, encoded: TextRows) -> Scores:
-        """(n, T) -> (n, B, K): each row with the prompt's words in its places is one request."""
-        score = self._vote if self._by_answers else self._log_probs
+        """(n, T) -> (n, B, K): each row with the prompt's words in its places is one request.
+
+        Raises:
+            EndpointError: the endpoint refuses, or none of the answers to a population holds a label word.
+        """
+        words, n, n_rows = encoded.label_words, len(token_ids), encoded.n_examples
+        ask = self._vote if self._by_answers else self._log_probs
         texts = [self._filled(row, prompt) for prompt in token_ids.tolist() for row in encoded.rows]
         with ThreadPoolExecutor(self._concurrency) as pool:
-            scores = list(pool.map(partial(score, words=encoded.label_words), texts))
-        return np.array(scores, dtype=np.float32).reshape(len(token_ids), encoded.n_examples, len(encoded.label_words))
+            answers = list(pool.map(partial(ask, words=words), texts))
+        for answer in answers:
+            self._listed.update(word for word, found in zip(words, answer.found, strict=True) if found)
+        if answers:
+            self._check_listed(words, n, texts[-1], answers[-1].said)
+        return np.array([answer.scores for answer in answers], dtype=np.float32).reshape(n, n_rows, len(words))
 
     def label_scores(self, prompts: Prompts, encoded: TextRows) -> Scores:
         """(1, 0, H) -> (1, B, K): only rows without a soft prompt can be sent as text."""
@@ -125,22 +156,58 @@ class TextBackend(VocabularyClient):
             )
         return False
 
-    def _log_probs(self, text: str, words: Sequence[str]) -> NDArray[np.float32]:
+    def _check_tokens(self, words: Sequence[str], row: Row) -> None:
+        try:
+            self._tokenizer.label_ids(words, row)
+        except LabelWordError as error:
+            raise LabelWordError(
+                f"{error} The tokens are those of model.options.vocabulary: name a model there that shares the "
+                "endpoint's tokenizer, or set model.options.scores to answers."
+            ) from error
+
+    def _check_listed(self, words: Sequence[str], n_candidates: int, text: str, said: Sequence[str]) -> None:
+        """After a population: to go on would cost money, and no prompt would score better. A population of one (the
+        manual prompt, a text to classify) is no proof, so that a warning has to do.
+
+        Raises:
+            EndpointError: the population has several candidates.
+        """
+        missing = [word for word in words if word not in self._listed]
+        if not missing or (len(missing) < len(words) and (self._by_answers or n_candidates < 2)):
+            return
+        where, remedy = "named in an answer", ""
+        if not self._by_answers:
+            where = "among the most likely next tokens that it lists"
+            remedy = "raise model.options.top_logprobs, set model.options.scores to answers, or "
+        words_said = ", ".join(repr(part[:40]) for part in said[:5])
+        message = (
+            f"{self._transport.url}: label word{'s' * (len(missing) > 1)} {', '.join(map(repr, missing))} never "
+            f"{where}, and can never win; {remedy}choose label words that fit what it says to such a text: "
+            f"{text[-80:]!r} -> {words_said}."
+        )
+        if n_candidates > 1:
+            raise EndpointError(message)
+        warnings.warn(message, stacklevel=3)
+
+    def _log_probs(self, text: str, words: Sequence[str]) -> Answer:
         tokens = self._api.top_tokens(text)
         if not tokens:
             raise EndpointError(f"{self._transport.url} gave log-probabilities before but none now.")
-        return label_log_probs(tokens, words)
+        return Answer(*label_log_probs(tokens, words), [token for token, _ in tokens])
 
-    def _vote(self, text: str, words: Sequence[str]) -> NDArray[np.float32]:
-        return votes(self._api.answers(text), words)
+    def _vote(self, text: str, words: Sequence[str]) -> Answer:
+        answers = self._api.answers(text)
+        return Answer(*votes(answers, words), answers)
 
     def _filled(self, row: Row, prompt: Sequence[int]) -> str:
-        """The row as text, the prompt's words in its places, up to where the label word comes."""
+        """The row as text, written as the template is, with the prompt's words in its places, up to where the label
+        word comes with the space before it."""
         text, rest = "", list(prompt)
         for segment in row:
             if segment.kind == "prompt":
                 words, rest = self.prompt_text(rest[: segment.n_tokens]), rest[segment.n_tokens :]
-                text = f"{text.rstrip()} {words.lstrip()}" if text.strip() else words
+                # The first word may bring the space that the template has already.
+                text += words.removeprefix(" ") if text[-1:].isspace() else words
             else:
                 text += segment.text
-        return text.rstrip()
+        return text.removesuffix(" ")

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.local.loading import kind_of, resolve
+from backends.local.encoding import ordinary_ids
+from backends.local.hub import where
+from backends.local.loading import check_tokenizer, checked_kind, quiet, resolve
 from bbt.errors import BackendError
 from bbt.types import Prompts
 
@@ -50,34 +52,35 @@ class Words:
 
     def ordinary_ids(self) -> list[int]:
         """Ids of all tokens that are not special."""
-        special = set(self.tokenizer.all_special_ids)
-        return [i for i in range(len(self.tokenizer)) if i not in special]
+        return ordinary_ids(self.tokenizer, len(self.matrix))
 
 
 def read_words(model: str, revision: str | None = None) -> Words:
     """Tokenizer and word embeddings of a bundled model, a folder or a hub name.
 
     Raises:
-        BackendError: not found, no causal LM, no fast tokenizer, or no safetensors with its word embeddings.
+        BackendError: not found, no causal LM, no fast tokenizer of its own, or no safetensors with its word
+            embeddings.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
-    source = resolve(model)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        if kind_of(config) != "causal":
-            raise BackendError(f"model {model!r} is a masked LM; this kind of endpoint serves causal LMs only.")
-        matrix = _matrix(source, revision, _parameter_name(config))
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        source = resolve(model)
+        options = where(source, revision)
+        with quiet():
+            config = AutoConfig.from_pretrained(source, **options)
+            if checked_kind(model, config, None) != "causal":
+                raise BackendError(f"model {model!r} is a masked LM; this kind of endpoint serves causal LMs only.")
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        matrix = _matrix(source, options, _parameter_name(config))
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackendError(
             f"cannot read the tokenizer and word embeddings of {model!r}: {reason} The client embeds text itself: "
             "give the folder or hub name of the causal LM that the endpoint serves."
         ) from error
-    if not tokenizer.is_fast:
-        raise BackendError(f"model {model!r} has no fast tokenizer (tokenizer.json), which truncation needs.")
+    check_tokenizer(model, tokenizer, len(matrix))
     text = config.get_text_config()
     return Words(
         tokenizer,
@@ -98,17 +101,17 @@ def _parameter_name(config: Any) -> str:
     return next(str(name) for name, weight in model.named_parameters() if weight is words)
 
 
-def _matrix(source: str, revision: str | None, name: str) -> Tensor:
+def _matrix(source: str, options: dict[str, Any], name: str) -> Tensor:
     """The checkpoint's tensor of that name; checkpoints may leave out the leading parts of it."""
     from safetensors import safe_open
 
-    index = _file(source, INDEX, revision)
+    index = _file(source, INDEX, options)
     if index:
         shards: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         key = _key(shards, name)
-        file = _file(source, shards[key], revision)
+        file = _file(source, shards[key], options)
     else:
-        file = _file(source, SINGLE, revision)
+        file = _file(source, SINGLE, options)
     if file is None:
         raise OSError(f"it has no {SINGLE}, nor {INDEX} with all its files.")
     with safe_open(file, "pt") as handle:
@@ -127,9 +130,9 @@ def _key(keys: Any, name: str) -> str:
     return found
 
 
-def _file(source: str, name: str, revision: str | None) -> Path | None:
+def _file(source: str, name: str, options: dict[str, Any]) -> Path | None:
     """The path of one file of the model, fetched if it is on the hub; None where there is none."""
     from transformers.utils.hub import cached_file
 
-    path = cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+    path = cached_file(source, name, **options, _raise_exceptions_for_missing_entries=False)
     return Path(path) if path else None

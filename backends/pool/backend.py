@@ -1,8 +1,9 @@
 """`PoolBackend`: candidates shared out over endpoints of the same model."""
 
-import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,8 +15,8 @@ from backends.pool.member import Member, PoolRows
 from backends.pool.round import Round
 from bbt.backend import ModelInfo, Row, Traffic
 from bbt.errors import BackendError, ConfigError
-from bbt.losses import log_softmax
-from bbt.space import PromptSpace
+from bbt.scoring.losses import log_softmax
+from bbt.spaces.soft import PromptSpace
 from bbt.types import Latents, Prompts, Scores
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class PoolBackend:
         self._probe: PoolRows | None = None
         self._expected: tuple[str, NDArray[np.floating[Any]]] | None = None
         self._comparing = threading.Lock()
+        self._differences: list[str] = []
         self._members = [
             Member(
                 str(options.get("url", number)),
@@ -68,7 +70,7 @@ class PoolBackend:
     def traffic(self) -> Traffic:
         """Bytes of all scoring calls of all endpoints."""
         parts = [member.traffic for member in self._members]
-        return Traffic(sum(part.bytes_up for part in parts), sum(part.bytes_down for part in parts))
+        return Traffic(*(sum(getattr(part, field.name) for part in parts) for field in fields(Traffic)))
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> PoolRows:
         """Encode at one endpoint, which tells the counts; the others follow when they first meet the rows."""
@@ -118,7 +120,12 @@ class PoolBackend:
 
         if not len(arrays):
             return np.empty((0, encoded.n_examples, len(encoded.label_words)), np.float32)
-        return np.concatenate(self._share_out(len(arrays), self._at_once, work))
+        scores = np.concatenate(self._share_out(len(arrays), self._at_once, work))
+        with self._comparing:
+            differences, self._differences = self._differences, []
+        for difference in differences:  # found on the endpoints' threads, told on the caller's
+            warnings.warn(difference, stacklevel=3)
+        return scores
 
     def _share_out(
         self, n: int, at_once: int, work: Callable[[Member, slice], T], patience: float | None = None
@@ -149,9 +156,9 @@ class PoolBackend:
             name, expected = self._expected = self._expected or (member.name, scores)
         difference = float(np.abs(scores - expected).max())
         if not difference <= self._tolerance:
-            print(
-                f"warning: {member.name} and {name} differ by {difference:.2g} in a log-probability of the same row: "
-                "another precision, or another version?",
-                file=sys.stderr,
-            )
+            with self._comparing:
+                self._differences.append(
+                    f"{member.name} and {name} differ by {difference:.2g} in a log-probability of the same row: "
+                    "another precision, or another version?"
+                )
         member.admitted = True

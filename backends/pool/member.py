@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from backends.pool.round import Round
-from bbt.backend import Backend, Encoded, LatentBackend, RemoteBackend, Row, Traffic
+from bbt.backend import Backend, Encoded, RemoteBackend, Row, Traffic
 from bbt.errors import EndpointError
-from bbt.space import PromptSpace
+from bbt.spaces.soft import LatentBackend, PromptSpace
 from bbt.types import Latents, Prompts, Scores
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0

@@ -1,9 +1,9 @@
 """The routes, version 1. Arrays are bodies as `backends.wire` lays them out, all else is JSON."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,7 +22,14 @@ from backends.wire import MEDIA_TYPE, WireError, pack
 from bbt.backend import Backend
 from bbt.errors import BbtError
 
+T = TypeVar("T")
+
 LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
+
+
+class GoneError(Exception):
+    """Who asked has closed the connection."""
+
 
 STATUS: dict[type[Exception], int] = {
     WireError: 400,
@@ -32,6 +39,7 @@ STATUS: dict[type[Exception], int] = {
     BbtError: 422,
     BusyError: 429,
     QuotaError: 429,
+    GoneError: 499,
     ModelError: 500,
 }
 """How each fault is answered; the body names it and says what to do."""
@@ -73,16 +81,18 @@ async def tokens(service: Served) -> Ids:
 
 
 @v1.post("/embeddings", responses=GIVES_ARRAY, response_class=Response)
-async def embeddings(service: Served, account: Holder, words: Words) -> Response:
+async def embeddings(service: Served, account: Holder, request: Request, words: Words) -> Response:
     """Word embeddings (1, T, H) of a text or of token ids, to begin a prompt with."""
-    return _array(await service.embeddings(account, words))
+    return _array(await _wanted(request, service.embeddings(account, words)))
 
 
 @v1.post("/rows")
-async def rows(service: Served, account: Holder, row_set: RowSet, anchor: Id | None = None) -> RegisteredRows:
+async def rows(
+    service: Served, account: Holder, request: Request, row_set: RowSet, anchor: Id | None = None
+) -> RegisteredRows:
     """Register rows and label words; the id is that of their content. `anchor`, a registered prompt, is what they will
     be scored with: refused at once where the model can have none."""
-    return await service.register_rows(account, row_set, anchor)
+    return await _wanted(request, service.register_rows(account, row_set, anchor))
 
 
 @v1.post("/prompts", openapi_extra=TAKES_ARRAY)
@@ -97,9 +107,9 @@ async def prompts(
 
 
 @v1.post("/spaces")
-async def spaces(service: Served, account: Holder, space: Space) -> Registered:
+async def spaces(service: Served, account: Holder, request: Request, space: Space) -> Registered:
     """Register p0 + A z: A is drawn again here, from its seed."""
-    return await service.register_space(account, space)
+    return await _wanted(request, service.register_space(account, space))
 
 
 @v1.post("/scores", openapi_extra=TAKES_ARRAY, responses=GIVES_ARRAY, response_class=Response)
@@ -116,14 +126,8 @@ async def scores(
 
     `join`: may be computed together with requests of others on the same rows; the last bits then depend on them.
     """
-    answer = await service.score(account, await request.body(), rows, space, anchor, join)
-    gone = asyncio.ensure_future(_disconnected(request))
-    await asyncio.wait(list[asyncio.Future[Any]]([answer, gone]), return_when=asyncio.FIRST_COMPLETED)
-    gone.cancel()
-    if not answer.done():
-        answer.cancel()  # nobody waits for it
-        return Response(status_code=499)
-    return _array(answer.result())
+    body = await request.body()
+    return _array(await _wanted(request, service.score(account, body, rows, space, anchor, join)))
 
 
 def create_app(backend: Backend, keys: Keys, limits: Limits) -> FastAPI:
@@ -163,6 +167,23 @@ def create_app(backend: Backend, keys: Keys, limits: Limits) -> FastAPI:
 
 def _array(array: Any) -> Response:
     return Response(pack(array), media_type=MEDIA_TYPE)
+
+
+async def _wanted(request: Request, answer: Coroutine[Any, Any, T]) -> T:
+    """The answer, as long as somebody waits for it.
+
+    Raises:
+        GoneError: nobody does; the answer is cancelled, in line or under way.
+    """
+    work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait(list[asyncio.Future[Any]]([work, gone]), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise GoneError("the connection was closed")
+        return work.result()
+    finally:
+        gone.cancel()
+        work.cancel()
 
 
 async def _disconnected(request: Request) -> None:

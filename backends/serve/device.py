@@ -1,11 +1,15 @@
-"""The one thread that owns the model: what is asked of it waits in line, and scoring requests that fit are joined."""
+"""The one thread that owns the model: what is asked of it waits in line, and scoring requests that fit are joined.
+
+Populations go through the model in parts. Between them the thread sees who has gone away, and no request makes more
+prompts at once than a part has.
+"""
 
 import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,6 +21,10 @@ from bbt.errors import BbtError
 from bbt.types import Prompts, Scores
 
 T = TypeVar("T")
+
+PART_TOKENS = 65_536
+"""Tokens of a part: what keeps a GPU busy (`backends.local.backend.TOKEN_BUDGETS`), and some seconds of a CPU."""
+
 log = structlog.get_logger("bbt.serve")
 
 
@@ -35,26 +43,37 @@ class ModelError(Exception):
         super().__init__("the model failed; the server's log says how")
 
 
-@dataclass
+@dataclass(eq=False)
 class Scoring:
-    """`prompts()` (n, T, H), made on the model's thread, to be scored on `encoded` rows.
+    """`prompts(some)` (n, T, H), made on the model's thread, to be scored on `encoded` rows.
 
     `join`: may become one population with other requests, which keeps a GPU busy when they are small; the last bits
     of the scores then depend on them.
     """
 
     n: int
-    prompts: Callable[[], Prompts]
+    prompts: Callable[[slice], Prompts]
     encoded: Encoded
     join: bool = False
     answer: "Future[Scores]" = field(default_factory=Future)
+    parts: list[Scores] = field(default_factory=list)
+    abandoned: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Nobody waits for it any more, or it has failed."""
+        return self.abandoned or self.answer.done()
+
+    def left(self, answer: "asyncio.Future[Scores]") -> None:
+        """Take note of whether who waited has gone away."""
+        self.abandoned = answer.cancelled()
 
     def fits(self, other: "Scoring") -> bool:
         """Whether both can be one population."""
         return self.join and other.join and self.encoded is other.encoded
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     """Anything else for the model's thread."""
 
@@ -96,13 +115,16 @@ class Device:
         return self._thread.is_alive() and not self._closing
 
     def score(self, scoring: Scoring) -> "asyncio.Future[Scores]":
-        """Scores (n, B, K) in time; cancelling it takes the request out of the line.
+        """Scores (n, B, K) in time; cancelling it takes the request out of the line, or ends it after the part that is
+        being computed.
 
         Raises:
             BusyError: the line is full.
         """
         self._stand_in_line(scoring)
-        return asyncio.wrap_future(scoring.answer)
+        answer = asyncio.wrap_future(scoring.answer)
+        answer.add_done_callback(scoring.left)
+        return answer
 
     def call(self, function: Callable[[], T]) -> "asyncio.Future[T]":
         """What a function gives on the model's thread.
@@ -123,6 +145,8 @@ class Device:
 
     def _stand_in_line(self, job: Scoring | Call) -> None:
         with self._changed:
+            for gone in [other for other in self._line if other.answer.cancelled()]:
+                self._line.remove(gone)
             if self._closing or len(self._line) >= self._longest_line:
                 raise BusyError(max(1.0, self._seconds_a_job * len(self._line) / 2))
             self._line.append(job)
@@ -161,19 +185,29 @@ class Device:
         return chosen
 
     def _score(self, jobs: list[Scoring]) -> None:
-        """One population of all jobs whose prompts are sound; each gets its part."""
-        sound: list[tuple[Scoring, Prompts]] = []
+        """One population of all jobs, part by part; each gets its scores."""
+        for part in _parts(jobs, max(1, PART_TOKENS // max(1, jobs[0].encoded.n_tokens))):
+            self._score_part([(job, some) for job, some in part if not job.over])
         for job in jobs:
+            if not job.over:
+                job.answer.set_result(np.concatenate(job.parts))
+            elif not job.answer.done():
+                job.answer.set_exception(CancelledError())
+
+    def _score_part(self, part: list[tuple[Scoring, slice]]) -> None:
+        """What of a part is sound; the scores go to their jobs."""
+        sound: list[tuple[Scoring, Prompts]] = []
+        for job, some in part:
             try:
-                sound.append((job, job.prompts()))
+                sound.append((job, job.prompts(some)))
             except Exception as error:
                 job.answer.set_exception(error)
         if not sound:
             return
-        first = sound[0][0]
         start = time.perf_counter()
         try:
-            scores = self.backend.label_scores(np.concatenate([prompts for _, prompts in sound]), first.encoded)
+            prompts = np.concatenate([prompts for _, prompts in sound])
+            scores = self.backend.label_scores(prompts, sound[0][0].encoded)
         except Exception as error:
             if not isinstance(error, BbtError):
                 log.exception("the model failed")
@@ -182,8 +216,25 @@ class Device:
             return
         self._on_scored(len(sound), scores.shape[0] * scores.shape[1], time.perf_counter() - start)
         ends = np.cumsum([len(prompts) for _, prompts in sound])[:-1]
-        for (job, _), part in zip(sound, np.split(scores, ends), strict=True):
-            job.answer.set_result(part)
+        for (job, _), its in zip(sound, np.split(scores, ends), strict=True):
+            job.parts.append(its)
+
+
+def _parts(jobs: Sequence[Scoring], step: int) -> Iterator[list[tuple[Scoring, slice]]]:
+    """The candidates of all jobs in their order, `step` at a time."""
+    part: list[tuple[Scoring, slice]] = []
+    room = step
+    for job in jobs:
+        first = 0
+        while first < job.n:
+            some = slice(first, min(job.n, first + room))
+            part.append((job, some))
+            first, room = some.stop, room - (some.stop - first)
+            if not room:
+                yield part
+                part, room = [], step
+    if part:
+        yield part
 
 
 def _answer(call: Call) -> None:

@@ -1,9 +1,11 @@
 """Before a request's body is read: who asks, and is it small enough? After it: one line of log, the metrics."""
 
+import re
 import time
 
 import structlog
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -61,8 +63,7 @@ class Gate:
             except RefusalError as error:
                 await error.response()(scope, receive, noted)
             else:
-                self._metrics.bytes_up.inc(length)
-                await self._app(scope, receive, noted)
+                await self._app(scope, self._counted(receive, length), noted)
         finally:
             self._note(scope, status, time.perf_counter() - start)
 
@@ -89,6 +90,22 @@ class Gate:
         scope.setdefault("state", {})["account"] = account
         return length
 
+    def _counted(self, receive: Receive, length: int) -> Receive:
+        """The body as it comes, up to the length that was admitted."""
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            some = len(message.get("body", b""))
+            self._metrics.bytes_up.inc(some)
+            received += some
+            if received > length:
+                raise HTTPException(413, f"a body of more than the {length} bytes that Content-Length names.")
+            return message
+
+        return counted
+
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
         self._metrics.requests.labels(route, status).inc()
@@ -105,9 +122,13 @@ class Gate:
 
 
 def _length(headers: Headers, method: str) -> int:
-    text = headers.get("content-length", "")
-    if text.isdigit():
-        return int(text)
+    lengths = headers.getlist("content-length")
     if "transfer-encoding" in headers:
+        if lengths:  # RFC 9112, section 6.3: whoever sends both may want to be read in two ways
+            raise RefusalError(400, "a body with Content-Length and Transfer-Encoding: send the first alone.")
         raise RefusalError(411, f"a {method} body needs Content-Length.")
-    return 0
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not re.fullmatch("[0-9]{1,18}", lengths[0]):
+        raise RefusalError(400, "Content-Length is no number of bytes.")
+    return int(lengths[0])

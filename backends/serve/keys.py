@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 from pydantic import Field
 
-from bbt.config import Strict, validated
+from bbt.config import validated
 from bbt.errors import ConfigError
+from bbt.settings import Strict
 
 HOUR = 3600.0
 

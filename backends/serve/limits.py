@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from bbt.config import Strict
+from bbt.settings import Strict
 
 
 class Limits(Strict):
@@ -17,6 +17,7 @@ class Limits(Strict):
     intrinsic_dim: int = Field(10_000, ge=1, description="d")
     projection_bytes: int = Field(512 * 2**20, ge=1, description="A of one prompt space")
     candidates: int = Field(1024, ge=1, description="n of one request")
+    sequences: int = Field(16_384, ge=1, description="rows times candidates of one request")
     embedded_tokens: int = Field(2000, ge=0, description="different tokens whose word embeddings a key is told")
     kept: int = Field(32, ge=2, description="row sets, and prompts, a key has registered; the least used goes first")
     kept_spaces: int = Field(4, ge=1, description="prompt spaces a key has registered")

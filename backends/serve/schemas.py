@@ -6,7 +6,7 @@ from pydantic import Field
 
 from backends.serve.limits import Limits
 from bbt.backend import ModelInfo, Segment
-from bbt.config import Strict
+from bbt.settings import Strict
 
 Id = Annotated[str, Field(pattern="^[0-9a-f]{16}$", description="what a registration answered")]
 

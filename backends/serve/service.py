@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -16,9 +16,9 @@ from backends.serve.limits import Limits
 from backends.serve.schemas import Ids, Model, Registered, RegisteredRows, RowSet, Space, Words
 from backends.serve.store import Holdings, Rows
 from backends.wire import unpack
-from bbt.backend import Encoded, Segment
+from bbt.backend import Encoded, HardBackend, Segment, require
 from bbt.errors import BackendError
-from bbt.space import PromptSpace, Recipe
+from bbt.spaces.soft import PromptSpace, Recipe
 from bbt.types import Latents, Prompts, Scores
 
 
@@ -49,29 +49,28 @@ class Service:
         return Ids(ranges=_ranges(await self._device.call(self._device.backend.ordinary_ids)))
 
     async def embeddings(self, account: Account, words: Words) -> Prompts:
-        """(1, T, H) word embeddings of a text or of ids; an account is told those of so many tokens only.
+        """(1, T, H) word embeddings of a text or of ids; an account is told those of so many tokens only, which is
+        checked before anything is computed.
 
         Raises:
             ForbiddenError: more tokens than the account may know of.
         """
-        backend, ids, text = self._device.backend, words.ids, words.text
-        if (ids is None) == (text is None):
+        backend = self._device.backend
+        if (words.ids is None) == (words.text is None):
             raise BackendError("give either text or ids.")
-        if ids is None:
-            embedded = await self._device.call(partial(backend.embed_text, text or ""))
-        elif max(ids, default=0) >= self.info.vocab_size:
+        ids: list[int] = words.ids or []
+        if words.text is not None:
+            ids = await self._device.call(partial(require(backend, HardBackend).prompt_ids, words.text))
+        if max(ids, default=0) >= self.info.vocab_size:
             raise BackendError(f"token {max(ids)} is not in the vocabulary of {self.info.vocab_size}.")
-        else:
-            embedded = await self._device.call(partial(backend.embed_ids, ids))
-        told = {hash(row.tobytes()) for row in embedded[0]}
-        known = self._holdings[account.name].tokens
-        if len(known | told) > self._limits.embedded_tokens:
+        known, most = self._holdings[account.name].tokens, self._limits.embedded_tokens
+        if len(ids) > min(most, self.info.vocab_size) or len(known.union(ids)) > most:
             raise ForbiddenError(
-                f"a key is told the word embeddings of {self._limits.embedded_tokens} tokens at most; it knows "
-                f"{len(known)}, {len(told - known)} more were asked for."
+                f"a key is told the word embeddings of {most} tokens at most, and of no more at once than the "
+                f"vocabulary has ({self.info.vocab_size}); it knows {len(known)}, {len(ids)} were asked for."
             )
-        known |= told
-        return embedded
+        known.update(ids)
+        return await self._device.call(partial(backend.embed_ids, ids))
 
     async def register_rows(self, account: Account, rows: RowSet, anchor: str | None) -> RegisteredRows:
         """Tokenise rows once for many scorings; with an `anchor` that they will be scored with, to hear at once
@@ -140,7 +139,7 @@ class Service:
 
     async def score(
         self, account: Account, body: bytes, rows: str, space: str | None, anchor: str | None, join: bool
-    ) -> "asyncio.Future[Scores]":
+    ) -> Scores:
         """Scores (n, B, K) of z (n, d) in a space, or of prompts (n, T, H); without prompt tokens n is 1.
 
         Raises:
@@ -149,9 +148,10 @@ class Service:
         holdings = self._holdings[account.name]
         known = holdings.rows.get(rows)
         shape = (known.n_prompt_tokens, self.info.hidden_size)
+        made: Callable[[slice], Prompts]
         if space is None:
             prompts = unpack(body, *shape) if known.n_prompt_tokens else np.zeros((1, *shape), np.float32)
-            made, n = partial(_checked, prompts), len(prompts)
+            made, n = partial(_sent, prompts), len(prompts)
         else:
             its = holdings.spaces.get(space)
             if its.n_prompt_tokens != known.n_prompt_tokens:
@@ -160,13 +160,18 @@ class Service:
             made, n = partial(_made, its, latents), len(latents)
         if not 0 < n <= self._limits.candidates:
             raise BackendError(f"{n} candidates: expected 1 to {self._limits.candidates} in one request.")
+        if n * known.encoded.n_examples > self._limits.sequences:
+            raise BackendError(
+                f"{n} candidates on {known.encoded.n_examples} rows: at most {self._limits.sequences} sequences (rows "
+                "times candidates) in one request. Send fewer candidates at once, or register fewer rows."
+            )
         answer = self._device.score(Scoring(n, made, await self._encoded(account, rows, anchor), join))
         try:
             account.charge(rows=n * known.encoded.n_examples, bytes=4 * n * known.encoded.n_examples * known.n_labels)
         except Exception:
             answer.cancel()
             raise
-        return answer
+        return await answer
 
     def _check_rows(self, rows: RowSet) -> None:
         """Sizes, one mask a row, and the same number of prompt tokens in all."""
@@ -199,16 +204,17 @@ def _draw(p0: Prompts, recipe: Recipe) -> PromptSpace:
     return space
 
 
-def _made(space: PromptSpace, latents: Latents) -> Prompts:
-    """p0 + A z: (n, d) -> (n, T, H), finite."""
-    _check_finite(latents)
+def _made(space: PromptSpace, latents: Latents, some: slice) -> Prompts:
+    """p0 + A z of some candidates: (n, d) -> (n, T, H), finite."""
+    _check_finite(latents[some])
     with np.errstate(all="ignore"):
-        return _checked(space.prompts(latents))
+        return _sent(space.prompts(latents[some]))
 
 
-def _checked(prompts: Prompts) -> Prompts:
-    _check_finite(prompts)
-    return prompts
+def _sent(prompts: Prompts, some: slice = slice(None)) -> Prompts:
+    """Some of the prompts, finite."""
+    _check_finite(prompts[some])
+    return prompts[some]
 
 
 def _check_finite(array: NDArray[np.floating]) -> None:

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 from backends.serve.limits import Limits
 from backends.serve.schemas import RowSet
 from bbt.backend import Encoded
-from bbt.space import PromptSpace
+from bbt.spaces.soft import PromptSpace
 from bbt.types import Prompts
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class Rows:
 
 
 class Holdings:
-    """The shelves of one account, and the tokens whose word embeddings it was told."""
+    """The shelves of one account, and the ids of tokens whose word embeddings it was told."""
 
     def __init__(self, limits: Limits) -> None:
         self.rows: Shelf[Rows] = Shelf(limits.kept)

@@ -16,14 +16,14 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bbt.backend import Backend, Trainable
-from bbt.baselines.gradients import require_gradients
+from bbt.backend import Backend, GradientBackend, Trainable, require
 from bbt.baselines.training import Subject, Training
-from bbt.classifier import Classifier
 from bbt.errors import RunError
-from bbt.experiment import Experiment
-from bbt.initial import initial_prompts, saved_prompt
-from bbt.objective import Ledger
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment
+from bbt.scoring.ledger import Ledger
+from bbt.settings import InitialPromptConfig
+from bbt.spaces.initial import initial_prompts, saved_prompt
 from bbt.tasks import Example, Task
 from bbt.types import RowScores
 
@@ -36,6 +36,7 @@ class Attempt(Training):
     p begins as the section `prompt` says. `bottleneck` is the attending network's width (300 in the authors' code).
     """
 
+    prompt: InitialPromptConfig = InitialPromptConfig()
     sources: tuple[str, ...] = Field(min_length=1)
     bottleneck: int = Field(100, ge=1)
     learning_rate: float = Field(3e-3, gt=0)
@@ -43,9 +44,9 @@ class Attempt(Training):
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
         """p and the attending network."""
-        e, n_tokens = experiment, experiment.config.prompt.n_prompt_tokens
+        e, n_tokens = experiment, self.prompt.n_prompt_tokens
         sources = np.concatenate([saved_prompt(Path(path), e.backend, n_tokens) for path in self.sources])
-        target = initial_prompts(e.config.prompt, e.backend, e.task, e.config.seed)[0]
+        target = initial_prompts(self.prompt, e.backend, e.task, e.seed)[0]
         mixture = Mixture(torch.from_numpy(sources), torch.from_numpy(target.copy()), self.bottleneck)
         classifier = AttemptClassifier(e.backend, e.task, model, mixture.to(model.model.device))
         encoded = model.encode(e.task.rows(e.split.train, n_tokens), e.task.label_words)
@@ -66,7 +67,7 @@ class Attempt(Training):
         """
         if not (folder / FILE).is_file():
             raise RunError(f"{folder} holds no {FILE}: has its run finished? `bbt resume {folder}` goes on.")
-        model = require_gradients(backend, "attempt").trainable()
+        model = require(backend, GradientBackend, "attempt").trainable()
         arrays = load_file(folder / FILE)
         mixture = Mixture(arrays["sources"], arrays["target"], self.bottleneck)
         mixture.load_state_dict(arrays)

@@ -13,23 +13,24 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from bbt.backend import Trainable
-from bbt.baselines.gradients import require_gradients
+from bbt.backend import GradientBackend, Trainable, require
 from bbt.baselines.selection import Selection
 from bbt.baselines.training import batches
-from bbt.classifier import SoftPromptClassifier
-from bbt.experiment import Experiment, Trained
-from bbt.initial import random_ids
-from bbt.losses import cross_entropy
-from bbt.methods.base import Method
-from bbt.objective import Objective
-from bbt.observer import Progress
+from bbt.experiment.classifiers import SoftPromptClassifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.methods.base import SelectingMethod
+from bbt.runs.observer import Progress
+from bbt.scoring.losses import cross_entropy
+from bbt.scoring.objective import Objective
+from bbt.settings import PromptLength
+from bbt.spaces.initial import random_ids
 
 
-class AutoPrompt(Method):
+class AutoPrompt(SelectingMethod):
     """A step tries `n_candidates` tokens at one random place: one gradient on `batch_size` rows and so many queries.
     `prompt.n_prompt_tokens` random tokens are the start (the paper's is mask tokens)."""
 
+    prompt: PromptLength = PromptLength()
     steps: int = Field(50, ge=1)
     n_candidates: int = Field(10, ge=1)
     batch_size: int = Field(16, ge=1)
@@ -41,32 +42,32 @@ class AutoPrompt(Method):
         Raises:
             BackendError: a forward-only backend.
         """
-        model = require_gradients(experiment.backend, experiment.config.method.name).trainable()
+        model = require(experiment.backend, GradientBackend, experiment.method).trainable()
         with torch.random.fork_rng():
-            torch.manual_seed(experiment.config.seed)
-            return Search(self, experiment, model).run()
+            torch.manual_seed(experiment.seed)
+            return TokenReplacement(self, experiment, model).run()
 
 
-class Search:
+class TokenReplacement:
     """One search: the tokens at the moment, and their training loss."""
 
     def __init__(self, settings: AutoPrompt, experiment: Experiment, model: Trainable) -> None:
         self._settings, self._experiment, self._model = settings, experiment, model
-        e, n_tokens = experiment, experiment.config.prompt.n_prompt_tokens
+        e, n_tokens = experiment, settings.prompt.n_prompt_tokens
         self._objective = Objective(e.train, cross_entropy, e.ledger)
         self._encoded = model.encode(e.task.rows(e.split.train, n_tokens), e.task.label_words)
         self._labels = torch.from_numpy(e.train.labels)
         self._batches = batches(len(self._labels), settings.batch_size)
         self._words: Tensor = model.model.get_input_embeddings().weight
         self._allowed = torch.tensor(e.backend.ordinary_ids(), device=self._words.device)
-        self._ids = random_ids(e.backend, n_tokens, e.config.seed)
+        self._ids = random_ids(e.backend, n_tokens, e.seed)
         self._loss = float(self._losses([self._ids])[0])
 
     def run(self) -> Trained:
         """All steps."""
         e, s = self._experiment, self._settings
         untuned = self._classifier(self._ids)
-        selection = Selection[list[int]](e)
+        selection = Selection[list[int]](e, s.selection.by)
         e.observer.started(s.steps, "step")
         selection.check(0, untuned, lambda: self._ids)
         for step in range(1, s.steps + 1):

@@ -15,20 +15,20 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pack_sequence
 
 from bbt.backend import Backend, Features
-from bbt.classifier import Classifier
 from bbt.errors import RunError
-from bbt.experiment import Experiment, Trained
-from bbt.features import all_features, feature_batches
-from bbt.methods.base import Method
-from bbt.objective import Ledger
-from bbt.observer import Progress
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.features import all_features, feature_batches
+from bbt.methods.base import SelectingMethod
+from bbt.runs.observer import Progress
+from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, Task
 from bbt.types import Labels, RowScores
 
 FILE = "bilstm.safetensors"
 
 
-class FeatureBiLSTM(Method):
+class FeatureBiLSTM(SelectingMethod):
     """The paper's authors have not released theirs, so the sizes and the training are ours: Adam on cross-entropy;
     dev judges after every epoch and the best state is kept.
     """
@@ -49,13 +49,14 @@ class FeatureBiLSTM(Method):
         e.ledger.train_queries, e.ledger.dev_queries = 1, 1
         e.observer.started(self.epochs, "epoch")
         with torch.random.fork_rng():
-            torch.manual_seed(e.config.seed)
+            torch.manual_seed(e.seed)
             network = self._network(e.backend, e.task)
             optimizer = torch.optim.Adam(network.parameters(), self.learning_rate)
             for epoch in range(1, self.epochs + 1):
                 loss = self._epoch(network, optimizer, train, e.train.labels)
-                verdict = e.judge_scores(network.scores(dev), f"epoch {epoch}")
-                if best is None or verdict.better_than(best[1], e.config.selection.by):
+                classifier = FeatureBiLSTMClassifier(e.backend, e.task, network)
+                verdict = e.judge(classifier, f"epoch {epoch}", network.scores(dev), network.scores(train))
+                if best is None or verdict.better_than(best[1], self.selection.by):
                     best = f"epoch {epoch}", verdict, deepcopy(network)
                 e.observer.progressed(Progress(epoch, loss, best[1].metric))
         assert best is not None

@@ -13,13 +13,15 @@ from bbt.backend import Trainable
 from bbt.baselines.peft_training import peft_imported
 from bbt.baselines.soft import soft_prompt_subject
 from bbt.baselines.training import Subject, Training
-from bbt.experiment import Experiment
+from bbt.experiment.experiment import Experiment
+from bbt.settings import PromptLength
 
 
 class PTuning(Training):
     """`encoder`: a bidirectional LSTM of `encoder_layers` layers with a two-layer perceptron, as in the paper, or the
     perceptron alone; as wide as the model unless `encoder_hidden_size` is given."""
 
+    prompt: PromptLength = PromptLength()
     learning_rate: float = Field(1e-3, gt=0)
     steps: int = Field(100, gt=0)
     encoder: Literal["lstm", "mlp"] = "lstm"
@@ -28,7 +30,7 @@ class PTuning(Training):
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
         """The network's weights."""
-        n_tokens, hidden_size = experiment.config.prompt.n_prompt_tokens, experiment.backend.info.hidden_size
+        n_tokens, hidden_size = self.prompt.n_prompt_tokens, experiment.backend.info.hidden_size
         with peft_imported():
             from peft import PromptEncoder, PromptEncoderConfig
 

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bbt.backend import Backend, Trainable
-from bbt.baselines.gradients import require_gradients
+from bbt.backend import Backend, GradientBackend, Trainable, require
 from bbt.baselines.training import Subject, Training, thawed
 from bbt.baselines.weights import ModelClassifier, model_subject
-from bbt.classifier import Classifier
 from bbt.errors import BackendError, RunError
-from bbt.experiment import Experiment
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment
 from bbt.tasks import Task
 
 ADAPTER = "adapter"
@@ -52,7 +51,7 @@ class PeftTraining(Training):
         Raises:
             RunError: there is none; BackendError: a forward-only backend.
         """
-        model = require_gradients(backend, type(self).__name__).trainable()
+        model = require(backend, GradientBackend, type(self).__name__).trainable()
         if not (folder / ADAPTER).is_dir():
             raise RunError(f"{folder} holds no {ADAPTER}: has its run finished? `bbt resume {folder}` goes on.")
         with peft_imported():

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from bbt.classifier import Classifier
-from bbt.experiment import Experiment
-from bbt.objective import Verdict
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment
+from bbt.scoring.judge import Verdict
 
 State = TypeVar("State")
 
@@ -22,10 +22,10 @@ class Best(Generic[State]):
 
 
 class Selection(Generic[State]):
-    """Keeps what dev judges best, by the config's `selection.by`."""
+    """Keeps what dev judges best, by `by`: see `Verdict.better_than`."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self._experiment = experiment
+    def __init__(self, experiment: Experiment, by: str) -> None:
+        self._experiment, self._by = experiment, by
         self._best: Best[State] | None = None
 
     @property
@@ -38,5 +38,5 @@ class Selection(Generic[State]):
         """Judge on dev; scores that are not numbers are never better. `state` is a copy, asked for if it is."""
         e, who = self._experiment, f"step {step}"
         verdict = e.judge(classifier, who)
-        if self._best is None or verdict.better_than(self._best.verdict, e.config.selection.by):
+        if self._best is None or verdict.better_than(self._best.verdict, self._by):
             self._best = Best(who, verdict, e.ledger.train_queries, state())

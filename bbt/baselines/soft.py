@@ -6,8 +6,8 @@ from torch import Tensor
 
 from bbt.backend import Trainable
 from bbt.baselines.training import Subject
-from bbt.classifier import SoftPromptClassifier
-from bbt.experiment import Experiment
+from bbt.experiment.classifiers import SoftPromptClassifier
+from bbt.experiment.experiment import Experiment
 
 
 def soft_prompt_subject(

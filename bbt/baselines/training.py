@@ -12,13 +12,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from bbt.backend import Trainable
-from bbt.baselines.gradients import require_gradients
+from bbt.backend import GradientBackend, Trainable, require
 from bbt.baselines.selection import Best, Selection
-from bbt.classifier import Classifier
-from bbt.experiment import Experiment, Trained
-from bbt.methods.base import Method
-from bbt.observer import Progress
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.methods.base import SelectingMethod
+from bbt.runs.observer import Progress
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Subject:
     references: dict[str, Classifier] = field(default_factory=dict)
 
 
-class Training(Method):
+class Training(SelectingMethod):
     """Settings of every training. The loss is cross-entropy over the label words, the learning rate constant.
 
     A step takes `gradient_accumulation` batches of `batch_size` rows; dev judges every `dev_every` steps and at
@@ -58,9 +57,9 @@ class Training(Method):
         Raises:
             BackendError: a forward-only backend.
         """
-        model = require_gradients(experiment.backend, experiment.config.method.name).trainable()
+        model = require(experiment.backend, GradientBackend, experiment.method).trainable()
         with torch.random.fork_rng():
-            torch.manual_seed(experiment.config.seed)
+            torch.manual_seed(experiment.seed)
             return Loop(self, self.subject(experiment, model), experiment).run()
 
     def make_optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -90,7 +89,7 @@ class Loop:
     def run(self) -> Trained:
         """All steps, unless the loss stops being a number; then back to the best state."""
         s, observer = self._settings, self._experiment.observer
-        selection = Selection[list[Tensor]](self._experiment)
+        selection = Selection[list[Tensor]](self._experiment, s.selection.by)
         observer.started(s.steps, "step")
         selection.check(0, self._subject.classifier(), self._state)
         for step in range(1, s.steps + 1):

@@ -9,13 +9,12 @@ from typing import Any
 
 from torch import Tensor
 
-from bbt.backend import Backend, Trainable
-from bbt.baselines.gradients import require_gradients
+from bbt.backend import Backend, GradientBackend, Trainable, require
 from bbt.baselines.training import Subject, Training, thawed
-from bbt.classifier import Classifier
 from bbt.errors import RunError
-from bbt.experiment import Experiment
-from bbt.objective import Ledger
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment
+from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, Task
 from bbt.types import RowScores
 
@@ -63,7 +62,7 @@ class WeightTraining(Training):
         Raises:
             RunError: there are none; BackendError: a forward-only backend.
         """
-        model = require_gradients(backend, type(self).__name__).trainable()
+        model = require(backend, GradientBackend, type(self).__name__).trainable()
         self.thaw(model.model)
         load_thawed(model.model, folder)
         return ModelClassifier(model, task, lambda other: save_thawed(model.model, other))

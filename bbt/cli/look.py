@@ -40,8 +40,8 @@ def show(
 
     Example: bbt show runs/quickstart
     """
-    from bbt.records import RunFolder, read_result
-    from bbt.report import plot_convergence
+    from bbt.runs.folder import RunFolder, read_result
+    from bbt.runs.report import plot_convergence
 
     folder = RunFolder(run, hold=False)
     target = plot or run / "convergence.png"
@@ -83,7 +83,7 @@ def _optimizers() -> list[tuple[str, str]]:
 
 
 def _runs(runs: Path) -> list[tuple[str, str]]:
-    from bbt.records import run_summaries
+    from bbt.runs.folder import run_summaries
 
     return run_summaries(runs)
 

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bbt.estimate import Estimate
+    from bbt.runs.estimate import Estimate
 
 
 def print_result(result: dict[str, Any]) -> None:
     """A run's two tables: how it tested, what it cost."""
-    from bbt.report import cost_rows, result_rows, selected_line
+    from bbt.runs.report import cost_rows, result_rows, selected_line
 
     head, *rows = result_rows(result)
     title = f"{result['task']} · {result['model']} · {result['label']} · seed {result['seed']}"
@@ -27,7 +27,7 @@ def print_result(result: dict[str, Any]) -> None:
 
 def print_estimate(estimate: "Estimate", as_json: bool) -> None:
     """What a run would cost."""
-    from bbt.report import estimate_rows
+    from bbt.runs.report import estimate_rows
 
     if as_json:
         print(json.dumps(asdict(estimate)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bbt.observer import Observer, Progress
+from bbt.runs.observer import Observer, Progress
 
 
 class Bar(Observer):

@@ -23,9 +23,9 @@ def evaluate(
 
     Example: bbt eval runs/quickstart --task sst2
     """
-    from bbt.api import Predictor
-    from bbt.problem import test_examples
+    from bbt.predictor import Predictor
     from bbt.tasks.builtin import builtin_task
+    from bbt.tasks.configured import test_examples
 
     predictor = Predictor(prompt, backend_options(option))
     own = builtin_task(task, predictor.backend.info.kind)
@@ -49,7 +49,7 @@ def predict(
 
     Example: bbt predict runs/quickstart "a joy from start to end"
     """
-    from bbt.api import Predictor
+    from bbt.predictor import Predictor
 
     rows = [{"text": t} for t in text] if text else [_input_row(line) for line in sys.stdin if line.strip()]
     if not rows:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from bbt.compare.plan import Cell
-from bbt.config import Config, load_config
+from bbt.config import Config, read_run_config
 from bbt.errors import RunError
-from bbt.records import EventLog
+from bbt.methods import resolved_tree
+from bbt.runs.log import EventLog
 from bbt.types import Event
 
 ARROW = " → "
@@ -69,14 +70,14 @@ def read(cell: Cell, runs: Path) -> Finished | None:
     folder = cell.folder(runs)
     if not (folder / "config.yaml").is_file():
         return None
-    config = load_config(folder / "config.yaml")
+    config = read_run_config(folder)
     _check_config(cell, config, folder)
     events = EventLog(folder / "events.jsonl").events
-    result = _result_at(events, cell.budget, config.budget.queries)
+    result = _result_at(events, cell.budget, _budget(config))
     return Finished(cell, result, _curve(events, result)) if result else None
 
 
-def _result_at(events: list[Event], budget: int | None, first: int) -> Event | None:
+def _result_at(events: list[Event], budget: int | None, first: int | None) -> Event | None:
     """The latest result that the run had when this budget was spent."""
     current, found = first, None
     for event in events:
@@ -108,8 +109,14 @@ def _check_config(cell: Cell, made: Config, folder: Path) -> None:
 
 def _settings(config: Config) -> dict[str, Any]:
     """All of a config that a run may not differ in from its cell: not its name, nor a budget that was extended."""
-    tree = config.model_dump(mode="json", exclude={"name"})
-    return {**tree, "budget": {**tree["budget"], "queries": None}}
+    tree = {key: value for key, value in resolved_tree(config).items() if key != "name"}
+    return {**tree, "budget": {**tree["budget"], "queries": None}} if "budget" in tree else tree
+
+
+def _budget(config: Config) -> int | None:
+    """In queries; None where the method has none."""
+    budget: int | None = resolved_tree(config).get("budget", {}).get("queries")
+    return budget
 
 
 def _difference(made: Any, wanted: Any, path: str = "") -> str | None:

@@ -8,7 +8,7 @@ from bbt.compare.comparison import Comparison
 from bbt.compare.plots import COSTS, cost_plot, shots_plot, spread_plot
 from bbt.compare.table import Table
 from bbt.compare.work import Failure
-from bbt.records import environment
+from bbt.runs.environment import environment
 
 STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }

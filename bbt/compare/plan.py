@@ -7,9 +7,10 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from bbt.config import Config, Strict, make_config, merged, read_tree, validated
+from bbt.config import SECTIONS, Config, make_config, merged, read_tree, validated
 from bbt.errors import ConfigError, unknown
 from bbt.methods import load_method
+from bbt.settings import Strict
 
 
 class Entry(Strict):
@@ -152,7 +153,7 @@ def _cells_of(plan: Plan, task: str, method: str, folds: int | None) -> Iterator
 
 def _budgets(plan: Plan, task: str, method: str) -> tuple[int | None, ...]:
     """The budgets that a method is run at: (None,) if it does not search by queries, or the config says."""
-    searches = load_method(_config(plan, task, method, {}).method).replays
+    searches = load_method(_config(plan, task, method, {})).replays
     return (plan.budgets_of(task) or (None,)) if searches else (None,)
 
 
@@ -160,23 +161,29 @@ def _axes(seed: int, budget: int | None, k: int | None, folds: int | None, fold:
     """The keys that tell one cell's config from the next one's."""
     shots = {} if k is None else {"k": k}
     part = {} if fold is None else {"folds": folds, "fold": fold}
-    queries = {} if budget is None else {"queries": budget}
+    queries = {} if budget is None else {"budget": {"queries": budget}}
     untested = {} if fold is None else {"evaluation": {"rows": 0, "also_test": {}}}
-    return {"seed": seed, "data": {**shots, **part}, "budget": queries, **untested}
+    return {"seed": seed, "data": {**shots, **part}, **queries, **untested}
 
 
 def _config(plan: Plan, task: str, method: str, axes: Mapping[str, Any]) -> Config:
     of_task, of_method = plan.tasks[task], plan.methods[method] or MethodEntry()
     from_file = read_tree(of_task.config) if of_task.config else {}
-    tree = plan.base
-    for over in (from_file, of_task.tree, of_method.tree, axes):
-        tree = merged(tree, over)
+    shared = merged(merged(plan.base, from_file), of_task.tree)
+    own = merged(of_method.tree, axes)
     try:
-        config = make_config(tree)
-        load_method(config.method)
+        config = make_config(*_shared_apart(shared, own))
+        load_method(config)
     except ConfigError as error:
         raise ConfigError(f"{method} on {task}: {error}") from error
     return config
+
+
+def _shared_apart(shared: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `make_config` is to take strictly, and of what it is to take what the method reads: the sections that all
+    methods of the plan share."""
+    sections = {key: value for key, value in shared.items() if key in SECTIONS}
+    return merged({key: value for key, value in shared.items() if key not in SECTIONS}, own), sections
 
 
 def _check_names(what: str, names: list[str], valid: Mapping[str, object]) -> None:

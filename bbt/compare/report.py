@@ -15,7 +15,7 @@ from bbt.compare.significance import paired_tables
 from bbt.compare.table import Table
 from bbt.compare.validation import validation_table
 from bbt.compare.work import Failure
-from bbt.records import write_atomically
+from bbt.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from bbt.compare.finished import read
 from bbt.compare.plan import Cell
 from bbt.errors import RunError
+from bbt.methods import resolved_tree
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), "1")
 
@@ -95,7 +96,7 @@ class Work:
 
     def _follow(self, cell: Cell, errors: int) -> int:
         """Start the worker and pass on its progress; returns its exit code."""
-        job = {"config": cell.config.model_dump(mode="json"), "folder": str(cell.folder(self.runs))}
+        job = {"config": resolved_tree(cell.config), "folder": str(cell.folder(self.runs))}
         command = [sys.executable, "-m", "bbt.compare.worker"]
         environment = {**os.environ, **ONE_THREAD}
         with subprocess.Popen(

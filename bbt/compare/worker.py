@@ -14,7 +14,7 @@ from pathlib import Path
 from bbt import api
 from bbt.config import make_config
 from bbt.errors import BbtError
-from bbt.observer import Observer, Progress
+from bbt.runs.observer import Observer, Progress
 
 
 class Lines(Observer):

@@ -1,16 +1,19 @@
 """Every method in one protocol: the same split, template, label words, dev selection and test set.
 
 To add one, write a subclass of `Method` in a file of its own (here if it is forward-only, in `bbt/baselines` if it
-needs gradients) and name it in `METHODS`. Its fields are its settings, which a config gives under `method:` beside
-the name. Imported only when asked for.
+needs gradients) and name it in `METHODS`. Its fields are its settings. A config may also name a `module:Class` of the
+user's own. Imported only when asked for.
 """
 
-from importlib import import_module
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
-from bbt.config import MethodConfig, validated
-from bbt.errors import ConfigError, unknown
+import yaml
+
+from bbt.config import FORMAT, Config
 from bbt.methods.base import Method
+from bbt.names import resolved
+from bbt.settings import MethodConfig
 
 METHODS = {
     "black-box": ("bbt.methods.black_box:BlackBox", "Black-Box Tuning: a search over z, p = p0 + A z"),
@@ -43,17 +46,42 @@ METHODS = {
 """Name -> where its class is, and what it is."""
 
 
-def load_method(config: MethodConfig) -> Method:
-    """A method with its settings.
+def load_method(config: Config) -> Method:
+    """The config's method with its settings.
 
     Raises:
-        ConfigError: no such method, or settings that it does not take.
+        ConfigError: no such method, or settings or sections that it does not read.
     """
-    if config.name not in METHODS:
-        raise ConfigError(unknown("method", config.name, METHODS))
-    module, _, name = METHODS[config.name][0].partition(":")
-    kind = cast(type[Method], getattr(import_module(module), name))
-    return validated(kind, config.settings, "method")
+    return make_method(config.method, config.sections, config.defaults)
 
 
-__all__ = ["METHODS", "Method", "load_method"]
+def make_method(
+    method: MethodConfig, sections: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Mapping[str, Any]]
+) -> Method:
+    """A method with its own settings and the sections that it reads; of the `defaults` it takes what it knows.
+
+    Raises:
+        ConfigError: as `load_method`.
+    """
+    kind = cast(type[Method], resolved("method", method.name, {name: at for name, (at, _) in METHODS.items()}))
+    return kind.configured(method.name, method.settings, sections, defaults)
+
+
+def label(config: Config) -> str:
+    """What tables and run folders call the config's method."""
+    return load_method(config).label(config.method.name)
+
+
+def resolved_tree(config: Config) -> dict[str, Any]:
+    """The config as nested dicts, every value resolved: of the sections those that its method reads."""
+    own, sections = load_method(config).tree()
+    tree = config.model_dump(mode="json")
+    return {**tree, "format": FORMAT, "method": {"name": config.method.name, **own}, **sections}
+
+
+def to_yaml(config: Config) -> str:
+    """The config as a file of a run folder."""
+    return str(yaml.safe_dump(resolved_tree(config), sort_keys=False))
+
+
+__all__ = ["METHODS", "Method", "label", "load_method", "make_method", "resolved_tree", "to_yaml"]

@@ -1,33 +1,35 @@
 """What a method is: its settings, and how they become a classifier."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bbt.backend import Backend
-from bbt.classifier import Classifier
-from bbt.config import Config, Strict
-from bbt.errors import RunError
-from bbt.estimate import Plan
-from bbt.experiment import Experiment, Trained
+from bbt.config import SECTIONS, validated
+from bbt.errors import ConfigError, RunError, unknown
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.runs.estimate import Plan
+from bbt.settings import CriterionConfig, Strict
 from bbt.tasks import Task
 
 
 class Method(Strict):
-    """Settings (the fields) of a method that makes a classifier of an experiment's rows.
-
-    `replays`: its log is its checkpoint, so that a stopped run goes on where it stopped and a finished one can be
-    extended. Any other method begins again from its seed when its run is resumed.
-    """
+    """A method that makes a classifier of an experiment's rows. Its fields are its settings: the sections of a config
+    that it reads, under their names (`SECTIONS`), and what a config gives under `method:` beside the name."""
 
     replays: ClassVar[bool] = False
+    """Whether its log is its checkpoint, so that a stopped run goes on where it stopped and a finished one can be
+    extended. Any other method begins again from its seed when its run is resumed."""
 
     @abstractmethod
     def train(self, experiment: Experiment) -> Trained:
         """Train on the experiment's train rows, select on its dev rows; every cost goes into its ledger."""
 
-    def plan(self, config: Config) -> Plan | None:
-        """The queries that `train` will make at most; None: they cannot be known beforehand."""
+    def plan(self, references: bool) -> Plan | None:
+        """The queries that `train` will make at most, and those of the test (with `references` or without); None: they
+        cannot be known beforehand."""
         return None
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
@@ -37,3 +39,58 @@ class Method(Strict):
             RunError: there is nothing to load.
         """
         raise RunError(f"{folder} holds no prompt.safetensors: has its run finished? `bbt resume {folder}` goes on.")
+
+    def label(self, name: str) -> str:
+        """What tables and run folders call it, who goes by `name` in a config."""
+        return name.replace(":", "-")
+
+    @classmethod
+    def configured(
+        cls,
+        name: str,
+        settings: Mapping[str, Any],
+        sections: Mapping[str, Mapping[str, Any]],
+        defaults: Mapping[str, Mapping[str, Any]],
+    ) -> "Method":
+        """The method called `name`, with its own settings and the sections that it reads; of the `defaults` it takes
+        what it knows.
+
+        Raises:
+            ConfigError: a setting or section that it does not read, or an impossible value.
+        """
+        kinds = cls.sections_read()
+        for section in sections:
+            if section not in kinds:
+                read = f"{name} reads {', '.join(kinds)}" if kinds else f"{name} reads none of the sections"
+                raise ConfigError(f"config: unknown key {section!r} for method {name}: {read}.")
+        own = {
+            section: validated(kind, {**_known(kind, defaults.get(section, {})), **sections.get(section, {})}, section)
+            for section, kind in kinds.items()
+        }
+        for key in settings:
+            if key in kinds or key not in cls.model_fields:
+                valid = [f"method.{field}" for field in cls.model_fields if field not in kinds]
+                raise ConfigError(f"config: {unknown('key', f'method.{key}', valid)}")
+        return validated(cls, {**settings, **own}, "method")
+
+    @classmethod
+    def sections_read(cls) -> dict[str, type[Strict]]:
+        """The sections of a config that it reads, and what each may hold."""
+        kinds = {name: cls.model_fields[name].annotation for name in SECTIONS if name in cls.model_fields}
+        return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Strict)}
+
+    def tree(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Its own settings, and its sections, as nested dicts with every value resolved."""
+        tree, read = self.model_dump(mode="json"), self.sections_read()
+        return {k: v for k, v in tree.items() if k not in read}, {k: v for k, v in tree.items() if k in read}
+
+
+class SelectingMethod(Method):
+    """A method that tries several states and keeps the one that dev judges best."""
+
+    selection: CriterionConfig = CriterionConfig()
+
+
+def _known(kind: type[Strict], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a section's values those that this kind of section has."""
+    return {key: value for key, value in values.items() if key in kind.model_fields}

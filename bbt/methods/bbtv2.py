@@ -4,39 +4,35 @@ Layer i's hidden states at the prompt's places are moved by A_i z_i. A generatio
 it is the same for all candidates, so that the backend computes it once.
 """
 
-from typing import ClassVar
-
 import numpy as np
 
-from bbt.backend import require_deep
-from bbt.deep_space import DeepSpace
+from bbt.backend import DeepBackend, require
 from bbt.errors import ConfigError
-from bbt.experiment import Experiment, Trained
-from bbt.methods.base import Method
-from bbt.methods.black_box import Search
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.methods.black_box import SearchMethod
+from bbt.methods.prompt_search import SoftSearch, drawn_space
 from bbt.optimizers import Optimizer, make_optimizer
 from bbt.optimizers.layerwise import Layerwise
+from bbt.spaces.deep import DeepSpace
 
 
-class BBTv2(Method):
+class BBTv2(SearchMethod):
     """Its settings are black-box's: the config's sections, with `intrinsic_dim` and `population_size` a layer's."""
-
-    replays: ClassVar[bool] = True
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
-        require_deep(experiment.backend)
-        return DeepSearch(experiment).run()
+        require(experiment.backend, DeepBackend)
+        return DeepSearch(experiment, self).run()
 
 
-class DeepSearch(Search):
+class DeepSearch(SoftSearch):
     """Black-Box Tuning over deep prompts: another space, and an optimizer that takes the layers in turn."""
 
     def _space(self) -> DeepSpace:
         """Layer 0 is Black-Box Tuning's space; above it p0 is zero and A is as wide as the layer's hidden states."""
-        seed, above = self.experiment.config.seed, np.zeros_like(self._p0)
+        seed, above = self.experiment.seed, np.zeros_like(self._p0)
         layers = [
-            self._subspace(above if i else self._p0, _layer_seed(seed, i), std)
+            drawn_space(above if i else self._p0, self.settings.prompt, self._sigma0, _layer_seed(seed, i), std)
             for i, std in enumerate(self._hidden_stds())
         ]
         return DeepSpace(tuple(layers))
@@ -50,34 +46,45 @@ class DeepSearch(Search):
             return [float(std) for std in recorded["stds"]]
         deep = np.zeros((1, e.backend.info.n_layers, *self._p0.shape[1:]), np.float32)
         deep[:, 0] = self._p0
-        stds = require_deep(e.backend).hidden_stds(deep, self.train.encoded(deep.shape[-2])).tolist()
+        stds = require(e.backend, DeepBackend).hidden_stds(deep, self.train.encoded(deep.shape[-2])).tolist()
         e.ledger.train_queries += 1
         e.ledger.examples += len(e.split.train)
         e.log.append({"event": "hidden_stds", "stds": stds, "ledger": e.ledger.snapshot()})
         return [float(std) for std in stds]
 
     def _optimizer(self) -> Optimizer:
-        c, n_layers = self.experiment.config, self.experiment.backend.info.n_layers
-        d, seeds = c.prompt.intrinsic_dim, [_layer_seed(c.seed, i) % 2**32 for i in range(n_layers)]
-        return Layerwise([make_optimizer(c.optimizer.name, self._settings(d, seed)) for seed in seeds])
+        c, n_layers = self.settings, self.experiment.backend.info.n_layers
+        d, seeds = c.prompt.intrinsic_dim, [_layer_seed(self.experiment.seed, i) % 2**32 for i in range(n_layers)]
+        return Layerwise([make_optimizer(c.optimizer.name, self._optimizer_settings(d, seed)) for seed in seeds])
+
+    @property
+    def _n_screened(self) -> int:
+        """The hidden states' spreads are a query, too."""
+        return super()._n_screened + 1
+
+    @property
+    def _round(self) -> int:
+        """Queries of a generation in each layer."""
+        return self.settings.optimizer.population_size * self.experiment.backend.info.n_layers
+
+    def _check_budget(self) -> None:
+        """Refuse a budget that holds no round through the layers.
+
+        Raises:
+            ConfigError: it is less than a round.
+        """
+        budget, population = self.settings.budget.queries, self.settings.optimizer.population_size
+        if budget < self._n_screened + self._round:
+            raise ConfigError(
+                f"budget.queries {budget} is less than one round of bbtv2: {self._n_screened} to begin with and "
+                f"{self._round} (population_size {population} x {self._round // population} layers)."
+            )
 
     def _budgets(self) -> tuple[int, ...]:
         """Whole rounds through the layers, G = budget // (population * L) as in the released code; what screening
-        and measuring have cost is taken off first.
-
-        Raises:
-            ConfigError: the budget is less than a round.
-        """
-        spent = self.experiment.ledger.train_queries
-        n_layers, population = self.experiment.backend.info.n_layers, self.experiment.config.optimizer.population_size
-        budgets = super()._budgets()
-        a_round = population * n_layers
-        if budgets[0] < spent + a_round:
-            raise ConfigError(
-                f"budget.queries {budgets[0]} is less than one round of bbtv2: {spent} to begin with and "
-                f"{a_round} (population_size {population} x {n_layers} layers)."
-            )
-        return tuple(spent + (budget - spent) // a_round * a_round for budget in budgets)
+        and measuring cost is taken off first."""
+        spent = self._n_screened
+        return tuple(spent + (budget - spent) // self._round * self._round for budget in super()._budgets())
 
 
 def _layer_seed(seed: int, layer: int) -> int:

@@ -1,25 +1,29 @@
 """Ensembling: several trained classifiers, of any methods, whose log-probabilities are averaged."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, SerializeAsAny
 
 from bbt.backend import Backend
-from bbt.classifier import Classifier
-from bbt.config import Config, MethodConfig, load_config
 from bbt.errors import ConfigError, RunError
-from bbt.experiment import Experiment, Trained
-from bbt.losses import log_softmax
-from bbt.methods import load_method
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.files import write_atomically
+from bbt.methods import make_method
 from bbt.methods.base import Method
+from bbt.methods.black_box import BlackBox
 from bbt.methods.saved import load_classifier
-from bbt.objective import Ledger
-from bbt.observer import Progress
-from bbt.records import write_atomically, write_result
+from bbt.runs.folder import write_result
+from bbt.runs.log import EventLog
+from bbt.runs.observer import Observer, Progress
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import log_softmax
+from bbt.settings import MethodConfig
 from bbt.tasks import Example, Task
 from bbt.types import RowScores
 
@@ -27,34 +31,60 @@ FOLDER = "members"
 
 
 class Ensemble(Method):
-    """The `members` are finished run folders on the same model and labels; their own cost is not counted again.
-
-    Without any, `n_members` are trained by the method `of`, on the same split, each with a seed of its own: for a
-    soft prompt another p0, another A and another search.
-    """
+    """Several classifiers as one. Without `members`, `n_members` are trained by the method `of`, on the same split,
+    each with a seed of its own: for a soft prompt another p0, another A and another search. What a config says in
+    sections is that method's."""
 
     members: tuple[str, ...] = ()
+    """Finished run folders on the same model and labels; their own cost is not counted again."""
     of: MethodConfig = MethodConfig()
+    """The members' method, with its own settings."""
     n_members: int = Field(5, ge=2)
+    member: SerializeAsAny[Method] = Field(BlackBox(), exclude=True)
+    """The method `of`, made."""
+
+    @classmethod
+    def configured(
+        cls,
+        name: str,
+        settings: Mapping[str, Any],
+        sections: Mapping[str, Mapping[str, Any]],
+        defaults: Mapping[str, Mapping[str, Any]],
+    ) -> "Method":
+        """See `Method.configured`; the sections are handed on to the members' method.
+
+        Raises:
+            ConfigError: also for an ensemble of ensembles.
+        """
+        ensemble = super().configured(name, settings, {}, {})
+        assert isinstance(ensemble, Ensemble)
+        if ensemble.of.name == name:
+            raise ConfigError("method.of: an ensemble has members of another method, not ensembles.")
+        member = make_method(ensemble.of, sections, defaults)
+        return ensemble.model_copy(update={"member": member})
+
+    def tree(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """See `Method.tree`."""
+        own, _ = super().tree()
+        settings, sections = self.member.tree()
+        return {**own, "of": {"name": self.of.name, **settings}}, sections
 
     def train(self, experiment: Experiment) -> Trained:
         """Train or load the members, judge each and all of them together on dev.
 
         Raises:
-            ConfigError: a member with other labels, or an ensemble of ensembles.
+            ConfigError: a member with other labels.
         """
-        e, members, scores = experiment, [], []
+        e, members = experiment, list[Member]()
         n_members = len(self.members) or self.n_members
         e.observer.started(n_members, "member")
         for i in range(n_members):
             member = _loaded(Path(self.members[i]), e) if self.members else self._trained(e, i)
             members.append(member)
-            scores.append(member.classifier.scores(e.split.dev, e.ledger))
-            e.ledger.dev_queries += 1
-            verdict = e.judge_scores(scores[i], f"member {i + 1}")
+            verdict = e.judge(member.classifier, f"member {i + 1}")
             e.observer.progressed(Progress(i + 1, verdict.loss, verdict.metric))
-        verdict = e.judge_scores(averaged(scores), "ensemble")
         classifier = EnsembleClassifier(e.backend, tuple(members))
+        verdict = e.judge(classifier, "ensemble")
         n_parameters = sum(member.n_parameters for member in members)
         return Trained(classifier, "ensemble", verdict, e.ledger.train_queries, n_parameters, {"manual": e.manual})
 
@@ -67,30 +97,35 @@ class Ensemble(Method):
         folders = sorted((folder / FOLDER).glob("*"), key=lambda path: int(path.name))
         if not folders:
             raise RunError(f"{folder} holds no {FOLDER}: has its run finished? `bbt resume {folder}` goes on.")
-        return EnsembleClassifier(backend, tuple(_member(path, load_classifier(path, backend)[1]) for path in folders))
+        return EnsembleClassifier(backend, tuple(self._saved(path, backend, task) for path in folders))
 
     def _trained(self, e: Experiment, i: int) -> "Member":
         """Member i, trained on the experiment's own split."""
-        if self.of.name == "ensemble":
-            raise ConfigError("method.of: an ensemble has members of another method, not ensembles.")
-        seed = (e.config.seed * self.n_members + i) % 2**32
-        data = e.config.data
-        if data.seed is None:
-            data = data.model_copy(update={"seed": e.config.seed})
-        config = e.config.model_copy(update={"method": self.of, "seed": seed, "data": data})
-        own = Experiment(config, e.backend)
-        trained = load_method(self.of).train(own)
+        seed = (e.seed * self.n_members + i) % 2**32
+        facts = {**e.facts, "method": self.of.name, "label": self.member.label(self.of.name)}
+        own = replace(e, seed=seed, log=EventLog(), observer=Observer(), facts=facts)
+        trained = self.member.train(own)
         e.ledger.add(own.ledger)
-        return Member(config, trained.classifier, trained.n_parameters)
+        return Member(seed, trained.classifier, trained.n_parameters)
+
+    def _saved(self, path: Path, backend: Backend, task: Task) -> "Member":
+        """A member from its folder in `members/`: a run folder's copy has a config of its own."""
+        if (path / "prompt.safetensors").is_file() or (path / "config.yaml").is_file():
+            return _member(path, load_classifier(path, backend)[1])
+        return _member(path, self.member.load(path, backend, task))
 
 
 @dataclass(frozen=True)
 class Member:
-    """A trained classifier, the config of its run, and how many numbers were tuned."""
+    """A trained classifier."""
 
-    config: Config
+    seed: int
+    """Of its training."""
     classifier: Classifier
     n_parameters: int
+    """How many numbers were tuned."""
+    config: str | None = None
+    """The config.yaml of the run folder that it comes from."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +145,15 @@ class EnsembleClassifier:
         for i, member in enumerate(self.members):
             own = folder / FOLDER / str(i)
             own.mkdir(parents=True, exist_ok=True)
-            write_atomically(own / "config.yaml", member.config.to_yaml())
+            if member.config is not None:
+                write_atomically(own / "config.yaml", member.config)
             member.classifier.save(own)
-            facts = {"model": info.name, "fingerprint": info.fingerprint, "n_parameters": member.n_parameters}
+            facts = {
+                "model": info.name,
+                "fingerprint": info.fingerprint,
+                "seed": member.seed,
+                "n_parameters": member.n_parameters,
+            }
             write_result(own, facts)
 
 
@@ -135,4 +176,6 @@ def _loaded(path: Path, e: Experiment) -> Member:
 
 def _member(path: Path, classifier: Classifier) -> Member:
     result = json.loads((path / "result.json").read_text(encoding="utf-8"))
-    return Member(load_config(path / "config.yaml"), classifier, result["n_parameters"])
+    config = path / "config.yaml"
+    text = config.read_text(encoding="utf-8") if config.is_file() else None
+    return Member(result.get("seed", 0), classifier, result["n_parameters"], text)

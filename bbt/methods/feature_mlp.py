@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from bbt.backend import Backend, Features
-from bbt.classifier import Classifier
 from bbt.errors import RunError
-from bbt.experiment import Experiment, Trained
-from bbt.features import all_features, feature_batches
-from bbt.methods.base import Method
-from bbt.objective import Ledger
-from bbt.observer import Progress
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.features import all_features, feature_batches
+from bbt.methods.base import SelectingMethod
+from bbt.runs.observer import Progress
+from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, Task
 from bbt.types import Labels, RowScores
 
@@ -27,7 +27,7 @@ Pooling: TypeAlias = Literal["read", "mean", "first"]
 """The hidden state at the position where label words are scored, the mean over the row, or the first token's."""
 
 
-class FeatureMLP(Method):
+class FeatureMLP(SelectingMethod):
     """The paper's authors have not released theirs, so pooling and sizes are ours: of the weight decays `l2`
     (scikit-learn's alpha) dev picks one. Trained by L-BFGS on standardised features until it converges.
     """
@@ -50,10 +50,10 @@ class FeatureMLP(Method):
         e.ledger.train_queries, e.ledger.dev_queries = 1, 1
         e.observer.started(len(self.l2), "fit")
         for i, l2 in enumerate(self.l2):
-            arrays = perceptron(self._fitted(train, e.train.labels, l2, e.config.seed))
-            verdict = e.judge_scores(logits(arrays, dev), f"l2 {l2:g}")
-            if best is None or verdict.better_than(best.verdict, e.config.selection.by):
-                classifier = FeatureMLPClassifier(e.backend, e.task, self.pooling, arrays)
+            arrays = perceptron(self._fitted(train, e.train.labels, l2, e.seed))
+            classifier = FeatureMLPClassifier(e.backend, e.task, self.pooling, arrays)
+            verdict = e.judge(classifier, f"l2 {l2:g}", logits(arrays, dev), logits(arrays, train))
+            if best is None or verdict.better_than(best.verdict, self.selection.by):
                 n_parameters = sum(array.size for array in arrays.values())
                 best = Trained(classifier, f"l2 {l2:g}", verdict, 1, n_parameters, {"manual": e.manual})
             e.observer.progressed(Progress(i + 1, verdict.loss, best.verdict.metric))

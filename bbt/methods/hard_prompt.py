@@ -1,30 +1,39 @@
 """Black-Box Tuning for models that take text only: p0 + A z, rounded to the nearest words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bbt.config import Config
-from bbt.estimate import Plan
-from bbt.experiment import Experiment, Trained
-from bbt.hard_spaces import RoundedSpace, readable_ids
-from bbt.initial import initial_prompts
-from bbt.methods.black_box import BlackBox
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.hard_search import HardMethod, HardSearch
-from bbt.rounding import Metric, Rule, rounded
+from bbt.methods.prompt_search import drawn_space, schedule
+from bbt.optimizers import Optimizer, make_optimizer
+from bbt.runs.estimate import Plan
+from bbt.settings import BudgetConfig, HardPromptConfig, ObjectiveConfig, OptimizerConfig, SelectionConfig
+from bbt.spaces.hard import RoundedSpace, readable_ids
+from bbt.spaces.initial import initial_prompts, n_screened
+from bbt.spaces.rounding import Metric, Rule, rounded
 from bbt.types import Prompts
 
 
 class HardPromptTuning(HardMethod):
-    """`metric` is the distance between a prompt token and the words, `rounding` the rule (`bbt.rounding.rounded`);
-    the other settings are the config's own sections, as those of black-box."""
+    """The search of Black-Box Tuning, whose prompts are rounded to words before they are scored."""
 
+    prompt: HardPromptConfig = HardPromptConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    budget: BudgetConfig = BudgetConfig()
+    selection: SelectionConfig = SelectionConfig()
     metric: Metric = "cosine"
+    """What is near: the cosine between a prompt token and a word's embedding, or their distance (l2)."""
     rounding: Rule = "nearest"
+    """The rule: see `bbt.spaces.rounding.rounded`."""
 
-    def plan(self, config: Config) -> Plan:
-        """Those of the soft search; prompts that round to the same words are scored once, so there may be fewer."""
-        return BlackBox().plan(config)
+    def plan(self, references: bool) -> Plan:
+        """The queries of the soft search; prompts that round to the same words are scored once, so there may be
+        fewer."""
+        plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)
+        return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, in_words=True)
 
     def train(self, experiment: Experiment) -> Trained:
         """Search over z; what is scored, kept and returned are words."""
@@ -33,20 +42,28 @@ class HardPromptTuning(HardMethod):
 
 @dataclass
 class RoundedSearch(HardSearch):
-    """Black-Box Tuning whose prompts are rounded before they are scored."""
+    """The loop over z of rounded prompts."""
 
-    method: HardPromptTuning
+    settings: HardPromptTuning
 
     def _initial(self) -> Prompts:
         """Word embeddings of the initial prompt's nearest words, screened where asked for."""
-        e, c, m = self.experiment, self.experiment.config, self.method
+        e, s = self.experiment, self.settings
         self._ids = np.array(readable_ids(e.backend))
         self._words = e.backend.embed_ids(self._ids.tolist())[0]
-        soft = initial_prompts(c.prompt, e.backend, e.task, c.seed)
-        hard = self._ids[rounded(soft, self._words, m.metric, m.rounding, c.seed)]
+        soft = initial_prompts(s.prompt, e.backend, e.task, e.seed)
+        hard = self._ids[rounded(soft, self._words, s.metric, s.rounding, e.seed)]
         return e.backend.embed_ids(self._screened(hard)[0].tolist())
 
     def _space(self) -> RoundedSpace:
-        e, m, seed = self.experiment, self.method, self.experiment.config.seed
-        soft = self._subspace(self._p0, seed, e.backend.info.embedding_std)
-        return RoundedSpace(soft, self._ids, self._words, m.metric, m.rounding, seed)
+        e, s = self.experiment, self.settings
+        soft = drawn_space(self._p0, s.prompt, s.optimizer.sigma0, e.seed, e.backend.info.embedding_std)
+        return RoundedSpace(soft, self._ids, self._words, s.metric, s.rounding, e.seed)
+
+    def _optimizer(self) -> Optimizer:
+        settings = self._optimizer_settings(self.space.intrinsic_dim, self.experiment.seed)
+        return make_optimizer(self.settings.optimizer.name, settings)
+
+    @property
+    def _n_screened(self) -> int:
+        return n_screened(self.settings.prompt)

@@ -1,21 +1,20 @@
 """What searches over prompts of words have in common: nothing is scored twice, and the outcome can be read."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from bbt.backend import Backend, require_hard
-from bbt.classifier import Classifier
-from bbt.errors import ConfigError
-from bbt.experiment import Trained
-from bbt.hard_prompts import HardPrompt, HardPromptClassifier
-from bbt.memory import RememberingJudge, RememberingObjective
+from bbt.backend import Backend, HardBackend, require
+from bbt.experiment.classifiers import Classifier, HardPromptClassifier
+from bbt.experiment.experiment import Trained
 from bbt.methods.base import Method
-from bbt.methods.black_box import Search, training_loss
+from bbt.methods.prompt_search import PromptSearch
+from bbt.prompts.hard import HardPrompt
+from bbt.scoring.remembering import RememberingJudge, RememberingObjective
+from bbt.search.tuner import Candidate
 from bbt.tasks import Task
-from bbt.tuner import Candidate
 from bbt.types import TokenIds
 
 
@@ -29,13 +28,11 @@ class HardMethod(Method):
         return HardPromptClassifier.loaded(HardPrompt.load(folder), backend)
 
 
-class HardSearch(Search):
+class HardSearch(PromptSearch):
     """A search whose space holds token ids (n, T)."""
 
     def __post_init__(self) -> None:
-        require_hard(self.experiment.backend)
-        if self.experiment.config.prompt.placement != "embedding":
-            raise ConfigError("words have no place after a LayerNorm; use prompt.placement: embedding.")
+        require(self.experiment.backend, HardBackend)
         super().__post_init__()
 
     def run(self) -> Trained:
@@ -46,23 +43,23 @@ class HardSearch(Search):
 
     def _objective(self) -> RememberingObjective:
         e = self.experiment
-        return RememberingObjective(self.train, training_loss(e), e.ledger)
+        return RememberingObjective(self.train, self._loss(), e.ledger, e.calibration, self.content_free)
 
     def _judge(self) -> RememberingJudge:
         e = self.experiment
-        return RememberingJudge(self.dev, e.task, e.ledger)
+        return RememberingJudge(self.dev, e.task, e.ledger, e.calibration, self.train, self.content_free)
 
     def _references(self) -> dict[str, Classifier]:
         return {"manual": self._hard(self.space.no_prompt[0]), "untuned": self._hard(self.space.p0[0])}
 
     def _classifier(self, best: Candidate) -> HardPromptClassifier:
-        return self._hard(best.prompt, who=best.who, train_queries=best.train_queries, dev=asdict(best.verdict))
+        return self._hard(best.prompt, who=best.who, train_queries=best.train_queries, dev=best.verdict.facts())
 
     def _hard(self, token_ids: TokenIds, **facts: Any) -> HardPromptClassifier:
         """A prompt (T,) with its provenance, to which `facts` add."""
         e, task, ids = self.experiment, self.experiment.task, np.asarray(token_ids).tolist()
         prompt = HardPrompt(
-            require_hard(e.backend).prompt_text(ids),
+            require(e.backend, HardBackend).prompt_text(ids),
             tuple(ids),
             e.backend.info.name,
             task.template.source,

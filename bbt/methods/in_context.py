@@ -4,7 +4,7 @@ A demonstration is the task's own manual template with the row's texts and, for 
 """
 
 import json
-import sys
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,20 +16,22 @@ import numpy as np
 from pydantic import Field
 
 from bbt.backend import Backend, Encoded, Row, Segment
-from bbt.classifier import Classifier
-from bbt.experiment import Experiment, Trained
-from bbt.methods.base import Method
-from bbt.objective import Ledger, Scorer
-from bbt.observer import Progress
-from bbt.records import write_atomically
-from bbt.space import stable_uniform
+from bbt.draws import stable_uniform
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.files import write_atomically
+from bbt.methods.base import SelectingMethod
+from bbt.runs.observer import Progress
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.scorer import Scorer
 from bbt.tasks import Example, Task
 from bbt.types import RowScores
 
+LOG = logging.getLogger(__name__)
 FILE = "demonstrations.json"
 
 
-class InContext(Method):
+class InContext(SelectingMethod):
     """Tries `n_orders` random orders of the training rows, of which dev picks one: orders matter (Lu et al. 2022,
     arXiv 2104.08786). BBT's baseline is a single order of up to 32 rows (BBT section 4.1).
 
@@ -44,10 +46,10 @@ class InContext(Method):
         e, best = experiment, None
         e.observer.started(self.n_orders, "order")
         for i in range(self.n_orders):
-            order = alternating(e.split.train, e.config.seed * self.n_orders + i)[: self.n_demonstrations]
+            order = alternating(e.split.train, e.seed * self.n_orders + i)[: self.n_demonstrations]
             classifier = demonstrated(e.backend, e.task, order)
-            verdict = e.judge(classifier, f"order {i + 1}")
-            if best is None or verdict.better_than(best[1].verdict, e.config.selection.by):
+            verdict = e.judge(classifier, f"order {i + 1}", held_in=False)
+            if best is None or verdict.better_than(best[1].verdict, self.selection.by):
                 best = classifier, Trained(classifier, f"order {i + 1}", verdict, 0, 0, {"manual": e.manual})
             e.observer.progressed(Progress(i + 1, verdict.loss, best[1].verdict.metric))
         assert best is not None
@@ -157,4 +159,4 @@ def _tell_of_the_left_out(experiment: Experiment, classifier: InContextClassifie
     experiment.log.append({"event": "demonstrations", "given": n, "left_out_per_dev_row": n_left_out / len(dev)})
     if n_left_out:
         shown = n - n_left_out / len(dev)
-        print(f"warning: {shown:.1f} of {n} demonstrations fit into the model before a dev row.", file=sys.stderr)
+        LOG.warning("%.1f of %d demonstrations fit into the model before a dev row.", shown, n)

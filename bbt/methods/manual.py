@@ -1,15 +1,14 @@
 """The manual prompt: nothing is tuned."""
 
-from bbt.config import Config
-from bbt.estimate import Plan
-from bbt.experiment import Experiment, Trained
+from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
+from bbt.runs.estimate import Plan
 
 
 class Manual(Method):
     """The template's words and the label words as they are (BBT section 4.1)."""
 
-    def plan(self, config: Config) -> Plan:
+    def plan(self, references: bool) -> Plan:
         """One look at dev."""
         return Plan(train=0, dev=0, manual_dev=1, test=0, manual_test=1)
 

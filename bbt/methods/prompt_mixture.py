@@ -2,46 +2,45 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from bbt.experiment import Experiment, Trained
-from bbt.initial import saved_prompt
-from bbt.methods.base import Method
-from bbt.methods.black_box import Search
-from bbt.space import PromptSpace
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.methods.black_box import SearchMethod
+from bbt.methods.prompt_search import SoftSearch
+from bbt.spaces.initial import saved_prompt
+from bbt.spaces.soft import PromptSpace
 from bbt.types import Prompts
 
 
-class PromptMixture(Method):
+class PromptMixture(SearchMethod):
     """p = m + the sum over the `sources` of z_j (p_j - m), m their mean: Black-Box Tuning in the space that the source
     prompts span, with one weight a source in place of d and A. The forward-only kin of ATTEMPT (`attempt`).
 
     `sources` are run folders or files of soft prompts on the same model, all of `prompt.n_prompt_tokens` tokens.
     """
 
-    replays: ClassVar[bool] = True
-
     sources: tuple[str, ...] = Field(min_length=2)
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
-        return MixtureSearch(experiment, self.sources).run()
+        return MixtureSearch(experiment, self).run()
 
 
 @dataclass
-class MixtureSearch(Search):
+class MixtureSearch(SoftSearch):
     """Black-Box Tuning with the source prompts for A's columns."""
 
-    sources: tuple[str, ...]
+    settings: PromptMixture
 
     def _initial(self) -> Prompts:
         """(1, T, H) the mean of the sources."""
         e = self.experiment
-        n_tokens = e.config.prompt.n_prompt_tokens
-        self._prompts = np.concatenate([saved_prompt(Path(path), e.backend, n_tokens) for path in self.sources])
+        n_tokens = self.settings.prompt.n_prompt_tokens
+        self._prompts = np.concatenate(
+            [saved_prompt(Path(path), e.backend, n_tokens) for path in self.settings.sources]
+        )
         return np.asarray(self._prompts.mean(axis=0, keepdims=True))
 
     def _space(self) -> PromptSpace:

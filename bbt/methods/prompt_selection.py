@@ -8,14 +8,14 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from bbt.backend import require_likelihoods
-from bbt.experiment import Experiment, Trained
-from bbt.methods.base import Method
-from bbt.observer import Progress
+from bbt.backend import LikelihoodBackend, require
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.methods.base import SelectingMethod
+from bbt.runs.observer import Progress
 from bbt.tasks import Task, Template
 
 
-class PromptSelection(Method):
+class PromptSelection(SelectingMethod):
     """Chooses among `templates` (all with the task's label words).
 
     perplexity: the lowest mean perplexity over the training rows, prompt and text together and without a label
@@ -42,7 +42,7 @@ class PromptSelection(Method):
         for i, task in enumerate(tasks):
             classifier = e.soft_prompt(e.no_prompt, None, task)
             verdict = e.judge(classifier, task.template.source)
-            if best is None or verdict.better_than(best.verdict, e.config.selection.by):
+            if best is None or verdict.better_than(best.verdict, self.selection.by):
                 queries = e.ledger.train_queries
                 best = Trained(classifier, task.template.source, verdict, queries, 0, {"manual": e.manual})
             e.observer.progressed(Progress(i + 1, verdict.loss, best.verdict.metric))
@@ -56,7 +56,7 @@ def perplexity(experiment: Experiment, task: Task) -> float:
     A masked LM's forward pass a token is counted: one training row of N tokens is N examples, and a train query is
     as many examples as there are training rows.
     """
-    e, backend = experiment, require_likelihoods(experiment.backend)
+    e, backend = experiment, require(experiment.backend, LikelihoodBackend)
     start = time.perf_counter()
     encoded = backend.encode(task.rows(e.split.train, 0), task.label_words)
     rows = backend.token_log_likelihoods(encoded)

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from bbt.backend import Backend
-from bbt.classifier import Classifier, SoftPromptClassifier
-from bbt.config import load_config
+from bbt.config import read_run_config
 from bbt.errors import PromptError, RunError
+from bbt.experiment.classifiers import Classifier, SoftPromptClassifier, calibrated_as_saved
 from bbt.methods import load_method
-from bbt.problem import make_task
-from bbt.prompts import SoftPrompt
+from bbt.prompts.soft import SoftPrompt
 from bbt.tasks import Task
+from bbt.tasks.configured import make_task
 
 
 def is_soft_prompt(path: Path) -> bool:
@@ -27,10 +27,10 @@ def load_classifier(path: Path, backend: Backend) -> tuple[Task, Classifier]:
     if is_soft_prompt(path):
         loaded = SoftPromptClassifier.loaded(SoftPrompt.load(path), backend)
         return loaded.task, loaded
-    config = load_config(path / "config.yaml")
+    config = read_run_config(path)
     _check_model(path, backend)
     task = make_task(config.task, backend.info.kind)
-    return task, load_method(config.method).load(path, backend, task)
+    return task, calibrated_as_saved(load_method(config).load(path, backend, task), path)
 
 
 def _check_model(path: Path, backend: Backend) -> None:

@@ -1,7 +1,8 @@
 """What every optimizer takes and does."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from types import TracebackType
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,3 +43,21 @@ class Optimizer(Protocol):
     @property
     def mean(self) -> NDArray[np.float64]:
         """(d,) the point recommended now: the distribution's mean, or the best seen where there is none."""
+
+
+class OwnGenerator:
+    """A context in which NumPy's global generator is one of ours, which goes on from context to context."""
+
+    def __init__(self, seed: int) -> None:
+        self._own: Any = np.random.RandomState(seed).get_state()
+        self._outside: Any = None
+
+    def __enter__(self) -> None:
+        self._outside = np.random.get_state()
+        np.random.set_state(self._own)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._own = np.random.get_state()
+        np.random.set_state(self._outside)

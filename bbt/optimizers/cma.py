@@ -9,15 +9,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bbt.blas import one_thread
 from bbt.errors import ConfigError
-from bbt.optimizers.base import Settings
-from bbt.optimizers.generator import OwnGenerator
+from bbt.optimizers.base import OwnGenerator, Settings
 from bbt.types import Latents, Losses
 
 MAX_FULL_DIM = 2000
 """Largest d of a full covariance. pycma holds several d x d matrices in float64 (about 32 MB each at this d, 800 MB
 at d = 10,000) and its eigendecompositions take time in d^3; the covariance is hardly learned there anyway: its
 learning rate falls with 1 / d^2 (Hansen 2016, arXiv 1604.00772, eq. 57)."""
+
+
+def pycma() -> Any:
+    """The package `cma`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # moarchiving and matplotlib, which only other parts of pycma use
+        import cma
+
+    return cma
 
 
 class FullCMA:
@@ -36,11 +45,7 @@ class FullCMA:
                 f"full CMA-ES in {d} dimensions would hold {d} x {d} matrices ({8 * d * d / 1e9:.1f} GB each); it "
                 f"takes up to {MAX_FULL_DIM}. Choose optimizer.name: cma-separable, whose cost is linear in d."
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # moarchiving and matplotlib, which only other parts of pycma use
-            import cma
-
-        self._strategy = cma.CMAEvolutionStrategy(np.zeros(d), settings.sigma0, self.options(settings))
+        self._strategy = pycma().CMAEvolutionStrategy(np.zeros(d), settings.sigma0, self.options(settings))
 
     @classmethod
     def options(cls, settings: Settings) -> dict[str, Any]:
@@ -61,11 +66,12 @@ class FullCMA:
 
     def ask(self) -> Latents:
         """The next generation (n, d)."""
-        return np.array(self._strategy.ask())
+        with one_thread():
+            return np.array(self._strategy.ask())
 
     def tell(self, latents: Latents, losses: Losses) -> None:
         """Update mean, step size and covariance."""
-        with OwnGenerator(0):  # TPA checks itself at random places, drawn from the global generator
+        with one_thread(), OwnGenerator(0):  # TPA checks itself at random places, drawn from the global generator
             self._strategy.tell(list(latents), losses.tolist())
 
     @property

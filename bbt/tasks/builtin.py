@@ -43,6 +43,11 @@ class TaskSpec:
         """Whether the task's examples have two texts."""
         return "{text_pair}" in self.masked.template
 
+    def task(self, name: str, kind: str) -> Task:
+        """The task, called `name`, worded for a `masked` or `causal` LM."""
+        wording = self.masked if kind == "masked" else self.causal
+        return Task(name, Template(wording.template), self.label_names, wording.label_words, self.metrics, self.loss)
+
 
 _SENTIMENT = ("negative", "positive")
 _TOPICS = ("World", "Sports", "Business", "Tech")
@@ -133,6 +138,4 @@ def task_spec(name: str) -> TaskSpec:
 
 def builtin_task(name: str, kind: str) -> Task:
     """A built-in task worded for a `masked` or `causal` LM."""
-    spec = task_spec(name)
-    wording = spec.masked if kind == "masked" else spec.causal
-    return Task(name, Template(wording.template), spec.label_names, wording.label_words, spec.metrics)
+    return task_spec(name).task(name, kind)

@@ -1,8 +1,12 @@
 """Metrics by name, from scikit-learn: (gold labels (B,), predictions (B,)) -> float in [0, 1]."""
 
 from collections.abc import Callable
+from typing import TypeAlias, cast
 
+from bbt.names import resolved
 from bbt.types import Labels
+
+Metric: TypeAlias = Callable[[Labels, Labels], float]
 
 
 def accuracy(labels: Labels, predictions: Labels) -> float:
@@ -26,4 +30,18 @@ def macro_f1(labels: Labels, predictions: Labels) -> float:
     return float(f1_score(labels, predictions, average="macro", zero_division=0))
 
 
-METRICS: dict[str, Callable[[Labels, Labels], float]] = {"accuracy": accuracy, "f1": f1, "macro_f1": macro_f1}
+METRICS = {
+    "accuracy": "bbt.tasks.metrics:accuracy",
+    "f1": "bbt.tasks.metrics:f1",
+    "macro_f1": "bbt.tasks.metrics:macro_f1",
+}
+"""Name -> where the function is."""
+
+
+def load_metric(name: str) -> Metric:
+    """A metric by name or `module:function`.
+
+    Raises:
+        ConfigError: no such metric.
+    """
+    return cast(Metric, resolved("metric", name, METRICS))

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bbt.backend import Row
-from bbt.errors import ConfigError, unknown
+from bbt.errors import ConfigError
 from bbt.tasks.data import Example
-from bbt.tasks.metrics import METRICS
+from bbt.tasks.metrics import load_metric
 from bbt.tasks.template import Template
 from bbt.types import Labels
 
@@ -18,7 +18,8 @@ from bbt.types import Labels
 class Task:
     """What is asked of the model: K label words, in the order of the label indices.
 
-    `metrics[0]` selects prompts; the others are reported beside it.
+    `metrics[0]` selects prompts; the others are reported beside it. `loss` is what a search minimises unless told
+    otherwise.
 
     Raises:
         ConfigError: label words and names differ in number or repeat, or a metric is unknown.
@@ -29,6 +30,7 @@ class Task:
     label_names: tuple[str, ...]
     label_words: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
+    loss: str = "cross_entropy"
 
     def __post_init__(self) -> None:
         if len(self.label_words) != len(self.label_names):
@@ -39,8 +41,7 @@ class Task:
         if len(set(self.label_words)) != len(self.label_words):
             raise ConfigError(f"task {self.name}: label words repeat: {list(self.label_words)}.")
         for metric in self.metrics:
-            if metric not in METRICS:
-                raise ConfigError(unknown("metric", metric, METRICS))
+            load_metric(metric)
 
     def rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
         """Examples as segments for `Backend.encode`."""
@@ -48,11 +49,11 @@ class Task:
 
     def metric(self, labels: Labels, predictions: NDArray[np.int64]) -> float:
         """The metric that selects prompts, in [0, 1]."""
-        return METRICS[self.metrics[0]](labels, predictions)
+        return load_metric(self.metrics[0])(labels, predictions)
 
     def evaluate(self, labels: Labels, predictions: NDArray[np.int64]) -> dict[str, float]:
         """Every metric of the task by name."""
-        return {name: METRICS[name](labels, predictions) for name in self.metrics}
+        return {name: load_metric(name)(labels, predictions) for name in self.metrics}
 
 
 def labels_of(examples: Sequence[Example]) -> Labels:

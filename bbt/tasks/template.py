@@ -9,12 +9,15 @@ from bbt.errors import ConfigError, unknown
 SLOTS = ("prompt", "text", "text_pair", "mask")
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
-_PROMPT_AND_SEPARATOR = re.compile(r"\{prompt\}\s*(?:\.\s+)?")
+_PROMPT_AND_SEPARATOR = re.compile(r"(?P<left>\s*)(?:\{prompt\}(?:\s*\.(?=\s))?(?P<right>\s*))+")
 
 
 @dataclass(frozen=True)
 class Template:
-    """Where the soft prompt, the texts and the mask stand.
+    """Where the soft prompt, the texts and the mask stand; what is written between them, newlines too, is kept.
+
+    A label word is read as it would stand at `{mask}`: after "It was {mask}" with the space before it, as most
+    vocabularies of the GPT-2 and RoBERTa kind have their words, and after "It was{mask}" without it.
 
     The soft tokens stand where `{prompt}` stands; in several places they are shared out in order, the first
     places taking one more if they do not divide evenly. For a causal LM `{mask}` comes last: the label word is
@@ -41,7 +44,7 @@ class Template:
 
     def manual(self) -> "Template":
         """The same words without the soft prompt and the full stop that separates it from the text."""
-        return Template(_PROMPT_AND_SEPARATOR.sub("", self.source).strip())
+        return Template(_PROMPT_AND_SEPARATOR.sub(_gap, self.source))
 
     def render(self, text: str, text_pair: str, n_prompt_tokens: int) -> Row:
         """One example as segments; with no prompt tokens the manual template is rendered.
@@ -70,3 +73,11 @@ def _shares(n_tokens: int, n_places: int, source: str) -> list[int]:
     if n_tokens and not n_places:
         raise ConfigError(f"template {source!r} has no {{prompt}} slot for the {n_tokens} prompt tokens.")
     return [n_tokens // n_places + (i < n_tokens % n_places) for i in range(n_places)]
+
+
+def _gap(prompt: re.Match[str]) -> str:
+    """What stays where a prompt was: nothing at the template's edges, else the space of one side, a newline first."""
+    if prompt.start() == 0 or prompt.end() == len(prompt.string):
+        return ""
+    left, right = prompt["left"], prompt["right"]
+    return right if "\n" in right and "\n" not in left else left

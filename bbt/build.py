@@ -1,0 +1,47 @@
+"""From a config to the parts of an experiment."""
+
+from dataclasses import replace
+
+from bbt.backend import Backend
+from bbt.config import Config
+from bbt.errors import ConfigError
+from bbt.experiment.experiment import Experiment
+from bbt.methods import load_method
+from bbt.runs.log import EventLog
+from bbt.runs.observer import Observer
+from bbt.tasks.configured import limited, make_split, make_task, other_tests
+
+
+def make_experiment(
+    config: Config, backend: Backend, log: EventLog | None = None, observer: Observer | None = None
+) -> Experiment:
+    """The config's experiment on a backend.
+
+    Raises:
+        ConfigError, DataError: a task or rows that cannot be used, or a ceiling for a method that searches nothing.
+    """
+    method, model = load_method(config), config.model
+    if config.price.ceiling is not None and not method.replays:
+        raise ConfigError(f"price.ceiling: {config.method.name} has no search that could stop there.")
+    kind = backend.info.kind
+    task = make_task(config.task, kind)
+    split = make_split(config.data, task, config.seed)
+    return Experiment(
+        task,
+        replace(split, test=limited(split.test, config.evaluation.rows)),
+        backend,
+        config.seed,
+        log or EventLog(),
+        observer or Observer(),
+        other_tests(config.evaluation, task, kind),
+        config.evaluation.references,
+        config.price,
+        config.calibration,
+        {
+            "method": config.method.name,
+            "label": method.label(config.method.name),
+            "backend": model.backend,
+            "options": model.options,
+            "test_note": config.data.note,
+        },
+    )

@@ -1,0 +1,161 @@
+"""One run: its task, rows, model, log and ledger; what a method makes of them, and how that tests."""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bbt.backend import Backend
+from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
+from bbt.prompts import SoftPrompt
+from bbt.runs.environment import environment
+from bbt.runs.log import EventLog
+from bbt.runs.observer import Observer
+from bbt.scoring.calibration import CONTENT_FREE
+from bbt.scoring.judge import Verdict, verdict_facts, verdicts
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.scorer import Scorer
+from bbt.settings import CalibrationKind, PriceConfig
+from bbt.tasks import Example, Split, Task
+from bbt.types import Prompts, RowScores
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a method has made of an experiment."""
+
+    classifier: Classifier
+    """What dev chose."""
+    who: str
+    """Which of the method's states that is."""
+    verdict: Verdict
+    """How dev judged it."""
+    train_queries: int
+    """Train queries spent by then."""
+    n_parameters: int
+    """How many numbers were tuned."""
+    references: Mapping[str, Classifier] = field(default_factory=dict)
+    """What it is to be tested beside, by name."""
+    prompt_text: str | None = None
+    """The prompt in words, where it has any."""
+    biases: Mapping[str, tuple[float, ...] | None] = field(default_factory=dict)
+    """Class biases of the references, where they are known."""
+
+
+@dataclass(eq=False)
+class Experiment:
+    """The parts of one run, which a method is given. The log may hold a run that was stopped."""
+
+    task: Task
+    split: Split
+    """Train and dev rows, and the test rows that `result` is to be on."""
+    backend: Backend
+    seed: int = 0
+    log: EventLog = field(default_factory=EventLog)
+    observer: Observer = field(default_factory=Observer)
+    other_tests: Sequence[tuple[Task, Sequence[Example]]] = ()
+    """Other tasks that are put to the outcome in this one's words, and their rows."""
+    references: bool = True
+    """Whether what the method started from is tested too."""
+    price: PriceConfig = field(default_factory=PriceConfig)
+    calibration: CalibrationKind = "fitted"
+    """How each prompt's class biases are found, before it is judged and when it is tested."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else is to be known of the run: saved with every prompt, told in the result, and compared on resuming."""
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger()
+        self.train = Scorer(self.backend, self.task, self.split.train, self.ledger)
+        self.dev = Scorer(self.backend, self.task, self.split.dev, self.ledger)
+        needs_free = self.calibration == "content-free"
+        free = self.content_free_rows
+        self.content_free = Scorer(self.backend, self.task, free, self.ledger) if needs_free else None
+        self._begin()
+
+    @property
+    def method(self) -> str:
+        """What the method is called, for errors."""
+        return str(self.facts.get("method", "this"))
+
+    @property
+    def manual(self) -> SoftPromptClassifier:
+        """The manual prompt: the template's words alone."""
+        return self.soft_prompt(self.no_prompt, None)
+
+    @property
+    def no_prompt(self) -> Prompts:
+        """(0, H): no soft prompt at all."""
+        return np.zeros((0, self.backend.info.hidden_size), np.float32)
+
+    def soft_prompt(
+        self, embeddings: Prompts, anchor: Prompts | None, task: Task | None = None, **facts: Any
+    ) -> SoftPromptClassifier:
+        """A prompt (T, H), or deep (L, T, H), with its provenance, to which `facts` add; `anchor` (T, H) as in
+        `SoftPrompt`, `task` where its wording is not the experiment's."""
+        info, task = self.backend.info, task or self.task
+        words, names, template = task.label_words, task.label_names, task.template.source
+        origin = self.provenance(task, **facts)
+        prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, words, names, anchor, origin)
+        return SoftPromptClassifier(self.backend, task, prompt)
+
+    def provenance(self, task: Task, **facts: Any) -> dict[str, Any]:
+        """Where a prompt of this run comes from; `facts` add to it."""
+        return {
+            "task": task.name,
+            "metric": task.metrics[0],
+            "seed": self.seed,
+            **{key: self.facts[key] for key in ("method", "backend", "options") if key in self.facts},
+            **facts,
+            **environment(),
+        }
+
+    def judge(
+        self,
+        classifier: Classifier,
+        who: str,
+        dev: RowScores | None = None,
+        train: RowScores | None = None,
+        held_in: bool = True,
+    ) -> Verdict:
+        """How a classifier does on dev, with its class biases; counts one dev query and logs it.
+
+        `dev` (Bd, K) and `train` (B, K) are its scores where they are known already, so that they cost nothing. Without
+        `held_in` its train scores say nothing, since it has seen the answers, and biases are fitted on dev rows alone.
+        """
+        start = time.perf_counter()
+        if dev is None:
+            dev = classifier.scores(self.split.dev, self.ledger)
+            self.ledger.dev_queries += 1
+        if self.calibration == "fitted" and held_in and train is None:
+            train = classifier.scores(self.split.train, self.ledger)
+        before = (train[None], self.train.labels) if self.calibration == "fitted" and train is not None else None
+        (verdict,) = verdicts(
+            self.task,
+            self.dev.labels,
+            dev[None],
+            self.calibration,
+            before,
+            lambda: classifier.scores(self.content_free_rows, self.ledger)[None],
+        )
+        self.ledger.seconds += time.perf_counter() - start
+        self.log.append({"event": "dev", "names": [who], **verdict_facts([verdict]), "ledger": self.ledger.snapshot()})
+        return verdict
+
+    @property
+    def content_free_rows(self) -> list[Example]:
+        """Rows that say nothing; their labels mean nothing."""
+        return [Example(text, 0, text) for text in CONTENT_FREE]
+
+    def _begin(self) -> None:
+        """The first event names model and rows, so that a changed one is noticed when the run is resumed."""
+        facts = {"model": self.backend.info.fingerprint, "rows": _fingerprint(self.split)}
+        if not self.log.recall("start", **facts):
+            self.log.append({"event": "start", **facts, **environment(), "info": asdict(self.backend.info)})
+
+
+def _fingerprint(split: Split) -> str:
+    rows: Sequence[Example] = [*split.train, *split.dev]
+    return hashlib.sha256(repr([(e.text, e.text_pair, e.label) for e in rows]).encode()).hexdigest()[:16]

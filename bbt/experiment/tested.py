@@ -1,0 +1,132 @@
+"""A run's outcome: what its method has made, calibrated and tested beside what it started from, and what it cost."""
+
+import math
+import resource
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bbt.errors import BackendError
+from bbt.experiment.classifiers import Classifier, calibrated
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.scoring.calibration import class_biases, with_biases
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import predicted
+from bbt.tasks import Example, Task
+from bbt.tasks.task import labels_of
+from bbt.types import RowScores
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a run has come to."""
+
+    classifier: Classifier
+    """What was trained, with its class biases."""
+    result: dict[str, Any]
+    """What `result.json` holds."""
+
+
+def tested(experiment: Experiment, trained: Trained) -> Tested:
+    """Test what was trained, and beside it what it started from: the manual prompt as it is and with class biases, the
+    untuned prompt with class biases.
+
+    Raises:
+        BackendError: nothing that was tried had a finite loss.
+    """
+    e, info = experiment, experiment.backend.info
+    if not math.isfinite(trained.verdict.loss):
+        raise BackendError(
+            f"every prompt's scores were NaN or infinite in {info.precision}: is the model damaged, "
+            "or the precision too low for it? Try model.options.precision=fp32."
+        )
+    costs = e.ledger.snapshot()
+    ledgers = {name: Ledger() for name in (*(trained.references if e.references else ()), "tuned")}
+    test: dict[str, dict[str, float]] = {}
+    for name, classifier in (trained.references if e.references else {}).items():
+        scores = _test_scores(e, classifier, ledgers[name])
+        biases = trained.biases.get(name) or _biases(e, classifier, scores, ledgers[name])
+        if name == "manual":
+            test[name] = _metrics(e.task, e.split.test, scores)
+        if e.calibration != "none":
+            test[f"{name} calibrated" if name == "manual" else name] = _calibrated(e, scores, biases)
+        elif name != "manual":
+            test[name] = _metrics(e.task, e.split.test, scores)
+    scores = _test_scores(e, trained.classifier, ledgers["tuned"])
+    biases = trained.verdict.biases
+    if e.calibration == "batch" and e.split.test:
+        biases = _biases(e, trained.classifier, scores, ledgers["tuned"])
+    test["tuned"] = _calibrated(e, scores, biases)
+    outcome = calibrated(trained.classifier, biases)
+    elsewhere = Ledger()
+    also_test = {
+        task.name: {**_metrics(task, rows, outcome.scores(rows, elsewhere)), "examples": len(rows)}
+        for task, rows in e.other_tests
+    }
+    price = {"search": _price(e, e.ledger), "test": sum(_price(e, one) for one in (*ledgers.values(), elsewhere))}
+    result = {
+        "task": e.task.name,
+        "model": info.name,
+        "fingerprint": info.fingerprint,
+        "method": e.facts.get("method"),
+        "label": e.facts.get("label", e.facts.get("method", "")),
+        "seed": e.seed,
+        "calibration": e.calibration,
+        "test_examples": len(e.split.test),
+        "test_note": e.facts.get("test_note"),
+        "test": test,
+        "also_test": also_test,
+        "test_truncated": ledgers["tuned"].truncated,
+        "selected": {"who": trained.who, **trained.verdict.facts(), "train_queries": trained.train_queries},
+        "prompt_text": trained.prompt_text,
+        "n_parameters": trained.n_parameters,
+        "cost": costs,
+        "price": price,
+        "peak_memory_mb": _peak_memory_mb(),
+        "device": info.device,
+        "precision": info.precision,
+    }
+    return Tested(outcome, result)
+
+
+def _test_scores(e: Experiment, classifier: Classifier, ledger: Ledger) -> RowScores:
+    """(B, K) on the test rows, of which there may be none."""
+    if not e.split.test:
+        return np.zeros((0, len(e.task.label_words)), np.float32)
+    return classifier.scores(e.split.test, ledger)
+
+
+def _biases(e: Experiment, classifier: Classifier, test: RowScores, ledger: Ledger) -> tuple[float, ...] | None:
+    """Class biases of a classifier: fitted on train and dev rows, or of the test rows without their labels, or of rows
+    that say nothing."""
+    if e.calibration == "none":
+        return None
+    rows = [*e.split.train, *e.split.dev]
+    labels, scores = labels_of(rows), test[None]
+    if e.calibration == "fitted" or not len(test):
+        scores = classifier.scores(rows, ledger)[None]
+    free = lambda: classifier.scores(e.content_free_rows, ledger)[None]  # noqa: E731
+    return tuple(class_biases(e.calibration, scores, labels, free)[0].tolist())
+
+
+def _calibrated(e: Experiment, scores: RowScores, biases: tuple[float, ...] | None) -> dict[str, float]:
+    return _metrics(e.task, e.split.test, with_biases(scores, biases))
+
+
+def _metrics(task: Task, rows: Sequence[Example], scores: RowScores) -> dict[str, float]:
+    """The task's metrics; none where nothing is to be tested."""
+    return task.evaluate(labels_of(rows), predicted(scores)) if rows else {}
+
+
+def _price(e: Experiment, ledger: Ledger) -> float:
+    """Money, by the experiment's price."""
+    return e.price.of(ledger.tokens_up, ledger.tokens_down)
+
+
+def _peak_memory_mb() -> float:
+    """This process's peak resident memory in MB (Linux counts in KiB, macOS in bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)

@@ -1,0 +1,290 @@
+"""The search that Black-Box Tuning and its kin share: an objective, a space of prompts, and the loop over it."""
+
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.optimizers import Optimizer, Settings, make_optimizer
+from bbt.runs.log import decode_losses, encode_losses
+from bbt.scoring.judge import Judge
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import load_loss
+from bbt.scoring.objective import Objective
+from bbt.scoring.scorer import Scorer
+from bbt.scoring.spending import Spending
+from bbt.search.schedule import Schedule
+from bbt.search.tuner import Candidate, Tuner
+from bbt.settings import (
+    BudgetConfig,
+    HardPromptConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PopulationConfig,
+    PromptConfig,
+    PromptLength,
+    SelectionConfig,
+)
+from bbt.spaces.initial import initial_prompts, n_screened
+from bbt.spaces.soft import PromptSpace, Recipe, Space, normal_scale
+from bbt.types import AnyPrompts, Labels, Losses, Prompts, Scores
+
+LOG = logging.getLogger(__name__)
+
+
+class SearchSettings(Protocol):
+    """What any search over prompts is told: sections of a config."""
+
+    @property
+    def prompt(self) -> PromptLength:
+        """The prompt's length, and what else the search asks of it."""
+
+    @property
+    def optimizer(self) -> PopulationConfig:
+        """What proposes candidates."""
+
+    @property
+    def objective(self) -> ObjectiveConfig:
+        """What is minimised."""
+
+    @property
+    def budget(self) -> BudgetConfig:
+        """How long, and how often dev is asked."""
+
+    @property
+    def selection(self) -> SelectionConfig:
+        """What dev judges, and by what."""
+
+
+class SoftSettings(SearchSettings, Protocol):
+    """What a search over p0 + A z is told."""
+
+    @property
+    def prompt(self) -> PromptConfig:
+        """Where the search begins, and its space."""
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """What proposes candidates."""
+
+
+@dataclass
+class PromptSearch(ABC):
+    """An experiment's objective, a space of prompts, and the loop over it. What is searched is left to its kinds."""
+
+    experiment: Experiment
+    settings: SearchSettings
+
+    def __post_init__(self) -> None:
+        e = self.experiment
+        self._check_budget()
+        self.train, self.dev, self.content_free = e.train, e.dev, e.content_free
+        self.objective = self._objective()
+        self.spending = self._spending()
+        self._p0 = self._initial()
+        if self._anchor is not None:
+            self.train, self.dev = e.train.anchored(self._p0), e.dev.anchored(self._p0)
+            self.content_free = e.content_free and e.content_free.anchored(self._p0)
+            self.objective = self._objective()
+        self.space = self._space()
+        self._warn_of_cut_rows()
+        self.tuner = self._tuner()
+
+    def run(self) -> Trained:
+        """Spend the budget."""
+        self.experiment.observer.started(max(self.tuner.schedule.budgets), "query")
+        best = self.tuner.run()
+        return Trained(
+            self._classifier(best),
+            best.who,
+            best.verdict,
+            best.train_queries,
+            self.space.intrinsic_dim,
+            self._references(),
+            biases={one.who: one.verdict.biases for one in self.tuner.baselines},
+        )
+
+    @abstractmethod
+    def _initial(self) -> Prompts:
+        """p0 (1, T, H), screened where asked for."""
+
+    @abstractmethod
+    def _space(self) -> Space:
+        """What is searched, around p0."""
+
+    @abstractmethod
+    def _optimizer(self) -> Optimizer:
+        """What proposes points of the space."""
+
+    @abstractmethod
+    def _classifier(self, best: Candidate) -> Classifier:
+        """The best candidate, with how it was found."""
+
+    @abstractmethod
+    def _references(self) -> dict[str, Classifier]:
+        """What the search started from."""
+
+    @property
+    def _anchor(self) -> Prompts | None:
+        """The word embeddings (T, H) to which, after their LayerNorm, a prompt's difference from them is added; None
+        where the prompt itself stands for word embeddings."""
+        return None
+
+    @property
+    def _n_screened(self) -> int:
+        """Queries that are spent on p0."""
+        return 0
+
+    def _objective(self) -> Objective:
+        e = self.experiment
+        return Objective(self.train, self._loss(), e.ledger, e.calibration, self.content_free)
+
+    def _loss(self) -> Callable[[Scores, Labels], Losses]:
+        """The loss that the settings name, or the task's own."""
+        task, objective = self.experiment.task, self.settings.objective
+        return load_loss(objective.loss or task.loss, objective.margin, task.metric)
+
+    def _judge(self) -> Judge:
+        e = self.experiment
+        return Judge(self.dev, e.task, e.ledger, e.calibration, self.train, self.content_free)
+
+    def _tuner(self) -> Tuner:
+        e = self.experiment
+        return Tuner(
+            self._optimizer(),
+            self.space,
+            self.objective,
+            self._judge(),
+            e.ledger,
+            e.log,
+            schedule(self.settings, self._budgets()),
+            e.observer.progressed,
+            self.spending,
+        )
+
+    def _optimizer_settings(self, intrinsic_dim: int, seed: int) -> Settings:
+        own = self.settings.optimizer.model_dump(exclude={"name"})
+        return Settings(intrinsic_dim, seed=seed, budget=self.settings.budget.queries, **own)
+
+    def _check_budget(self) -> None:
+        """Refuse a budget with which nothing can be searched, unless a run has been made with it.
+
+        Raises:
+            ConfigError: it does not hold the screening and a generation.
+        """
+        if not self.experiment.log.of("generation"):
+            schedule(self.settings, (self.settings.budget.queries,)).check_least(self._n_screened)
+
+    def _budgets(self) -> tuple[int, ...]:
+        """The budget in queries and what it was extended to."""
+        return (self.settings.budget.queries, *self._extensions("queries"))
+
+    def _extensions(self, what: str) -> list[Any]:
+        """The `queries` or `ceiling` of every extension of the run."""
+        return [event[what] for event in self.experiment.log.of("extend") if what in event]
+
+    def _spending(self) -> Spending | None:
+        """The search's money, if the experiment has a ceiling.
+
+        Raises:
+            ConfigError: a ceiling that is too low to begin with.
+        """
+        e, s = self.experiment, self.settings
+        if e.price.ceiling is None:
+            return None
+        ceilings = (e.price.ceiling, *self._extensions("ceiling"))
+        n_tokens = s.prompt.n_prompt_tokens
+        train, dev = e.train.encoded(n_tokens), e.dev.encoded(n_tokens)
+        tested = [(3 if e.references else 1, e.task, e.split.test), *((1, task, rows) for task, rows in e.other_tests)]
+        tests = [(n, Scorer(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
+        population, n_judged = s.optimizer.population_size, 1 + s.selection.n_best
+        spending = Spending(e.price, e.ledger, ceilings, train, dev, tests, population, n_judged)
+        spending.check(self._n_screened)
+        return spending
+
+    def _screened(self, prompts: AnyPrompts) -> AnyPrompts:
+        """The initial prompt of lowest training loss, a population of one."""
+        if len(prompts) == 1:
+            return prompts
+        e = self.experiment
+        recorded = e.log.recall("screen")
+        if recorded:
+            e.ledger.restore(recorded["ledger"])
+            losses = decode_losses(recorded["losses"])
+            self.objective.remember(prompts, losses)
+        else:
+            start = time.perf_counter()
+            losses = self.objective.losses(prompts)
+            e.ledger.seconds += time.perf_counter() - start
+            e.log.append({"event": "screen", "losses": encode_losses(losses), "ledger": e.ledger.snapshot()})
+        best = int(losses.argmin())
+        return prompts[best : best + 1]
+
+    def _warn_of_cut_rows(self) -> None:
+        n_tokens = self.space.n_prompt_tokens
+        for encoded in (self.train.encoded(n_tokens), self.dev.encoded(n_tokens)):
+            if encoded.n_truncated:
+                cut = encoded.n_truncated, encoded.n_examples
+                LOG.warning("%d of %d rows were longer than the model: their text was cut.", *cut)
+
+
+@dataclass
+class SoftSearch(PromptSearch):
+    """The search over soft prompts p0 + A z."""
+
+    settings: SoftSettings
+
+    def _initial(self) -> Prompts:
+        e = self.experiment
+        return self._screened(initial_prompts(self.settings.prompt, e.backend, e.task, e.seed))
+
+    def _space(self) -> Space:
+        e = self.experiment
+        return drawn_space(self._p0, self.settings.prompt, self._sigma0, e.seed, e.backend.info.embedding_std)
+
+    def _optimizer(self) -> Optimizer:
+        settings = self._optimizer_settings(self.space.intrinsic_dim, self.experiment.seed)
+        return make_optimizer(self.settings.optimizer.name, settings)
+
+    def _classifier(self, best: Candidate) -> Classifier:
+        anchor = None if best.who == "manual" else self._anchor
+        facts: dict[str, Any] = {"who": best.who, "train_queries": best.train_queries, "dev": best.verdict.facts()}
+        return self.experiment.soft_prompt(np.asarray(best.prompt), anchor, **facts)
+
+    def _references(self) -> dict[str, Classifier]:
+        e = self.experiment
+        return {"manual": e.manual, "untuned": e.soft_prompt(self.space.p0[0], self._anchor)}
+
+    @property
+    def _anchor(self) -> Prompts | None:
+        return self._p0[0] if self.settings.prompt.placement == "layernorm" else None
+
+    @property
+    def _n_screened(self) -> int:
+        return n_screened(self.settings.prompt)
+
+    @property
+    def _sigma0(self) -> float:
+        return self.settings.optimizer.sigma0
+
+
+def schedule(settings: SearchSettings, budgets: tuple[int, ...]) -> Schedule:
+    """When a search scores and judges, at these budgets."""
+    s = settings
+    return Schedule(
+        budgets, s.optimizer.population_size, s.budget.dev_every, s.budget.patience, **s.selection.model_dump()
+    )
+
+
+def drawn_space(p0: Prompts, prompt: HardPromptConfig, sigma0: float, seed: int, std: float) -> PromptSpace:
+    """p0 + A z, A drawn by the seed; `std` is the spread of what A z is added to."""
+    d = prompt.intrinsic_dim
+    scale = prompt.alpha / math.sqrt(d) if prompt.scale == "paper" else normal_scale(std, d, sigma0, prompt.alpha)
+    return PromptSpace.drawn(p0, Recipe(seed, d, prompt.projection, scale))

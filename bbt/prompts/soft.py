@@ -1,0 +1,91 @@
+"""`SoftPrompt`: a prompt that can be saved, loaded and used, with where it came from."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bbt.errors import PromptError
+from bbt.types import Prompts
+
+FORMAT = "bbt-soft-prompt/1"
+
+
+@dataclass(frozen=True)
+class SoftPrompt:
+    """Embeddings (T, H), or (L, T, H) of a deep prompt, and their provenance. T = 0 is a manual prompt: the
+    template's words alone.
+
+    `template` and `label_words` are those it was tuned with, `anchor` (T, H) is the prompt after whose
+    LayerNorm the difference is added (released-code placement), `provenance` holds the task, score, seed,
+    queries, versions and commit, `biases` (K,) what is added to its label scores.
+    """
+
+    embeddings: Prompts
+    model: str
+    fingerprint: str
+    template: str
+    label_words: tuple[str, ...]
+    label_names: tuple[str, ...] = ()
+    anchor: Prompts | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    biases: tuple[float, ...] | None = None
+
+    @property
+    def batch(self) -> Prompts:
+        """(1, T, H), or (1, L, T, H): a population of one."""
+        return self.embeddings[None]
+
+    def check_model(self, name: str, fingerprint: str) -> None:
+        """Refuse a model with other weights than the prompt was tuned for.
+
+        Raises:
+            PromptError: names both models.
+        """
+        if fingerprint != self.fingerprint:
+            raise PromptError(
+                f"this prompt was tuned for {self.model} (weights {self.fingerprint}), not for {name} "
+                f"(weights {fingerprint}). Load it with its own model."
+            )
+
+    def save(self, path: Path | str) -> None:
+        """Write as safetensors; everything but the arrays goes into the metadata as JSON."""
+        from safetensors.numpy import save_file
+
+        path = Path(path)
+        facts = {k: v for k, v in asdict(self).items() if k not in ("embeddings", "anchor")}
+        arrays = {"embeddings": np.ascontiguousarray(self.embeddings, dtype=np.float32)}
+        if self.anchor is not None:
+            arrays["anchor"] = np.ascontiguousarray(self.anchor, dtype=np.float32)
+        partial = path.with_suffix(".partial")
+        save_file(arrays, partial, metadata={"format": FORMAT, "prompt": json.dumps(facts)})
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> "SoftPrompt":
+        """Read a prompt file, or `prompt.safetensors` in a run folder.
+
+        Raises:
+            PromptError: no such file, or not a prompt of this format.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        file = path / "prompt.safetensors" if path.is_dir() else path
+        if not file.is_file():
+            raise PromptError(f"no prompt at {file}. Give a run folder or a .safetensors file that bbt wrote.")
+        try:
+            with safe_open(file, "np") as handle:
+                metadata = handle.metadata() or {}
+                arrays = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise PromptError(f"{file} is not a readable safetensors file: {error}") from error
+        if metadata.get("format") != FORMAT or "embeddings" not in arrays:
+            raise PromptError(f"{file} is not a soft prompt of format {FORMAT}.")
+        try:
+            facts = json.loads(metadata["prompt"])
+            facts |= {k: tuple(facts[k]) for k in ("label_words", "label_names", "biases") if facts.get(k) is not None}
+            return cls(embeddings=arrays["embeddings"], anchor=arrays.get("anchor"), **facts)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PromptError(f"{file} is damaged: its metadata do not describe a prompt ({error!r}).") from error

@@ -1,0 +1,125 @@
+"""What a run would cost, before the first call."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import yaml
+
+from bbt.backend import Row
+from bbt.settings import (
+    ModelConfig,
+    PriceConfig,
+)
+from bbt.tasks import Example, Split, Task
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Queries of a run: prompts scored on train, dev and test rows; the `manual` ones have no prompt tokens. On the
+    rows of other tests (`evaluation.also_test`) one prompt is scored."""
+
+    train: int
+    dev: int
+    manual_dev: int
+    test: int
+    manual_test: int
+    n_prompt_tokens: int = 0
+    """T."""
+    intrinsic_dim: int | None = None
+    """d, where a backend that can hold the prompt space is sent z instead of prompts."""
+    in_words: bool = False
+    """Whether prompts are words, and travel as token ids."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Bytes of one query: up and down."""
+
+    up: float
+    down: float
+
+
+class Gauge(Protocol):
+    """What is known of a backend without calling it."""
+
+    @property
+    def kind(self) -> str:
+        """Of the language model: masked or causal."""
+
+    @property
+    def counted(self) -> str:
+        """How tokens are counted."""
+
+    def tokens(self, rows: Sequence[Row]) -> int:
+        """Of these rows, their prompt tokens included."""
+
+    def wire(self, rows: Sequence[Row], n_labels: int) -> Wire:
+        """Bytes of one query on these rows."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """At most so much; `seconds` at the speed of the last run like it, if there was one, `counted` says how tokens
+    were counted."""
+
+    train_queries: int
+    dev_queries: int
+    tested_prompts: int
+    examples: int
+    tokens_up: int
+    tokens_down: int
+    bytes_up: int
+    bytes_down: int
+    price: float
+    seconds: float | None
+    counted: str
+
+
+def estimated(
+    price: PriceConfig,
+    plan: Plan,
+    task: Task,
+    split: Split,
+    others: Sequence[Sequence[Example]],
+    gauge: Gauge,
+    speed: float | None,
+) -> Estimate:
+    """The plan's cost on these rows and on those of `others`; `speed` in examples a second, if it is known."""
+    n_tokens = plan.n_prompt_tokens
+    parts: list[tuple[int, Sequence[Example], int]] = [
+        (plan.train, split.train, n_tokens),
+        (plan.dev, split.dev, n_tokens),
+        (plan.manual_dev, split.dev, 0),
+        (plan.test, split.test, n_tokens),
+        (plan.manual_test, split.test, 0),
+        *((1, rows, n_tokens if plan.test else 0) for rows in others),
+    ]
+    examples = sum(n * len(rows) for n, rows, _ in parts)
+    up = sum(n * gauge.tokens(task.rows(rows, t)) for n, rows, t in parts if n)
+    wires = [(n, gauge.wire(task.rows(rows, t), len(task.label_words))) for n, rows, t in parts if n]
+    return Estimate(
+        plan.train,
+        plan.dev + plan.manual_dev,
+        plan.test + plan.manual_test,
+        examples,
+        up,
+        examples,
+        round(sum(n * wire.up for n, wire in wires)),
+        round(sum(n * wire.down for n, wire in wires)),
+        price.of(up, examples),
+        examples / speed if speed else None,
+        gauge.counted,
+    )
+
+
+def speed_of_last(runs: Path, model: ModelConfig) -> float | None:
+    """Examples a second of the latest finished run under `runs` on the same model, backend and options."""
+    for path in sorted(runs.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        its = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))["model"]
+        cost = json.loads(path.read_text(encoding="utf-8"))["cost"]
+        if its == model.model_dump(mode="json") and cost["seconds"]:
+            return float(cost["examples"] / cost["seconds"])
+    return None

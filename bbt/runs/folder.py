@@ -1,0 +1,104 @@
+"""Run folders.
+
+runs/<name>/config.yaml          the resolved configuration
+            events.jsonl         one line an event, flushed to disk as it happens
+            prompt.safetensors   the best prompt by dev, with its provenance
+            result.json          the outcome on the test set
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bbt.errors import RunError
+from bbt.files import write_atomically
+from bbt.runs.log import EventLog
+
+
+class RunFolder:
+    """One run's folder; `hold` it for one process to write in, or only read.
+
+    Raises:
+        RunError: another process holds it, or it is not a run.
+    """
+
+    def __init__(self, path: Path, hold: bool = True) -> None:
+        if not (path / "config.yaml").is_file():
+            raise RunError(f"{path} is not a run folder (no config.yaml in it). `bbt ls runs` lists them.")
+        self.path = path
+        self._lock = FileLock(path / ".lock")
+        if hold:
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise RunError(f"{path} is in use by another process.") from error
+        self.log = EventLog(path / "events.jsonl")
+
+    @classmethod
+    def create(cls, parent: Path, name: str, config_yaml: str) -> "RunFolder":
+        """A new folder `name`, or `name-2`, `name-3`, ... where that is taken."""
+        for number in range(1, 10_000):
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            write_atomically(path / "config.yaml", config_yaml)
+            return cls(path)
+        raise RunError(f"{parent} holds 9,999 runs named {name}.")
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes have it."""
+        self._lock.release()
+
+    def discard(self) -> None:
+        """Remove a run that never began."""
+        self.close()
+        shutil.rmtree(self.path)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Keep the outcome in the log and in `result.json`."""
+        self.log.append({"event": "result", **result})
+        write_result(self.path, result)
+
+
+def read_result(folder: RunFolder) -> dict[str, Any]:
+    """The run's latest outcome.
+
+    Raises:
+        RunError: it has not finished.
+    """
+    results = folder.log.of("result")
+    if not results:
+        spent = max((event["ledger"]["train_queries"] for event in folder.log.of("generation")), default=0)
+        raise RunError(f"{folder.path} has not finished ({spent} queries so far): bbt resume {folder.path}.")
+    return {key: value for key, value in results[-1].items() if key != "event"}
+
+
+def run_summaries(runs: Path) -> list[tuple[str, str]]:
+    """Name and state of every run folder under `runs`."""
+    rows = []
+    for config in sorted(runs.glob("*/config.yaml")):
+        result = config.parent / "result.json"
+        if result.is_file():
+            facts = json.loads(result.read_text(encoding="utf-8"))
+            tuned = " ".join(f"{k} {100 * v:.2f}" for k, v in facts["test"]["tuned"].items())
+            about = f"{facts['task']} · {facts['model']} · {facts['cost']['train_queries']} queries · test {tuned}"
+        else:
+            about = "not finished"
+        rows.append((config.parent.name, about))
+    return rows
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """`result.json`."""
+    write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n")

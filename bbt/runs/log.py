@@ -1,0 +1,100 @@
+"""The event log of a run. It is the checkpoint: optimizers are deterministic given their seed and losses, so that
+replaying the log restores a run bit for bit, without a query."""
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bbt.errors import RunError
+from bbt.files import write_atomically
+from bbt.types import Event, Losses
+
+
+class EventLog:
+    """Append-only events in a file (or in memory, without a path), recalled in order when a run is resumed."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self.events: list[Event] = []
+        self._complete: int | None = None  # bytes of complete lines, where a torn one follows them
+        if path and path.exists():
+            self.events, self._complete = _read_events(path)
+        self._to_recall = deque(self.events)
+
+    def recall(self, kind: str, **expected: Any) -> Event | None:
+        """The next recorded event, or None when the record is used up. Extensions of the budget are skipped.
+
+        Raises:
+            RunError: what was recorded is not what the run would do now.
+        """
+        if self.upcoming is None:
+            return None
+        event = self._to_recall.popleft()
+        wanted = {"event": kind, **expected}
+        for key, value in wanted.items():
+            if event.get(key) != value:
+                raise RunError(
+                    f"cannot replay event {self.events.index(event)} of {self._path}: {key} was "
+                    f"{event.get(key)!r}, is now {value!r}. The model, the data or a library has changed; start "
+                    "a new run."
+                )
+        return event
+
+    def forget(self) -> None:
+        """Drop the recorded events that were not recalled: the run begins again after those that were."""
+        if self._to_recall:
+            del self.events[len(self.events) - len(self._to_recall) :]
+            self._to_recall.clear()
+            if self._path:
+                write_atomically(self._path, "".join(json.dumps(event) + "\n" for event in self.events))
+                self._complete = None
+
+    @property
+    def upcoming(self) -> str | None:
+        """The kind of the next recorded event; None when the record is used up. Extensions are skipped."""
+        while self._to_recall and self._to_recall[0]["event"] in ("extend", "result"):
+            self._to_recall.popleft()
+        return self._to_recall[0]["event"] if self._to_recall else None
+
+    def append(self, event: Event) -> None:
+        """Write one event and see it on disk."""
+        self.events.append(event)
+        if self._path:
+            if self._complete is not None:
+                os.truncate(self._path, self._complete)
+                self._complete = None
+            with self._path.open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(event) + "\n")
+                handle.flush()
+                os.fsync(handle.fileno())
+
+    def of(self, kind: str) -> list[Event]:
+        """All events of one kind."""
+        return [event for event in self.events if event["event"] == kind]
+
+
+def _read_events(path: Path) -> tuple[list[Event], int | None]:
+    """Events up to a torn last line, and where that line begins, if there is one."""
+    raw = path.read_bytes()
+    complete = raw.rfind(b"\n") + 1
+    try:
+        events = [json.loads(line) for line in raw[:complete].splitlines()]
+    except ValueError as error:
+        raise RunError(f"{path} is damaged before its last line: {error}.") from error
+    return events, complete if complete < len(raw) else None
+
+
+def encode_losses(losses: Losses) -> list[float | None]:
+    """Losses (n,) as JSON numbers, exact; +inf becomes null."""
+    return [loss if math.isfinite(loss) else None for loss in losses.tolist()]
+
+
+def decode_losses(values: Sequence[float | None]) -> Losses:
+    """Losses (n,) from what `encode_losses` made of them."""
+    return np.array([math.inf if value is None else value for value in values], dtype=np.float64)

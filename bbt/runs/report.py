@@ -1,0 +1,107 @@
+"""What a run says for itself: a table for people, a picture of its convergence."""
+
+from pathlib import Path
+from typing import Any
+
+from bbt.runs.estimate import Estimate
+from bbt.runs.log import EventLog
+from bbt.types import Event
+
+
+def result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Rows of the closing table: prompt, then each metric in percent."""
+    metrics = list(next(iter(result["test"].values())))
+    rows = [("prompt", *(f"test {metric}" for metric in metrics))]
+    for name, values in result["test"].items():
+        rows.append((name, *(f"{100 * values[metric]:.2f}" for metric in metrics)))
+    return rows
+
+
+def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the run cost, each count with its unit."""
+    cost, price = result["cost"], result.get("price") or {}
+    money = [(f"price of the {part}", f"{paid:,.4f}") for part, paid in price.items() if paid]
+    return [
+        ("tuned numbers", f"{result['n_parameters']:,}"),
+        ("train queries", f"{cost['train_queries']:,}"),
+        ("dev queries", f"{cost['dev_queries']:,}"),
+        ("examples scored", f"{cost['examples']:,}"),
+        ("prompt bytes in", f"{cost['bytes_up']:,}"),
+        ("score bytes out", f"{cost['bytes_down']:,}"),
+        *money,
+        ("seconds", f"{cost['seconds'] + cost['optimizer_seconds']:.1f}"),
+        ("of them in the optimizer", f"{cost['optimizer_seconds']:.1f}"),
+        ("queries per second", f"{cost['train_queries'] / max(cost['seconds'], 1e-9):.1f}"),
+        ("peak memory (MB)", f"{result['peak_memory_mb']:,.0f}"),
+    ]
+
+
+def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
+    """What a run would cost."""
+    e = estimate
+    seconds = "unknown, no run yet" if e.seconds is None else f"{e.seconds:,.0f}"
+    return [
+        ("train queries", f"{e.train_queries:,}"),
+        ("dev queries", f"{e.dev_queries:,}"),
+        ("tested prompts", f"{e.tested_prompts}"),
+        ("examples scored", f"{e.examples:,}"),
+        ("tokens up", f"{e.tokens_up:,}"),
+        ("tokens down", f"{e.tokens_down:,}"),
+        ("tokens are counted", e.counted),
+        ("bytes up, about", f"{e.bytes_up:,}"),
+        ("bytes down, about", f"{e.bytes_down:,}"),
+        ("price", f"{e.price:,.4f}"),
+        ("seconds, as the last run", seconds),
+    ]
+
+
+def selected_line(result: dict[str, Any]) -> str:
+    """Which candidate dev chose."""
+    best = result["selected"]
+    return (
+        f"selected: {best['who']} at query {best['train_queries']}, dev metric {100 * best['metric']:.2f}, "
+        f"dev loss {best['loss']:.4f}"
+    )
+
+
+def plot_convergence(log: EventLog, path: Path, title: str) -> None:
+    """Training loss of every candidate, best so far, and dev metric, against train queries; as PNG."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    queries, losses, best = _curve(log.of("generation"))
+    figure, left = plt.subplots(figsize=(7.0, 4.0), layout="constrained")
+    left.plot(queries, losses, ".", markersize=2, alpha=0.35, color="tab:blue", label="candidates' training loss")
+    left.plot(queries, best, color="tab:blue", label="best so far")
+    left.set(xlabel="train queries", ylabel="training loss", title=title)
+    right = left.twinx()
+    checks = log.of("dev")
+    right.plot(
+        [event["ledger"]["train_queries"] for event in checks],
+        [100 * max(event["metrics"]) for event in checks],
+        "o-",
+        markersize=3,
+        color="tab:orange",
+        label="best of each dev check",
+    )
+    right.set_ylabel("dev metric (%)")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _curve(generations: list[Event]) -> tuple[list[int], list[float], list[float]]:
+    """Query numbers, finite losses, and the best so far at each."""
+    queries, losses, best = [], [], []
+    spent, lowest = 0, float("inf")
+    for event in generations:
+        spent = event["ledger"]["train_queries"] - len(event["losses"])
+        for i, loss in enumerate(event["losses"]):
+            if loss is not None:
+                lowest = min(lowest, loss)
+                queries.append(spent + i + 1)
+                losses.append(loss)
+                best.append(lowest)
+    return queries, losses, best

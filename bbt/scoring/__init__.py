@@ -1,0 +1,1 @@
+"""From prompts to losses: scores, the ledger, losses, the objective, the judgement on dev."""

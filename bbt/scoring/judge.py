@@ -1,0 +1,132 @@
+"""How prompts do on dev."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bbt.runs.log import decode_losses, encode_losses
+from bbt.scoring.calibration import class_biases, held_out
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import finite_losses, gold, log_softmax, predicted
+from bbt.scoring.scorer import Scorer
+from bbt.settings import CalibrationKind
+from bbt.tasks import Task
+from bbt.types import AnyPrompts, Event, Labels, Scores
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a prompt did on dev."""
+
+    metric: float
+    """The task's first metric."""
+    loss: float
+    """Cross-entropy; +inf where a score was not a number."""
+    biases: tuple[float, ...] | None = None
+    """(K,) the prompt's class biases, found on train and dev rows together; None without calibration."""
+    row_losses: tuple[float, ...] = ()
+    """(Bd,) cross-entropy of each dev row, its class biases found on the other rows."""
+
+    def facts(self) -> Event:
+        """Metric and loss as plain numbers."""
+        return {"metric": self.metric, "loss": self.loss}
+
+    def better_than(self, other: "Verdict", by: str) -> bool:
+        """By the metric with ties broken by the loss, or by the loss alone."""
+        mine, theirs = (self.metric, -self.loss), (other.metric, -other.loss)
+        return mine > theirs if by == "metric" else mine[1] > theirs[1]
+
+    def clearly_better_than(self, other: "Verdict", by: str, margin: float, n_rows: int) -> bool:
+        """By more than `margin` standard errors of the difference, which is taken row by row, since both prompts were
+        judged on the same rows. By the metric: of the other's metric, taken as a share of the `n_rows` dev rows
+        (Breiman et al. 1984, section 3.4.3)."""
+        if by == "metric" or not (self.row_losses and other.row_losses):
+            error = np.sqrt(other.metric * (1.0 - other.metric) / n_rows)
+            return bool(self.metric > other.metric + margin * error)
+        gains = np.array(other.row_losses) - np.array(self.row_losses)
+        return bool(gains.mean() > margin * gains.std(ddof=min(1, len(gains) - 1)) / np.sqrt(len(gains)))
+
+
+def verdicts(
+    task: Task,
+    labels: Labels,
+    scores: Scores,
+    calibration: CalibrationKind = "none",
+    train: tuple[Scores, Labels] | None = None,
+    content_free: Callable[[], Scores] | None = None,
+) -> list[Verdict]:
+    """Dev scores (n, Bd, K) -> n verdicts; NaN scores are the worst there is. A fitted `calibration` needs the scores
+    of the `train` rows too, a content-free one those of rows that say nothing."""
+    seen, seen_labels = (scores, labels) if train is None else _together(train, (scores, labels))
+    judged: Scores = scores
+    biases: list[tuple[float, ...] | None] = [None] * len(scores)
+    if calibration != "none":
+        before = train or (scores[:, :0], labels[:0])
+        judged = held_out(calibration, *before, scores, labels, content_free)
+        biases = [tuple(row) for row in class_biases(calibration, seen, seen_labels, content_free).tolist()]
+    rows = -gold(log_softmax(judged), labels)
+    losses = finite_losses(rows.mean(axis=-1))
+    metrics = [task.metric(labels, row) for row in predicted(np.nan_to_num(judged))]
+    return [
+        Verdict(metric, float(loss), bias, tuple(row)) if np.isfinite(loss) else Verdict(0.0, float(loss))
+        for metric, loss, bias, row in zip(metrics, losses, biases, rows.tolist(), strict=True)
+    ]
+
+
+class Judge:
+    """Judges prompts on dev rows; with a fitted calibration the train rows are scored as well, which is a part of the
+    dev query."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        task: Task,
+        ledger: Ledger,
+        calibration: CalibrationKind = "none",
+        train: Scorer | None = None,
+        content_free: Scorer | None = None,
+    ) -> None:
+        self._scorer, self._task, self._ledger = scorer, task, ledger
+        self._calibration, self._train, self._content_free = calibration, train, content_free
+
+    @property
+    def n_examples(self) -> int:
+        """Bd, the dev rows."""
+        return len(self._scorer.labels)
+
+    def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
+        """(n, T, H) or (n, T) -> n verdicts. Counts n dev queries."""
+        train, free, kind = self._train, self._content_free, self._calibration
+        scores = self._scorer.scores(prompts)
+        before = (train.scores(prompts), train.labels) if train and kind == "fitted" else None
+        self._ledger.dev_queries += len(prompts)
+        content_free = (lambda: free.scores(prompts)) if free else None
+        return verdicts(self._task, self._scorer.labels, scores, kind, before, content_free)
+
+    def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
+        """Told of verdicts that a resumed run has recorded."""
+
+
+def _together(train: tuple[Scores, Labels], dev: tuple[Scores, Labels]) -> tuple[Scores, Labels]:
+    """Scores and labels of both splits, one after the other."""
+    return np.concatenate([train[0], dev[0]], axis=1), np.concatenate([train[1], dev[1]])
+
+
+def verdict_facts(verdicts: Sequence[Verdict]) -> Event:
+    """Verdicts as a log holds them."""
+    facts = {
+        "metrics": [verdict.metric for verdict in verdicts],
+        "losses": encode_losses(np.array([verdict.loss for verdict in verdicts])),
+    }
+    if any(verdict.biases for verdict in verdicts):
+        facts["biases"] = [verdict.biases for verdict in verdicts]
+    return {**facts, "row_losses": [verdict.row_losses for verdict in verdicts]}
+
+
+def recorded_verdicts(event: Event) -> list[Verdict]:
+    """Verdicts from what `verdict_facts` made of them; version 0.1 recorded neither biases nor rows."""
+    n = len(event["metrics"])
+    biases = [row and tuple(row) for row in event.get("biases", [None] * n)]
+    rows = [tuple(row) for row in event.get("row_losses", [()] * n)]
+    return list(map(Verdict, event["metrics"], decode_losses(event["losses"]).tolist(), biases, rows))

@@ -1,0 +1,49 @@
+"""The training loss of prompts: what the optimizer minimises."""
+
+from collections.abc import Callable
+
+from bbt.scoring.calibration import class_biases
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import finite_losses
+from bbt.scoring.scorer import Scorer
+from bbt.settings import CalibrationKind
+from bbt.spaces.soft import Space
+from bbt.types import AnyPrompts, Labels, Latents, Losses, Scores
+
+
+class Objective:
+    """Training loss of prompts. With a `calibration` each prompt's class biases are found first, and what remains is
+    its loss; `content_free` scores rows that say nothing, where the calibration needs them."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        loss: Callable[[Scores, Labels], Losses],
+        ledger: Ledger,
+        calibration: CalibrationKind = "none",
+        content_free: Scorer | None = None,
+    ) -> None:
+        self._scorer, self._loss, self._ledger = scorer, loss, ledger
+        self._calibration, self._content_free = calibration, content_free
+
+    def losses(self, prompts: AnyPrompts) -> Losses:
+        """(n, T, H) or (n, T) -> (n,); a broken candidate is +inf. Counts n train queries."""
+        return self._judged(lambda scorer: scorer.scores(prompts))
+
+    def latent_losses(self, latents: Latents, space: Space) -> Losses:
+        """Losses of the space's prompts: (n, d) -> (n,), as `losses`."""
+        return self._judged(lambda scorer: scorer.latent_scores(latents, space))
+
+    def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
+        """Told of losses of latents that a resumed run has recorded."""
+
+    def remember(self, prompts: AnyPrompts, losses: Losses) -> None:
+        """Told of losses of prompts that a resumed run has recorded."""
+
+    def _judged(self, scores_by: Callable[[Scorer], Scores]) -> Losses:
+        scores, free = scores_by(self._scorer), self._content_free
+        self._ledger.train_queries += len(scores)
+        if self._calibration != "none":
+            content_free = (lambda: scores_by(free)) if free else None
+            scores = scores + class_biases(self._calibration, scores, self._scorer.labels, content_free)[:, None]
+        return finite_losses(self._loss(scores, self._scorer.labels))

@@ -1,0 +1,89 @@
+"""The rows of a split under prompts: scored by the backend, and counted."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from bbt.backend import Backend, DeepBackend, Encoded, HardBackend, RemoteBackend, Traffic, require
+from bbt.scoring.ledger import Ledger
+from bbt.spaces.soft import LatentBackend, PromptSpace, Space
+from bbt.tasks import Example, Task
+from bbt.tasks.task import labels_of
+from bbt.types import AnyPrompts, Labels, Latents, Prompts, Scores
+
+
+class Scorer:
+    """The rows of one split, encoded once for each prompt length; with an `anchor` (1, T, H), as `Backend.encode`
+    takes it, wherever they hold prompt tokens."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        task: Task,
+        examples: Sequence[Example],
+        ledger: Ledger,
+        anchor: Prompts | None = None,
+    ) -> None:
+        self._backend, self._task, self._examples, self._ledger = backend, task, examples, ledger
+        self._anchor = anchor
+        self._encoded: dict[int, Encoded] = {}
+        self._truncated: dict[int, int] = {}
+        self.labels: Labels = labels_of(examples)
+
+    def encoded(self, n_prompt_tokens: int) -> Encoded:
+        """The rows with this many prompt tokens (0: the manual template)."""
+        if n_prompt_tokens not in self._encoded:
+            rows = self._task.rows(self._examples, n_prompt_tokens)
+            anchor = self._anchor if n_prompt_tokens else None
+            encoded = self._backend.encode(rows, self._task.label_words, anchor)
+            self._encoded[n_prompt_tokens] = encoded
+            if n_prompt_tokens not in self._truncated:
+                self._truncated[n_prompt_tokens] = encoded.n_truncated
+                self._ledger.truncated += encoded.n_truncated
+        return self._encoded[n_prompt_tokens]
+
+    def anchored(self, anchor: Prompts) -> "Scorer":
+        """The same rows with this anchor; those that were cut are not counted again."""
+        other = Scorer(self._backend, self._task, self._examples, self._ledger, anchor)
+        other._truncated = self._truncated
+        return other
+
+    def scores(self, prompts: AnyPrompts) -> Scores:
+        """Soft prompts (n, T, H), deep (n, L, T, H) or hard (n, T) -> (n, B, K), counted.
+
+        Raises:
+            BackendError: deep or hard prompts on a backend that does not take them.
+        """
+        score: Callable[[AnyPrompts, Encoded], Scores]
+        if prompts.ndim == 2:
+            score = require(self._backend, HardBackend).hard_scores
+        elif prompts.ndim == 4:
+            score = require(self._backend, DeepBackend).deep_label_scores
+        else:
+            score = self._backend.label_scores
+        encoded = self.encoded(prompts.shape[1] if prompts.ndim == 2 else prompts.shape[-2])
+        return self._counted(prompts.nbytes, encoded, lambda: score(prompts, encoded))
+
+    def latent_scores(self, latents: Latents, space: Space) -> Scores:
+        """Scores of the space's prompts: (n, d) -> (n, B, K), counted. A backend that can hold the space gets z."""
+        backend = self._backend
+        if not (isinstance(backend, LatentBackend) and isinstance(space, PromptSpace)):
+            return self.scores(space.prompts(latents))
+        encoded = self.encoded(space.n_prompt_tokens)
+        return self._counted(latents.nbytes, encoded, lambda: backend.latent_scores(latents, space, encoded))
+
+    def _counted(self, bytes_up: int, encoded: Encoded, score: Callable[[], Scores]) -> Scores:
+        """Scores (n, B, K), with what they cost in the ledger: `bytes_up` where the backend knows of no traffic, the
+        rows' own tokens and one a score where it is not told what is billed."""
+        remote = self._backend if isinstance(self._backend, RemoteBackend) else None
+        before = replace(remote.traffic) if remote else Traffic()
+        start = time.perf_counter()
+        scores = score()
+        self._ledger.backend_seconds += time.perf_counter() - start
+        self._ledger.examples += scores.shape[0] * scores.shape[1]
+        after = remote.traffic if remote else Traffic(bytes_up, scores.nbytes)
+        self._ledger.bytes_up += after.bytes_up - before.bytes_up
+        self._ledger.bytes_down += after.bytes_down - before.bytes_down
+        self._ledger.tokens_up += after.tokens_up - before.tokens_up or len(scores) * encoded.n_tokens
+        self._ledger.tokens_down += after.tokens_down - before.tokens_down or len(scores) * encoded.n_examples
+        return scores

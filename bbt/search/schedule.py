@@ -1,0 +1,127 @@
+"""When a search scores, when dev judges, and when it ends: one loop, driven by the search and counted by its plan."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from bbt.errors import ConfigError
+from bbt.runs.estimate import Plan
+
+
+class Searching(Protocol):
+    """What a schedule drives."""
+
+    last_check: int
+    """Train queries at the last dev check."""
+
+    @property
+    def spent(self) -> int:
+        """Train queries so far."""
+
+    @property
+    def recorded(self) -> str | None:
+        """The next event of a run that is being replayed; None where its record ends."""
+
+    def done(self) -> bool:
+        """Whether the search ends before its budget does."""
+
+    def generation(self) -> None:
+        """Score a population."""
+
+    def check(self) -> None:
+        """Let dev judge; sets `last_check`."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A search's budget and its dev checks.
+
+    A budget is a ceiling: a generation is scored whole or not at all, so that every optimizer is told of whole
+    populations, and the search ends before the one that would exceed the budget.
+    """
+
+    budgets: tuple[int, ...]
+    """Train queries, screening included: what the run began with, and what each extension raised it to."""
+    population_size: int
+    """Train queries of a generation, at most: a hard search scores nothing twice."""
+    dev_every: int = 100
+    """Train queries between two dev checks; dev also judges where one of the budgets ends."""
+    patience: int | None = None
+    """Dev checks without a better candidate after which the search ends for good (None: it does not)."""
+    n_best: int = 1
+    """Candidates of lowest training loss that a check judges beside the distribution's mean."""
+    by: str = "metric"
+    """What dev judges by: metric or loss."""
+    baselines: bool = True
+    """Whether the untuned prompt is judged too, and the manual one stays unless it is clearly beaten."""
+    margin: float = 1.0
+    """Standard errors by which the manual prompt must be beaten."""
+
+    def drive(self, search: Searching) -> None:
+        """Take the search to the end of its last budget.
+
+        A record is replayed as it stands, its generations and checks in their order: a run of an earlier version may
+        have spent more than its budget, by part of a generation.
+        """
+        search.last_check = search.spent
+        while (search.recorded == "generation" or self.affords(search.spent)) and not search.done():
+            before = search.spent
+            search.generation()
+            due = self._ends_a_budget(before, search.spent) or search.spent - search.last_check >= self.dev_every
+            if due if search.recorded is None else search.recorded == "dev":
+                search.check()
+
+    def affords(self, spent: int) -> bool:
+        """Whether the last budget holds another generation."""
+        return spent + self.population_size <= max(self.budgets)
+
+    def _ends_a_budget(self, before: int, spent: int) -> bool:
+        """Whether one of the budgets held the last generation and does not hold another."""
+        n = self.population_size
+        return any(before + n <= budget < spent + n for budget in self.budgets)
+
+    def check_least(self, n_screened: int) -> None:
+        """Refuse a budget with which nothing can be searched, before a query is spent.
+
+        Raises:
+            ConfigError: it does not hold the screening of the initial prompts and one generation.
+        """
+        least = n_screened + self.population_size
+        if least > self.budgets[0]:
+            screening = f"screening {n_screened} initial prompts (prompt.n_screened) and " if n_screened else ""
+            raise ConfigError(
+                f"budget.queries is {self.budgets[0]}, but {screening}one generation of {self.population_size} "
+                f"(optimizer.population_size) need {least} queries. Raise it, or lower those."
+            )
+
+    def plan(self, n_screened: int, references: bool) -> Plan:
+        """The queries of a search that goes on until its budget is spent, and of the test that follows.
+
+        Raises:
+            ConfigError: a budget with which nothing can be searched.
+        """
+        self.check_least(n_screened)
+        counted = _Counted(self.population_size, n_screened)
+        self.drive(counted)
+        judged = counted.checks * (1 + self.n_best) + int(self.baselines)
+        return Plan(counted.spent, judged, int(self.baselines), 1 + int(references), int(references))
+
+
+@dataclass
+class _Counted:
+    """A search that only counts."""
+
+    population_size: int
+    spent: int
+    last_check: int = 0
+    checks: int = 0
+    recorded: str | None = None
+
+    def done(self) -> bool:
+        return False
+
+    def generation(self) -> None:
+        self.spent += self.population_size
+
+    def check(self) -> None:
+        self.checks += 1
+        self.last_check = self.spent

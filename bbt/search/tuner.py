@@ -1,0 +1,198 @@
+"""The loop: ask, score, tell; now and then judge on dev; stop when the budget is spent."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bbt.optimizers import Optimizer
+from bbt.runs.log import EventLog, decode_losses, encode_losses
+from bbt.runs.observer import Progress
+from bbt.scoring.judge import Judge, Verdict, recorded_verdicts, verdict_facts
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.objective import Objective
+from bbt.scoring.spending import Spending
+from bbt.search.schedule import Schedule
+from bbt.spaces.soft import Space
+from bbt.types import AnyPrompts, Latents, Losses
+
+EXHAUSTED = 20
+"""Generations without one new prompt after which a search has seen what it will see."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A prompt that dev has judged: `who` says where it came from; embeddings (T, H), deep ones (L, T, H), or tokens
+    (T,)."""
+
+    who: str
+    prompt: AnyPrompts
+    verdict: Verdict
+    train_queries: int
+
+
+@dataclass
+class Tuner:
+    """Searches `space` with `optimizer` and keeps the candidate that dev judges best.
+
+    With a log that holds events the loop recalls instead of scoring, so that it comes to where the run was
+    stopped without a query and goes on from there.
+    """
+
+    optimizer: Optimizer
+    space: Space
+    objective: Objective
+    judge: Judge
+    ledger: Ledger
+    log: EventLog
+    schedule: Schedule
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    spending: Spending | None = None
+    best: Candidate | None = field(default=None, init=False)
+    manual: Candidate | None = field(default=None, init=False)
+    baselines: list[Candidate] = field(default_factory=list, init=False)
+    _contenders: list[tuple[float, NDArray[np.float64]]] = field(default_factory=list, init=False)
+    _checks_without_better: int = field(default=0, init=False)
+    _generations_without_query: int = field(default=0, init=False)
+    last_check: int = field(default=0, init=False)
+    _ceilings_reached: int = field(default=0, init=False)
+
+    def run(self) -> Candidate:
+        """Spend the budget; returns the best candidate by dev, or the manual prompt where that is not clearly worse."""
+        if self.schedule.baselines:
+            self._judge_baselines()
+        self.schedule.drive(self)
+        if self.best is None:
+            self.check()
+        assert self.best is not None
+        return self.best if self.manual is None or self._clearly_better(self.best, self.manual) else self.manual
+
+    @property
+    def spent(self) -> int:
+        """Train queries so far."""
+        return self.ledger.train_queries
+
+    @property
+    def recorded(self) -> str | None:
+        """The next event of a run that is being replayed; None where its record ends."""
+        return self.log.upcoming
+
+    def done(self) -> bool:
+        """Whether the search is out of patience or money, or, over hard prompts, finds only what it has scored."""
+        patience = self.schedule.patience
+        impatient = patience is not None and self._checks_without_better >= patience
+        return impatient or self._generations_without_query >= EXHAUSTED or self._out_of_money()
+
+    def generation(self) -> None:
+        """Ask, score, tell."""
+        before = self.spent
+        self._generation()
+        self._generations_without_query = 0 if self.spent > before else self._generations_without_query + 1
+
+    def _generation(self) -> None:
+        start = time.perf_counter()
+        latents = self.optimizer.ask()
+        asked = time.perf_counter()
+        losses = self._losses(latents)
+        scored = time.perf_counter()
+        self.optimizer.tell(latents, penalised(losses))
+        self.ledger.optimizer_seconds += asked - start + time.perf_counter() - scored
+        self._remember(latents, losses)
+        best = self.best.verdict.metric if self.best else None
+        self.on_progress(Progress(self.ledger.train_queries, float(losses.min()), best))
+
+    def _losses(self, latents: Latents) -> Losses:
+        """Training losses of a generation, recalled or scored."""
+        checksum = _checksum(latents)
+        recorded = self.log.recall("generation", candidates=checksum)
+        if recorded:
+            self.ledger.restore(recorded["ledger"])
+            losses = decode_losses(recorded["losses"])
+            self.objective.recall(latents, self.space, losses)
+            return losses
+        start = time.perf_counter()
+        losses = self.objective.latent_losses(latents, self.space)
+        self.ledger.seconds += time.perf_counter() - start
+        self._append("generation", candidates=checksum, losses=encode_losses(losses))
+        return losses
+
+    def _remember(self, latents: Latents, losses: Losses) -> None:
+        """Keep the candidates of lowest training loss since the last check."""
+        pairs = [(float(loss), z) for loss, z in zip(losses, latents, strict=True) if np.isfinite(loss)]
+        self._contenders = sorted(self._contenders + pairs, key=lambda pair: pair[0])[: self.schedule.n_best]
+
+    def _judge_baselines(self) -> None:
+        """The untuned p0 and the manual prompt compete too: tuning must not make things worse."""
+        self.baselines = self._judged({"manual": self.space.no_prompt, "untuned": self.space.p0})
+        self.manual, untuned = self.baselines
+        self._keep_best([untuned])
+
+    def _clearly_better(self, candidate: Candidate, manual: Candidate) -> bool:
+        """Less than a margin is noise, of which a search over many prompts finds plenty."""
+        s = self.schedule
+        return candidate.verdict.clearly_better_than(manual.verdict, s.by, s.margin, self.judge.n_examples)
+
+    def check(self) -> None:
+        """Let dev judge the distribution's mean and the best candidates since the last check."""
+        best = self.best
+        latents = [self.optimizer.mean, *(z for _, z in self._contenders)]
+        prompts = self.space.prompts(np.array(latents))
+        names = ["mean", *(f"train best {i + 1}" for i in range(len(latents) - 1))]
+        self._keep_best(self._judged({name: prompt[None] for name, prompt in zip(names, prompts, strict=True)}))
+        self._contenders = []
+        self.last_check = self.spent
+        self._checks_without_better = self._checks_without_better + 1 if self.best is best else 0
+
+    def _judged(self, prompts: dict[str, AnyPrompts]) -> list[Candidate]:
+        """Named prompts, one a population of one, with their verdicts, recalled or scored."""
+        names = list(prompts)
+        recorded = self.log.recall("dev", names=names)
+        if recorded:
+            self.ledger.restore(recorded["ledger"])
+            verdicts = recorded_verdicts(recorded)
+            self.judge.recall(list(prompts.values()), verdicts)
+        else:
+            start = time.perf_counter()
+            verdicts = self._verdicts(list(prompts.values()))
+            self.ledger.seconds += time.perf_counter() - start
+            self._append("dev", names=names, **verdict_facts(verdicts))
+        spent = self.ledger.train_queries
+        return [Candidate(n, prompts[n][0], verdict, spent) for n, verdict in zip(names, verdicts, strict=True)]
+
+    def _keep_best(self, candidates: list[Candidate]) -> None:
+        for candidate in candidates:
+            if self.best is None or candidate.verdict.better_than(self.best.verdict, self.schedule.by):
+                self.best = candidate
+
+    def _verdicts(self, prompts: list[AnyPrompts]) -> list[Verdict]:
+        """One call for all prompts of one length."""
+        if len({prompt.shape for prompt in prompts}) == 1:
+            return self.judge.verdicts(np.concatenate(prompts))
+        return [self.judge.verdicts(prompt)[0] for prompt in prompts]
+
+    def _append(self, kind: str, **facts: object) -> None:
+        self.log.append({"event": kind, **facts, "ledger": self.ledger.snapshot()})
+
+    def _out_of_money(self) -> bool:
+        """Whether another generation would exceed the last ceiling; dev is asked at each."""
+        if self.spending is None:
+            return False
+        reached = self.spending.reached()
+        if reached > self._ceilings_reached and self.spent > self.last_check:
+            self.check()
+        self._ceilings_reached = reached
+        return reached == len(self.spending.ceilings)
+
+
+def penalised(losses: Losses) -> Losses:
+    """Finite losses for the optimizer: a broken candidate is somewhat worse than the worst sound one."""
+    finite = losses[np.isfinite(losses)]
+    worst = float(finite.max()) + 1.0 if len(finite) else 0.0
+    return np.where(np.isfinite(losses), losses, worst)
+
+
+def _checksum(latents: Latents) -> str:
+    return hashlib.sha256(np.ascontiguousarray(latents).tobytes()).hexdigest()[:16]

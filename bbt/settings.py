@@ -1,0 +1,237 @@
+"""Settings as strict models: what a run is told in a file, section by section.
+
+A method names the sections that it reads as fields of its own (`bbt.methods.base`), so that `budget` under a method
+that has none is the same error as a misspelt key. The defaults are those of `preset: default`: what we found to
+generalise best with 16 rows a class (examples/RESULTS.md).
+"""
+
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Strict(BaseModel):
+    """A model to which unknown keys and infinite numbers are errors, and whose values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TaskConfig(Strict):
+    """A built-in task by name, a `module:SPEC` of the user's own, or a task that is described right here, for which
+    `template` and `label_words` are needed."""
+
+    name: str = "sst2"
+    """The built-in task's name, a `module:SPEC`, or any name for a task described here."""
+    template: str | None = None
+    """Text with the slots {prompt}, {text}, {text_pair} and {mask}."""
+    label_words: tuple[str, ...] | None = None
+    """(K,) words of one token each, in label order."""
+    label_names: tuple[str, ...] | None = None
+    """(K,) what answers call the labels (none: the label words)."""
+    metrics: tuple[str, ...] | None = None
+    """Names of metrics, or `module:function`; the first one selects prompts."""
+
+
+class ColumnsConfig(Strict):
+    """Names of the columns of the user's data."""
+
+    text: str = "text"
+    text_pair: str | None = None
+    label: str = "label"
+
+
+class DataConfig(Strict):
+    """Where the rows come from."""
+
+    source: Literal["bundled", "files", "huggingface"] = "bundled"
+    k: int = Field(16, ge=1)
+    """Rows a class for train, and as many for dev."""
+    seed: int | None = Field(None, ge=0)
+    """Draws the k-shot split (none: the run's seed)."""
+    train: str | None = None
+    """Path of the file from which train and dev rows are drawn."""
+    test: str | None = None
+    """Path of the file of test rows."""
+    columns: ColumnsConfig | None = None
+    labels: tuple[str, ...] | None = None
+    """(K,) values of the label column, in label order (none: 0 to K - 1)."""
+    path: str | None = None
+    """The data set's name on the hub, or a folder in its format."""
+    subset: str | None = None
+    splits: tuple[str, str] | None = None
+    """Names of the hub's splits for train and test."""
+    note: str | None = None
+    """Which rows these are, for the tables."""
+    folds: int | None = Field(None, ge=2)
+    """Train and dev rows are pooled and cut anew: dev is the `fold`-th of so many parts, train the others."""
+    fold: int = Field(0, ge=0)
+
+
+class ModelConfig(Strict):
+    """The model, and the backend that runs it."""
+
+    backend: str = "local"
+    """One of ours by name, or `module:Class`."""
+    name: str = "minilm-mlm"
+    """A bundled model, a folder, a hub name, or what an endpoint calls it."""
+    options: dict[str, Any] = {}
+    """The backend's own options."""
+
+
+class MethodConfig(Strict):
+    """A method by name (bbt ls methods) or `module:Class`, and its own settings, which the method checks."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "black-box"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The method's own settings."""
+        return dict(self.model_extra or {})
+
+
+class PriceConfig(Strict):
+    """Money, in any currency. A search stops before the run, its test included, would have cost more than `ceiling`."""
+
+    up: float = Field(0.0, ge=0)
+    """For a million tokens sent."""
+    down: float = Field(0.0, ge=0)
+    """For a million tokens received."""
+    ceiling: float | None = Field(None, gt=0)
+
+    def of(self, tokens_up: float, tokens_down: float) -> float:
+        """What these tokens cost."""
+        return (tokens_up * self.up + tokens_down * self.down) / 1e6
+
+
+class EvaluationConfig(Strict):
+    """What is tested when the method has ended."""
+
+    rows: int | None = Field(None, ge=0)
+    """At most so many test rows, the same draw for every run (none: all; 0: nothing is tested)."""
+    references: bool = True
+    """Whether what the method started from (the manual and the untuned prompt) is tested too."""
+    also_test: dict[str, str | None] = {}
+    """Other built-in tasks with the same labels, and the files of their rows (none: the bundled ones)."""
+
+
+class PromptLength(Strict):
+    """The section `prompt` of a method that only asks how long a soft prompt is."""
+
+    n_prompt_tokens: int = Field(5, ge=1)
+    """T."""
+
+
+class InitialPromptConfig(PromptLength):
+    """The section `prompt` of a method that starts from a soft prompt p0."""
+
+    init: str = "vocabulary"
+    """Random `vocabulary` tokens, `random` normal vectors of the word embeddings' standard deviation, the given `text`,
+    the `label_words`, or the path of a saved prompt."""
+    text: str | None = None
+    """The text of `init: text`, repeated or cut to T tokens."""
+    n_screened: int = Field(10, ge=1)
+    """So many random draws are scored, a query each, and the one of lowest training loss is p0."""
+
+
+class HardPromptConfig(InitialPromptConfig):
+    """The section `prompt` of a search over p0 + A z whose prompts are rounded to words."""
+
+    intrinsic_dim: int = Field(50, ge=1)
+    """d."""
+    projection: Literal["uniform", "normal", "orthonormal"] = "normal"
+    """How A (D, d) is drawn: see `bbt.spaces.soft.random_projection`."""
+    scale: Literal["paper", "embeddings"] = "embeddings"
+    """A's entries by the paper (1 / sqrt(d)) or by the released code's rule from the word embeddings' spread."""
+    alpha: float = Field(1.0, gt=0)
+    """Factor of A's entries."""
+
+
+class PromptConfig(HardPromptConfig):
+    """The section `prompt` of a search over soft prompts p = p0 + A z."""
+
+    placement: Literal["embedding", "layernorm"] = "embedding"
+    """The prompt stands for word embeddings, or A z is added after the embedding LayerNorm (released code)."""
+
+
+class PopulationConfig(Strict):
+    """The section `optimizer` of a search whose optimizer is one of the method's own settings."""
+
+    population_size: int = Field(20, ge=2)
+    """n."""
+
+
+class OptimizerConfig(PopulationConfig):
+    """The section `optimizer`."""
+
+    name: str = "cma-separable"
+    """One of ours or of nevergrad's (bbt ls optimizers), or `module:Class`."""
+    sigma0: float = Field(1.0, gt=0)
+    """Standard deviation of the first population."""
+    bounds: tuple[float, float] | None = None
+    """Limits of each coordinate of z."""
+    step_size_rule: Literal["csa", "tpa"] = "csa"
+    """CMA-ES's rule for sigma."""
+    learning_rate: float = Field(0.1, gt=0)
+    """The zeroth-order estimate's step in units of sigma0."""
+
+    @field_validator("bounds")
+    @classmethod
+    def _around_zero(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+        """The search starts at z = 0."""
+        if bounds and not bounds[0] < 0 < bounds[1]:
+            raise ValueError("need low < 0 < high")
+        return bounds
+
+
+CalibrationKind: TypeAlias = Literal["none", "fitted", "batch", "content-free"]
+"""How class biases are found: `bbt.scoring.calibration.class_biases`."""
+
+LOSSES = ("cross_entropy", "hinge", "negative_metric")
+"""Names of the losses (`bbt.scoring.losses`)."""
+
+
+class ObjectiveConfig(Strict):
+    """The section `objective`."""
+
+    loss: str | None = None
+    """cross_entropy, hinge, negative_metric or `module:function` (none: the released code's choice for the task)."""
+    margin: float = Field(2.0, gt=0)
+    """The hinge's margin."""
+
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, loss: str | None) -> str | None:
+        """A misspelt loss is found before a model is loaded."""
+        if loss is not None and loss not in LOSSES and ":" not in loss:
+            raise ValueError(f"expected {', '.join(LOSSES)} or module:function")
+        return loss
+
+
+class BudgetConfig(Strict):
+    """The section `budget`, in queries: one candidate on the whole training set."""
+
+    queries: int = Field(2000, ge=1)
+    dev_every: int = Field(100, ge=1)
+    """Train queries between two dev checks."""
+    patience: int | None = Field(None, ge=1)
+    """A run ends for good after so many dev checks without a better candidate."""
+
+
+class CriterionConfig(Strict):
+    """The section `selection` of a method that keeps the best of the states that dev judges."""
+
+    by: Literal["metric", "loss"] = "loss"
+    """The task's first metric with ties broken by cross-entropy, or cross-entropy alone."""
+
+
+class SelectionConfig(CriterionConfig):
+    """The section `selection` of a search."""
+
+    n_best: int = Field(1, ge=0)
+    """So many candidates of lowest training loss since the last check are judged beside the distribution's mean."""
+    baselines: bool = True
+    """The untuned prompt is judged too, and the manual prompt stays unless the best of all clearly beats it."""
+    margin: float = Field(1.0, ge=0)
+    """Standard errors of the difference on dev by which it must be beaten."""

@@ -1,0 +1,76 @@
+"""Initial prompts p0: random vectors or vocabulary tokens, a given text, the label words, or a saved prompt."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bbt.backend import Backend
+from bbt.draws import stable_choice, stable_normal
+from bbt.errors import ConfigError, PromptError
+from bbt.prompts.soft import SoftPrompt
+from bbt.settings import InitialPromptConfig
+from bbt.tasks import Task
+from bbt.types import Prompts
+
+
+def initial_prompts(config: InitialPromptConfig, backend: Backend, task: Task, seed: int) -> Prompts:
+    """(m, T, H) initial prompts, m = `n_screened` where they are drawn at random, else 1.
+
+    Raises:
+        ConfigError: `init: text` without a text, or text without one token.
+        PromptError: a saved prompt of another shape.
+    """
+    n, n_tokens, info = config.n_screened, config.n_prompt_tokens, backend.info
+    if config.init == "vocabulary":
+        return backend.embed_ids(random_ids(backend, n * n_tokens, seed)).reshape(n, n_tokens, -1)
+    if config.init == "random":
+        numbers = stable_normal(seed, n * n_tokens * info.hidden_size) * info.embedding_std
+        return numbers.reshape(n, n_tokens, -1).astype(np.float32)
+    if config.init == "text":
+        if not config.text:
+            raise ConfigError("prompt.init: text needs prompt.text.")
+        return _repeated(backend.embed_text(config.text), n_tokens)
+    if config.init == "label_words":
+        return _repeated(backend.embed_text(" ".join(task.label_words)), n_tokens)
+    return saved_prompt(Path(config.init), backend, n_tokens)
+
+
+def n_screened(config: InitialPromptConfig) -> int:
+    """Train queries that screening `initial_prompts` costs: one a prompt, where there are several."""
+    drawn = config.n_screened if config.init in ("vocabulary", "random") else 1
+    return drawn if drawn > 1 else 0
+
+
+def random_ids(backend: Backend, n: int, seed: int) -> list[int]:
+    """n ordinary tokens, drawn with replacement."""
+    ids = backend.ordinary_ids()
+    return [ids[i] for i in stable_choice(seed, len(ids), n)]
+
+
+def _repeated(tokens: Prompts, n: int) -> Prompts:
+    """Cut or repeat (1, t, H) to n tokens."""
+    if not tokens.shape[1]:
+        raise ConfigError("the initial text has no tokens.")
+    return tokens[:, np.arange(n) % tokens.shape[1]]
+
+
+def saved_prompt(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
+    """(1, T, H) a prompt tuned on this model before, on whatever task.
+
+    Raises:
+        ConfigError: no such path; PromptError: another model's, another shape, or no word embeddings.
+    """
+    if not path.exists():
+        raise ConfigError(
+            f"prompt {str(path)!r} is neither vocabulary, random, text or label_words nor the path of a saved prompt."
+        )
+    prompt, expected = SoftPrompt.load(path), (n_prompt_tokens, backend.info.hidden_size)
+    prompt.check_model(backend.info.name, backend.info.fingerprint)
+    if prompt.anchor is not None:
+        raise PromptError(f"{path} was tuned with prompt.placement: layernorm; its vectors are no word embeddings.")
+    if prompt.embeddings.shape != expected:
+        raise PromptError(
+            f"{path} has shape {prompt.embeddings.shape}, the run needs (T, H) = {expected}. Set "
+            "prompt.n_prompt_tokens; a run that kept the manual prompt (T = 0) needs selection.baselines: false."
+        )
+    return prompt.batch
