@@ -68,7 +68,7 @@ def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> 
             return _in_folder(config, backend, folder, observer)
         except BbtError:
             if not folder.log.of("generation"):
-                folder.discard()
+                folder.discard(runs)
             raise
 
 

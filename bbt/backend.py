@@ -162,8 +162,8 @@ class DeepBackend(Backend, Protocol):
     def hidden_stds(self, prompts: DeepPrompts, encoded: Encoded) -> NDArray[np.float64]:
         """(1, L, T, H) -> (L,) standard deviations of the hidden states that enter each layer on these rows.
 
-        Layer 0: of all word embeddings. The values are clipped to mean +- 3 std five times before, as in BBTv2's
-        released code.
+        Layer 0: of all word embeddings, as they are. Above it the values are clipped to mean +- 3 std five times
+        before. Both as in BBTv2's released code.
         """
 
 
@@ -216,6 +216,15 @@ class RemoteBackend(Protocol):
     @property
     def traffic(self) -> Traffic:
         """Bytes of all scoring calls so far; what is sent once (rows, a prompt space) is not in it."""
+
+
+@runtime_checkable
+class DeviceBackend(Protocol):
+    """What a backend has besides whose model lies in memory of its own, beside the process's."""
+
+    def peak_memory_mb(self) -> float | None:
+        """The most MB of the device that this process has held at a time; None where the model is in the process's
+        own memory after all."""
 
 
 @runtime_checkable

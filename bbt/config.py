@@ -78,7 +78,8 @@ def read_run_config(folder: Path | str) -> Config:
     Raises:
         ConfigError: as `load_config`.
     """
-    tree = read_tree(Path(folder) / "config.yaml")
+    before = {"task": {"label_space": True}, "data": {"clean": False}}  # presets did not set these, as they do now
+    tree = merged(before, read_tree(Path(folder) / "config.yaml"))
     if tree.get("format") == FORMAT:
         return make_config(tree)
     method = dict(tree.get("method") or {})
@@ -96,13 +97,14 @@ def make_config(tree: Mapping[str, Any], shared: Mapping[str, Any] | None = None
     Raises:
         ConfigError: an unknown preset or key, or an impossible value; one line a fault.
     """
+    base = preset(str(tree.get("preset", "default")))
     own = {key: value for key, value in tree.items() if key not in SECTIONS}
     valid = sorted({*Config.model_fields, *SECTIONS} - {"sections", "defaults"})
     wrong = [key for key in own if key not in valid]
     if wrong:
         raise ConfigError("; ".join(f"config: {unknown('key', str(key), valid)}" for key in wrong))
-    below = merged(preset(str(tree.get("preset", "default"))), shared or {})
-    own = {**{key: value for key, value in below.items() if key not in SECTIONS}, **own}
+    own = merged({key: value for key, value in base.items() if key not in SECTIONS}, own)
+    below = merged({key: value for key, value in base.items() if key in SECTIONS}, shared or {})
     sections = {key: _section(key, tree[key]) for key in SECTIONS if key in tree}
     defaults = {key: _section(key, value) for key, value in below.items() if key in SECTIONS}
     return validated(Config, {**own, "sections": sections, "defaults": defaults})

@@ -29,6 +29,9 @@ class TaskConfig(Strict):
     label_names: tuple[str, ...] | None = None
     """(K,) what answers call the labels (none: the label words)."""
     metrics: tuple[str, ...] | None = None
+    label_space: bool = True
+    """Whether masked LMs take the label words with the space before them, as the template writes it; the released BBT
+    code takes RoBERTa's without."""
     """Names of metrics, or `module:function`; the first one selects prompts."""
 
 
@@ -74,6 +77,8 @@ class DataConfig(Strict):
     """Names of the hub's splits for train and test, or for train, dev and test."""
     note: str | None = None
     """Which rows these are, for the tables."""
+    clean: bool = False
+    """Clean the texts of the built-in tasks whose data need it, as the released BBT code does (`TaskSpec.clean`)."""
     folds: int | None = Field(None, ge=2)
     """Train and dev rows are pooled and cut anew: dev is the `fold`-th of so many parts, train the others."""
     fold: int = Field(0, ge=0)
@@ -147,8 +152,10 @@ class InitialPromptConfig(PromptLength):
     """The section `prompt` of a method that starts from a soft prompt p0."""
 
     init: str = "vocabulary"
-    """Random `vocabulary` tokens, `random` normal vectors of the word embeddings' standard deviation, the given `text`,
-    the `label_words`, or the path of a saved prompt."""
+    """Random `vocabulary` tokens, `random` normal vectors of the word embeddings' standard deviation, T tokens in the
+    order of their `ids`, the given `text`, the `label_words`, or the path of a saved prompt."""
+    first_id: int = Field(1000, ge=0)
+    """The first token of `init: ids`; 1000 in the released BBT code."""
     text: str | None = None
     """The text of `init: text`, repeated or cut to T tokens."""
     n_screened: int = Field(10, ge=1)

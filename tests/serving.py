@@ -29,6 +29,28 @@ from backends.wire import pack, unpack
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
+def raw_request(address: str, head: bytes, *body: bytes, patience: float = 30.0) -> int | None:
+    """The state that a server answers to exactly these bytes, sent one after the other; None: none within `patience`
+    seconds, after which the connection is closed."""
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=patience) as connection:
+        try:
+            for part in (head, *body):
+                connection.sendall(part)
+        except OSError:  # it has heard enough
+            pass
+        try:
+            return int(connection.recv(100).split()[1])
+        except (TimeoutError, ConnectionError, IndexError):
+            return None
+
+
+def chunked(n_bytes: int) -> list[bytes]:
+    """A body of that size, 64 KiB a chunk."""
+    chunk = b"10000\r\n" + b" " * 2**16 + b"\r\n"
+    return [chunk] * (n_bytes // 2**16) + [b"0\r\n\r\n"]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

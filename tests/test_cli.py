@@ -1,7 +1,11 @@
 import io
 import json
+import logging
+import os
+import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 import yaml
 
 from bbt.cli import main
+from bbt.cli.progress import progress_bar
 from bbt.runs.folder import RunFolder
 
 CONFIG = {
@@ -128,8 +133,8 @@ def test_run_prints_a_table_or_json_and_makes_a_folder(bbt, model, tmp_path):
     assert table.returncode == 0, table.stderr
     for word in ("manual", "untuned", "tuned", "train queries", "dev queries", "selected:", "runs/mine"):
         assert word in table.stdout
-    outcome = json.loads(bbt("run", path, "--set", "budget.queries=10", "--json").stdout)
-    assert outcome["cost"]["train_queries"] == 10
+    outcome = json.loads(bbt("run", path, "--set", "budget.queries=17", "--json").stdout)
+    assert outcome["cost"]["train_queries"] == 15  # 10 screened, one generation of 5
     assert outcome["run"] == "runs/mine-2"
     assert (tmp_path / "runs" / "mine-2" / "prompt.safetensors").is_file()
 
@@ -232,3 +237,68 @@ def test_show_draws_the_convergence_and_prints_the_table(bbt, finished, tmp_path
     table = bbt("show", finished)
     assert "tuned" in table.stdout
     assert (finished / "convergence.png").is_file()
+
+
+def test_the_table_of_a_run_is_printed_though_its_plot_cannot_be_drawn(bbt, finished, tmp_path):
+    said = bbt("show", finished, "--plot", tmp_path / "gone" / "plot.png")
+    assert said.returncode == 0
+    assert "tuned" in said.stdout
+    assert said.stderr.startswith("warning: no plot at")
+    assert said.stderr.count("\n") == 1
+    assert json.loads(bbt("show", finished, "--plot", tmp_path / "gone" / "plot.png", "--json").stdout)["plot"] is None
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_output_that_cannot_be_encoded_is_replaced(finished, tmp_path, encoding):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    events = folder / "events.jsonl"
+    events.write_text(events.read_text().replace('"prompt_text": null', '"prompt_text": "\\u4f60 \\ud83d"'))
+    said = subprocess.run(
+        [sys.executable, "-m", "bbt.cli", "show", folder, "--plot", tmp_path / "plot.png"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert said.returncode == 0, said.stderr
+    assert b"tuned" in said.stdout
+    assert b"Traceback" not in said.stderr
+
+
+def test_a_backend_for_windows_that_is_not_installed_stands_in_no_run_s_way(finished, tmp_path):
+    said = subprocess.run(
+        [sys.executable, "-m", "bbt.cli", "show", finished, "--plot", tmp_path / "plot.png"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MPLBACKEND": "module://nonesuch.backend_inline"},
+    )
+    assert (said.returncode, said.stderr) == (0, "")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    script = "from bbt.optimizers import Settings, make_optimizer; make_optimizer('cma', Settings(intrinsic_dim=3))"
+    environment = {**os.environ, "MPLBACKEND": "module://nonesuch.backend_inline"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+def test_a_warning_is_one_line(bbt, monkeypatch):
+    def warns():
+        warnings.warn("two\nlines", stacklevel=2)
+        logging.getLogger("bbt.room").warning("%d rows", 3)
+        return []
+
+    monkeypatch.setattr("bbt.cli.look._models", warns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        said = bbt("ls", "models", "--json")
+    assert said.stderr == "warning: two lines\nwarning: 3 rows\n"
+    assert not logging.getLogger("bbt").handlers
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_ctrl_c_names_the_run_folder_only_where_there_is_one(known, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left, progress_bar() as bar:  # noqa: PT012
+        if known:
+            bar.opened(tmp_path)
+        raise KeyboardInterrupt
+    assert left.value.code == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(
+        f"stopped; nothing is lost: bbt resume {tmp_path}" if known else "stopped before the run began"
+    )

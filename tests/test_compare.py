@@ -14,6 +14,7 @@ import yaml
 from bbt.cli.compare import compare
 from bbt.compare.finished import read
 from bbt.compare.plan import cells, load_plan
+from bbt.compare.work import Watcher, Work
 from bbt.errors import ConfigError
 from bbt.methods import resolved_tree
 from bbt.predictor import Predictor
@@ -259,3 +260,31 @@ def test_cross_validation_reads_no_test_row_and_names_its_choice(plan, tmp_path,
 def test_every_plan_that_is_shipped_can_be_laid_out(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert cells(load_plan(path))
+
+
+def test_what_a_backend_prints_goes_into_no_comparison_s_way(plan, tmp_path, monkeypatch):
+    (tmp_path / "chatty.py").write_text(CHATTY)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(tmp_path)]))
+    base = {**TREE["base"], "model": {"backend": "chatty:Chatty", "name": "toy"}}
+    cell = cells(load_plan(plan(base=base, tasks=FILMS, seeds=[0], budgets=[8])))[1]
+    assert Work(tmp_path / "runs", 1, Watcher()).do([cell]) == []
+    assert read(cell, tmp_path / "runs") is not None
+    broken = cells(load_plan(plan(base={**base, "optimizer": {"population_size": 20}}, tasks=FILMS, seeds=[0])))[1]
+    (failure,) = Work(tmp_path / "others", 1, Watcher()).do([broken])
+    assert failure.reason.startswith("budget.queries is 8"), "the error is the log's last line, whatever was printed"
+
+
+CHATTY = """
+import os
+from toy import ToyBackend
+
+class Chatty(ToyBackend):
+    def label_scores(self, prompts, encoded):
+        print("scoring", len(prompts))
+        os.write(1, b"from C \\xff\\n")
+        return super().label_scores(prompts, encoded)
+
+    def encode(self, *arguments, **named):
+        print("encoding")
+        return super().encode(*arguments, **named)
+"""

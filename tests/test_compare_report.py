@@ -5,13 +5,14 @@ import itertools
 import math
 import re
 from base64 import b64decode
+from collections import Counter
 from html.parser import HTMLParser
 from statistics import mean, stdev
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from scipy.stats import ttest_rel
+from scipy.stats import permutation_test, ttest_rel
 
 from bbt.compare.comparison import Comparison
 from bbt.compare.costs import as_csv, cost_tables, records
@@ -141,6 +142,37 @@ def test_the_sign_flip_test_is_exact_and_the_t_test_is_scipy_s(n):
     assert test.p >= test.least_p == 2 / 2**n
     assert test.p_t == pytest.approx(ttest_rel(a, b).pvalue)
     assert test.difference == pytest.approx((a - b).mean())
+
+
+@pytest.mark.parametrize("n", [14, 20])
+def test_the_sign_flip_test_stays_exact_where_scipy_samples(n):
+    differences = np.round(np.random.default_rng(n).normal(0.02, 0.05, n), 2)  # figures of 100 rows: many ties
+    test = paired(dict(enumerate(differences)), dict.fromkeys(range(n), 0.0))
+    cents, counts = np.round(100 * differences).astype(int), {0: 1}
+    for cent in cents.tolist():  # how many flips have each sum, in whole numbers
+        counts = _flipped(counts, cent)
+    far = sum(count for total, count in counts.items() if abs(total) >= abs(cents.sum()))
+    assert test.exact
+    assert test.p == far / 2**n
+    assert "Exact sign-flip test" in in_words("a", "b", test)
+
+
+def _flipped(counts, cent):
+    """Sums of sign flips and how many have each, with another difference."""
+    after = Counter()
+    for total, count in counts.items():
+        after[total + cent] += count
+        after[total - cent] += count
+    return after
+
+
+def test_beyond_twenty_seeds_the_sign_flip_test_says_that_it_samples():
+    differences = np.random.default_rng(1).normal(0.02, 0.05, 21)
+    test = paired(dict(enumerate(differences)), dict.fromkeys(range(21), 0.0))
+    exact = permutation_test((differences,), np.mean, permutation_type="samples", n_resamples=20_000, rng=1).pvalue
+    assert not test.exact
+    assert test.p == pytest.approx(exact, abs=0.01)
+    assert "Sampled (65,536 draws) sign-flip test" in in_words("a", "b", test)
 
 
 def test_only_shared_seeds_are_paired():

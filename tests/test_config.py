@@ -195,7 +195,7 @@ def test_an_unknown_preset_names_the_nearest():
 
 
 BOTH = {
-    "prompt": {"n_prompt_tokens": 50, "intrinsic_dim": 500, "init": "vocabulary"},
+    "prompt": {"n_prompt_tokens": 50, "intrinsic_dim": 500},
     "optimizer": {"name": "cma", "population_size": 20, "step_size_rule": "csa"},
     "budget": {"queries": 8000, "dev_every": 100},
     "objective": {"margin": 2.0},
@@ -203,12 +203,12 @@ BOTH = {
     "data": {"k": 16},
 }
 PAPER = {
-    "prompt": {"projection": "uniform", "scale": "paper", "placement": "embedding", "alpha": 1.0},
+    "prompt": {"projection": "uniform", "scale": "paper", "placement": "embedding", "init": "vocabulary", "alpha": 1.0},
     "optimizer": {"sigma0": 0.5, "bounds": (-5.0, 5.0)},
     "objective": {"loss": "cross_entropy"},
 }
 RELEASED_CODE = {
-    "prompt": {"projection": "normal", "scale": "embeddings", "placement": "layernorm", "alpha": 1.0},
+    "prompt": {"projection": "normal", "scale": "embeddings", "placement": "layernorm", "init": "ids", "alpha": 1.0},
     "optimizer": {"sigma0": 1.0, "bounds": None},
     "objective": {"loss": None},  # the task's own: see test_task
 }

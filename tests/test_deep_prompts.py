@@ -200,7 +200,7 @@ def test_hidden_stds_are_those_of_the_states_that_enter_each_layer(
     words = reference(name).model.get_input_embeddings().weight.detach().numpy()[: backend.info.vocab_size]
     states = [words, *(torch.cat(layer).detach().numpy() for layer in collected[1:])]
     found = backend.hidden_stds(prompts, backend.encode(BEFORE.rows(), SENTIMENT))
-    np.testing.assert_allclose(found, [clipped_std(values) for values in states], rtol=1e-4)
+    np.testing.assert_allclose(found, [words.std(ddof=1), *map(clipped_std, states[1:])], rtol=1e-4)
 
 
 def clipped_std(values):

@@ -1,5 +1,9 @@
 """The same model through `backends/local` and through `bbt serve`: the same numbers, and few of them on the wire."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from serving import serving
@@ -120,6 +124,74 @@ def test_rows_and_candidates_beyond_the_limits_go_in_several_requests(tiny_folde
     whole = local.encode(ROWS, WORDS)
     assert (encoded.n_examples, encoded.n_tokens) == (whole.n_examples, whole.n_tokens)
     np.testing.assert_allclose(scores, local.label_scores(its.prompts(z), whole), atol=1e-5)
+
+
+def test_requests_hold_as_many_sequences_as_the_server_takes(tiny_folder, tiny_backend, pair):
+    local, _ = pair
+    its, z = space(), latents()
+    whole = local.label_scores(its.prompts(z), local.encode(ROWS, WORDS))
+    for limits in ({"sequences": 9}, {"sequences": 4}, {"sequences": 3}, {"sequences": 1}):
+        with serving(tiny_backend("bert"), **limits) as url:
+            remote = HttpBackend(str(tiny_folder("bert")), url=url)
+            encoded = remote.encode(ROWS, WORDS)
+            np.testing.assert_allclose(remote.latent_scores(z, its, encoded), whole, atol=1e-5)
+            np.testing.assert_allclose(remote.label_scores(its.prompts(z), encoded), whole, atol=1e-5)
+
+
+def test_word_embeddings_are_asked_for_once_a_token(pair):
+    local, remote = pair
+    for ids in ([7, 9, 7, 7, 8], [], [5] * 5000):
+        np.testing.assert_array_equal(remote.embed_ids(ids), local.embed_ids(ids))
+
+
+def test_several_threads_score_rows_with_anchors_and_spaces_of_their_own(pair):
+    """Each against the local backend; more spaces than the server keeps, so that it forgets while others score."""
+    local, remote = pair
+    z = latents()
+    spaces = [PromptSpace.drawn(space().p0 * np.float32(i), Recipe(i, 12, "normal", 0.05)) for i in range(1, 7)]
+
+    def score(number):
+        its = spaces[number % 6]
+        anchor = its.p0 if number % 2 else None
+        rows = ROWS[: 1 + number % 4]
+        found = remote.latent_scores(z, its, remote.encode(rows, WORDS, anchor))
+        return found, local_scores(its, rows, anchor)
+
+    def local_scores(its, rows, anchor):
+        with one_at_a_time:
+            return local.label_scores(its.prompts(z), local.encode(rows, WORDS, anchor))
+
+    one_at_a_time = threading.Lock()
+    with ThreadPoolExecutor(4) as pool:
+        for found, expected in pool.map(score, range(48)):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_a_server_that_keeps_less_than_is_in_use_says_what_to_raise(tiny_folder, tiny_backend, monkeypatch):
+    with serving(tiny_backend("bert")) as url:
+        remote = HttpBackend(str(tiny_folder("bert")), url=url)
+        encoded = remote.encode(ROWS, WORDS)
+        known = encoded.parts[0].known
+        forgotten = replace(known, id="0" * 16)
+        monkeypatch.setattr(remote._client, "register_rows", lambda *_: forgotten)
+        encoded.parts[0].known = forgotten
+        with pytest.raises(EndpointError, match=r"forgets what is registered .*--limit kept="):
+            remote.label_scores(space().prompts(latents()), encoded)
+
+
+def test_a_server_that_forgets_a_space_and_then_draws_another_is_sent_prompts(pair, tiny_folder, monkeypatch):
+    local, _ = pair
+    its, z = space(), latents()
+    expected = local.label_scores(its.prompts(z), local.encode(ROWS, WORDS))
+    with serving(local, kept_spaces=1) as url:
+        remote, other = (HttpBackend(str(tiny_folder("bert")), url=url) for _ in range(2))
+        encoded = remote.encode(ROWS, WORDS)
+        np.testing.assert_array_equal(remote.latent_scores(z, its, encoded), expected)
+        other.latent_scores(z, space(d=12, scale=1.0), other.encode(ROWS, WORDS))  # in its place
+        monkeypatch.setattr("backends.serve.service._draw", lambda p0, recipe: PromptSpace(p0, its.matrix * 2))
+        with pytest.warns(UserWarning, match="Prompts are sent instead of z"):
+            np.testing.assert_array_equal(remote.latent_scores(z, its, encoded), expected)
+        np.testing.assert_array_equal(remote.latent_scores(z, its, encoded), expected)
 
 
 def test_a_server_that_draws_another_projection_is_sent_prompts(pair):

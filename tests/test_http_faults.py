@@ -97,6 +97,10 @@ def test_retry_after_is_waited_for(model, url):
     ("header", "seconds"),
     [
         ("7", 7),
+        ("2.5", 2.5),
+        ("\u00b2", 0),
+        ("-1", 0),
+        ("inf", 0),
         ("in an hour", 3600),
         ("an hour ago", 0),
         ("soon", 0),

@@ -72,7 +72,7 @@ def test_the_classes_take_turns():
     assert alternating(examples, 0) != alternating(examples, 1)
 
 
-def test_dev_picks_the_order_and_what_is_left_out_is_said(tiny_folder, tmp_path, capsys):
+def test_dev_picks_the_order_and_what_is_left_out_is_said(tiny_folder, tmp_path, caplog):
     config = {
         "data": {"k": 8},
         "method": {"name": "in-context", "n_orders": 4},
@@ -88,7 +88,7 @@ def test_dev_picks_the_order_and_what_is_left_out_is_said(tiny_folder, tmp_path,
     assert (outcome.result["cost"]["train_queries"], outcome.result["cost"]["dev_queries"]) == (0, 4)
     (said,) = log.of("demonstrations")
     assert said["given"] == 16 > said["left_out_per_dev_row"] > 0
-    assert "of 16 demonstrations fit" in capsys.readouterr().err
+    assert "of 16 demonstrations fit" in caplog.text
 
 
 def test_fewer_demonstrations_can_be_asked_for():

@@ -1,8 +1,11 @@
+import subprocess
+import sys
 import tracemalloc
 import warnings
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from bbt.errors import ConfigError
 from bbt.optimizers import OPTIMIZERS, Settings, make_optimizer
@@ -132,8 +135,55 @@ def test_zeroth_order_needs_pairs():
 
 
 def test_a_nevergrad_optimizer_that_takes_no_populations_says_so():
-    with pytest.raises(ConfigError, match="nevergrad's SPSA cannot search whole populations here: SPSA does not"):
+    with pytest.raises(
+        ConfigError, match=r"nevergrad's SPSA cannot search whole populations here \(.*SPSA does not .*Choose another"
+    ):
         make_optimizer("SPSA", Settings(intrinsic_dim=D))
+
+
+@pytest.mark.parametrize("name", ["CMA", "DiagonalCMA"])
+def test_nevergrads_cma_searches_in_many_dimensions_with_populations_that_are_not_its_own(name):
+    latents, *_ = search(name, 25, function=lambda z: (z**2).sum(axis=1), intrinsic_dim=300)
+    assert latents.shape == (25, POPULATION, 300)  # pycma's generations have 21 here
+    assert cma.evolution_strategy.TPA_dimension == 300, "pycma's default was left changed"
+
+
+@pytest.mark.parametrize(
+    ("fails", "when"),
+    [("ask", "asked for candidates"), ("tell", "told losses"), ("provide_recommendation", "for its recommendation")],
+)
+def test_what_fails_inside_nevergrad_names_the_optimizer_and_what_to_choose(monkeypatch, fails, when):
+    _, _, optimizer = search("TwoPointsDE", 1)
+
+    def broken(*_):
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr(optimizer._optimizer, fails, broken)
+    with pytest.raises(ConfigError, match=rf"{when} \(RuntimeError: two lines\).*cma"):  # noqa: PT012
+        optimizer.tell(optimizer.ask(), np.zeros(POPULATION))
+        optimizer.mean  # noqa: B018
+
+
+def test_a_process_ends_though_nevergrad_has_a_thread_that_waits_for_losses():
+    script = """
+import threading
+from bbt.optimizers import Settings, make_optimizer
+optimizer = make_optimizer("Carola3", Settings(intrinsic_dim=20, population_size=20, budget=2000))
+for _ in range(6):
+    latents = optimizer.ask()
+    optimizer.tell(latents, (latents**2).sum(axis=1))
+print([thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()])
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert said.stdout == "[True]\n", said.stderr
+
+
+def test_the_candidates_of_full_cma_do_not_depend_on_the_number_of_threads():
+    def last(n_threads):
+        with threadpool_limits(n_threads, user_api="blas"):
+            return search("cma", 20, function=lambda z: (z**2).sum(axis=1), intrinsic_dim=300)[0][-1]
+
+    np.testing.assert_array_equal(last(1), last(2))
 
 
 @pytest.mark.parametrize(

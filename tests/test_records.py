@@ -5,8 +5,9 @@ import sys
 import numpy as np
 import pytest
 import yaml
+from toy import ToyBackend
 
-from bbt.api import resume, run
+from bbt.api import resume, run, tune
 from bbt.config import make_config
 from bbt.errors import BbtError, ConfigError, RunError
 from bbt.files import write_atomically
@@ -227,3 +228,52 @@ def test_screened_initial_prompts_cost_queries_and_are_recalled(tmp_path):
 def test_a_backend_that_cannot_be_imported_is_named():
     with pytest.raises(ConfigError, match="backend 'toy:Nonesuch' cannot be imported"):
         run(toy_config(model={"backend": "toy:Nonesuch"}))
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "..", ".", "", "/tmp/x", "a/../../x", "a//b", "a/", "a\\b", "a\nb", "a\0b"]
+)
+def test_a_name_never_leads_out_of_the_runs_folder(tmp_path, name):
+    runs = tmp_path / "deep" / "runs"
+    with pytest.raises(ConfigError, match=r"is no name of a run folder in .*runs"):
+        RunFolder.create(runs, name, "seed: 0\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_of_several_parts_is_listed_and_leaves_nothing_behind_if_it_cannot_run(tmp_path):
+    outcome = run(make_config({**TOY, "name": "a/b"}), tmp_path)
+    assert outcome.folder == tmp_path / "a" / "b"
+    assert [name for name, _ in run_summaries(tmp_path)] == ["a/b"]
+    with pytest.raises(BbtError):
+        run(make_config({**TOY, "name": "c/d", "optimizer": {"name": "nonesuch"}}), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_every_file_of_a_run_has_the_mode_that_new_files_have(finished):
+    (finished / "new").touch()
+    names = ("config.yaml", "events.jsonl", "prompt.safetensors", "result.json", "new")
+    assert len({(finished / name).stat().st_mode for name in names}) == 1
+
+
+def test_half_a_surrogate_pair_is_written_as_a_question_mark(tmp_path):
+    write_atomically(tmp_path / "file", "so \ud83d good")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "so ? good"
+
+
+def test_a_budget_that_pays_for_no_generation_is_refused_before_a_query(tmp_path):
+    with pytest.raises(ConfigError, match=r"budget.queries is 20, but screening 16 initial prompts .* need 21 queries"):
+        run(toy_config(prompt={"n_screened": 16}), tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert run(toy_config(prompt={"n_screened": 13}), tmp_path).result["cost"]["train_queries"] == 18
+
+
+def test_peak_memory_is_the_device_s_where_the_backend_tells_it(tmp_path):
+    class OnDevice(ToyBackend):
+        def peak_memory_mb(self):
+            return 12.5
+
+    result = tune(toy_config(), OnDevice()).result
+    assert (result["peak_memory_mb"], result["peak_memory_of"]) == (12.5, "cpu")
+    result = tune(toy_config(), ToyBackend()).result
+    assert result["peak_memory_mb"] > 50
+    assert result["peak_memory_of"] == "process"

@@ -1,5 +1,6 @@
 """`bbt serve` as its clients and its operator meet it: who is let in, what is refused, what nobody may see."""
 
+import asyncio
 import concurrent.futures
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import requests
-from serving import ServerProcess, serving
+from serving import ServerProcess, chunked, raw_request, serving
 from toy import ToyBackend
 
 from backends.http import HttpBackend
@@ -413,6 +414,192 @@ def test_who_goes_away_is_not_computed_for():
         first.result()
         assert caller.scores(rows, prompts(5)).ok
     assert backend.populations == [1, 5]
+
+
+class Stepping(ToyBackend):
+    """Waits for a sign before every part; keeps the sizes of the parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.go, self.parts = threading.Semaphore(0), []
+
+    def label_scores(self, prompts, encoded):
+        self.parts.append(len(prompts))
+        assert self.go.acquire(timeout=30)
+        return super().label_scores(prompts, encoded)
+
+
+@pytest.fixture
+def short_parts(monkeypatch):
+    """Two candidates a part on `ROWS`, which have twelve tokens."""
+    monkeypatch.setattr("backends.serve.device.PART_TOKENS", 24)
+
+
+def test_a_population_is_computed_in_parts_and_answered_whole(short_parts):
+    backend, plain = Stepping(), ToyBackend()
+    backend.go.release(10)
+    with serving(backend) as address:
+        caller = Caller(address)
+        scores = unpack(caller.scores(caller.rows(), prompts(5)).content, 3, 2)
+    assert backend.parts == [2, 2, 1]
+    np.testing.assert_array_equal(scores, plain.label_scores(prompts(5), plain.encode(ROWS, ("no", "yes"))))
+
+
+def test_who_goes_away_ends_what_is_under_way(short_parts):
+    backend = Stepping()
+    with serving(backend) as address:
+        caller = Caller(address)
+        rows = caller.rows()
+        with pytest.raises(requests.ReadTimeout):
+            caller.post(f"/v1/scores?rows={rows}", data=pack(prompts(100)), headers=ARRAY, timeout=0.3)
+        time.sleep(0.3)
+        backend.go.release(10)
+        assert caller.scores(rows, prompts(1)).ok
+    assert backend.parts == [2, 1]
+
+
+def test_who_stays_is_answered_though_one_that_he_is_joined_with_goes_away(short_parts):
+    backend, plain = Stepping(), ToyBackend()
+    with serving(backend) as address, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        caller, other = Caller(address), Caller(address)
+        rows, more = caller.rows(), "&join=true"
+        first = pool.submit(Caller(address).scores, rows, prompts(1))
+        while not backend.parts:
+            time.sleep(0.01)
+        with concurrent.futures.ThreadPoolExecutor(1) as second:
+            stays = second.submit(other.scores, rows, prompts(3), more)
+            while "bbt_waiting_requests 1.0" not in caller.get("/metrics").text:
+                time.sleep(0.01)
+            threading.Timer(0.3, backend.go.release).start()  # the first one's
+            with pytest.raises(requests.ReadTimeout):
+                caller.post(f"/v1/scores?rows={rows}{more}", data=pack(prompts(9)), headers=ARRAY, timeout=1.0)
+            time.sleep(0.3)
+            backend.go.release(10)
+            scores = unpack(stays.result().content, 3, 2)
+        assert first.result().ok
+    np.testing.assert_array_equal(scores, plain.label_scores(prompts(3), plain.encode(ROWS, ("no", "yes"))))
+    assert backend.parts == [1, 2, 1]  # of his three, and of the nine none
+
+
+def test_who_goes_away_makes_room_in_the_line():
+    backend = SlowBackend()
+    with serving(backend, queue=2) as address:
+        caller = Caller(address)
+        rows = caller.rows()
+        first, second = in_line(address, backend, 2)
+        for _ in range(4):
+            with pytest.raises(requests.ReadTimeout):
+                caller.post(f"/v1/scores?rows={rows}", data=pack(prompts(7)), headers=ARRAY, timeout=0.3)
+            time.sleep(0.2)
+        backend.go.set()
+        assert first.result().ok
+        assert second.result().ok
+    assert backend.populations == [1, 2]
+
+
+def test_prompts_are_made_for_one_part_at_a_time(short_parts, monkeypatch):
+    """1,024 latents of a few numbers each would else become gigabytes of prompts at once."""
+    from bbt.spaces.soft import PromptSpace
+
+    made, whole = [], PromptSpace.prompts
+    monkeypatch.setattr(PromptSpace, "prompts", lambda space, z: made.append(len(z)) or whole(space, z))
+    with serving(ToyBackend()) as address:
+        caller = Caller(address)
+        its = space(caller)[1].json()["id"]
+        assert caller.scores(caller.rows(), np.zeros((5, 3)), f"&space={its}").ok
+    assert made == [2, 2, 1]
+
+
+# What it never begins
+
+
+@pytest.mark.parametrize("lengths", [b"Content-Length: 2\r\n", b"Content-Length: 99999999999\r\n", b""])
+def test_chunks_do_not_pass_the_limit_whatever_length_stands_beside_them(lengths):
+    with serving(ToyBackend(), body_bytes=1024) as address:
+        before = received(address)
+        head = b"POST /v1/rows HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n" + lengths + b"\r\n"
+        assert raw_request(address, head, *chunked(50 * 10**6)) in (400, 411, 413)
+        assert received(address) - before < 2000
+        assert Caller(address).get("/v1/model").ok
+
+
+def received(address):
+    page = Caller(address).get("/metrics").text
+    return float(next(line for line in page.splitlines() if line.startswith("bbt_body_bytes_up_total")).split()[1])
+
+
+@pytest.mark.parametrize("length", [b"-1", b"+5", b"0x10", b"\xb2", b"1, 2", b"9" * 50])
+def test_a_length_that_is_no_number_is_refused(url, length):
+    head = b"POST /v1/rows HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + length + b"\r\n\r\n"
+    assert raw_request(url, head) == 400
+
+
+def test_more_than_the_length_that_was_named_is_not_read():
+    """Of a server in front that does not count: what goes through the gate is counted there."""
+    from starlette.exceptions import HTTPException
+
+    from backends.serve.gate import Gate
+    from backends.serve.metrics import Metrics
+
+    read = []
+
+    async def app(scope, receive, send):
+        while (message := await receive())["type"] == "http.request":
+            read.append(len(message["body"]))
+
+    sent = iter([b"x" * 400] * 5)
+
+    async def receive():
+        return {"type": "http.request", "body": next(sent), "more_body": True}
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/rows", "headers": [(b"content-length", b"1000")]}
+    with pytest.raises(HTTPException) as fault:
+        asyncio.run(Gate(app, Keys(), Metrics(), 1024)(scope, receive, None))
+    assert (fault.value.status_code, read) == (413, [400, 400])
+
+
+class Telling(ToyBackend):
+    """Keeps how many tokens it was asked to embed; a text has a token a word."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedded = []
+
+    def embed_ids(self, token_ids):
+        self.embedded.append(len(token_ids))
+        return super().embed_ids(token_ids)
+
+    def prompt_ids(self, text):
+        return [len(word) for word in text.split()]
+
+    def prompt_text(self, token_ids):
+        raise NotImplementedError
+
+    def hard_scores(self, token_ids, encoded):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    "words", [{"ids": [1] * 3_000_000}, {"ids": list(range(50)) * 2}, {"text": "a " * 20_000}, {"text": "x " * 11}]
+)
+@pytest.mark.parametrize("most", [10, 10**6])
+def test_no_more_tokens_are_embedded_than_one_may_be_told(words, most):
+    backend = Telling()
+    with serving(backend, embedded_tokens=most) as address:
+        answer = Caller(address).post("/v1/embeddings", json=words)
+    if words == {"text": "x " * 11} and most > 10:
+        assert (answer.status_code, backend.embedded) == (200, [11])
+    else:
+        assert (answer.status_code, answer.json()["error"], backend.embedded) == (403, "ForbiddenError", [])
+
+
+def test_rows_times_candidates_are_bounded(caller):
+    many = {**BODY, "rows": BODY["rows"] * 300}
+    rows = caller.post("/v1/rows", json=many).json()["id"]
+    answer = caller.scores(rows, np.zeros((1000, 2, 4)))
+    assert answer.status_code == 422
+    assert "1000 candidates on 900 rows: at most 16384 sequences" in answer.json()["detail"]
+    assert caller.scores(rows, np.zeros((18, 2, 4))).ok
 
 
 def test_a_fault_of_the_model_is_500_and_the_next_request_is_answered():

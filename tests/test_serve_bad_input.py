@@ -13,7 +13,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving import serving
+from serving import chunked, raw_request, serving
 
 from backends.wire import pack
 
@@ -144,6 +144,56 @@ def test_json(url, session, known, route, changes):
     assert_no_fault_of_the_server(
         session.post(f"{url}/v1/{route}", data=_json({**good, **changes}), headers={"Content-Type": "application/json"})
     )
+
+
+@settings(max_examples=max(10, N // 30), **SETTINGS)
+@given(
+    route=st.sampled_from(("embeddings", "rows", "prompts?n_prompt_tokens=2", "scores?rows=" + "0" * 16)),
+    lengths=st.lists(
+        st.one_of(st.integers(-2, 10**12).map(str), st.sampled_from(["", "x", "1e3", "\u00b2"])), max_size=2
+    ),
+    n_bytes=st.integers(0, 3 * 2**20),
+)
+def test_chunks_beside_any_length(url, session, route, lengths, n_bytes):
+    """The two that name a body's end, together, as smugglers send them."""
+    head = f"POST /v1/{route} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    head += "".join(f"Content-Length: {length}\r\n" for length in lengths)
+    state = raw_request(url, head.encode("latin-1") + b"\r\n", *chunked(n_bytes))
+    assert state is None or 400 <= state < 500  # None: it hung up on us
+    assert session.get(url + "/healthz").ok
+
+
+@settings(max_examples=max(10, N // 30), **SETTINGS)
+@given(
+    words=st.one_of(
+        st.builds(lambda i, n: {"ids": [i] * n}, st.integers(0, 40), st.integers(2000, 3 * 10**5)),
+        st.builds(lambda n: {"text": "a film " * n}, st.integers(2000, 10**4)),
+    )
+)
+def test_word_embeddings_of_more_tokens_than_there_are(url, session, words):
+    answer = session.post(f"{url}/v1/embeddings", json=words)
+    assert answer.status_code in (403, 422), len(answer.content)
+
+
+@pytest.fixture(scope="module")
+def many(session, url):
+    """As many rows as a registration may have."""
+    return session.post(url + "/v1/rows", json={"rows": BODY["rows"] * 1024, "label_words": ["bad"]}).json()["id"]
+
+
+@settings(max_examples=max(5, N // 60), **SETTINGS)
+@given(n=st.integers(17, 1100), p0=st.floats(-1, 1, width=32))
+def test_more_sequences_than_one_request_may_have(url, session, many, n, p0):
+    answer = session.post(url + f"/v1/scores?rows={many}", data=pack(np.full((n, 2, 32), p0, np.float32)))
+    assert answer.status_code == 422, answer.status_code
+
+
+@settings(max_examples=max(5, N // 60), **SETTINGS)
+@given(n=st.integers(8, 16), patience=st.floats(0.001, 0.1))
+def test_who_asks_for_much_and_hangs_up(url, many, n, patience):
+    body = pack(np.zeros((n, 2, 32), np.float32))
+    head = f"POST /v1/scores?rows={many} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    raw_request(url, head.encode(), body, patience=patience)
 
 
 def _json(value):

@@ -189,3 +189,13 @@ def test_words_of_something_else_are_refused(name, message, tiny_folder, tmp_pat
     folder = tiny_folder(name) if name == "bert" else tmp_path
     with pytest.raises(BackendError, match=message):
         read_words(str(folder))
+
+
+def test_a_log_probability_of_null_is_the_least_there_is(serve, client, random_prompts):
+    """JSON has no minus infinity."""
+    peer = serve()
+    remote = client(peer)
+    peer.nulls = 1
+    scores = remote.label_scores(random_prompts(1, 5), encoded(remote))
+    assert (np.sort(scores, axis=-1)[..., 0] == -9999).all()
+    assert (np.sort(scores, axis=-1)[..., 1] > -100).all()

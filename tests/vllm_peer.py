@@ -21,8 +21,11 @@ class Peer:
     """What is served, and how.
 
     `embeds` is --enable-prompt-embeds, `chosen` whether logprob_token_ids is known, `tells` whether log-probabilities
-    are told at all; `other_words` serves other word embeddings, `wrong_ids` another tokenizer. `log` holds every
-    request's body.
+    are told at all; `other_words` serves other word embeddings, `wrong_ids` another tokenizer. `pieces` tells tokens as
+    the vocabulary holds them, `nulls` are so many impossible tokens at the end of every list, `hidden` are tokens that
+    are left out of it. `chat_lists` answers completions with lists in the form of chat, and chat with `content`
+    instead of its message's. `states` are answered in their turn, one a request, before anything else; None: as usual.
+    `log` holds every request's body.
     """
 
     model: object
@@ -36,6 +39,12 @@ class Peer:
     other_words: bool = False
     wrong_ids: bool = False
     poisoned: bool = False
+    pieces: bool = False
+    nulls: int = 0
+    hidden: tuple = ()
+    chat_lists: bool = False
+    content: object = "as it is"
+    states: object = iter(())
     log: list = field(default_factory=list)
     url: str = ""
 
@@ -67,9 +76,12 @@ class Peer:
         status, answer = self.completions({**body, "prompt": text, "logprobs": body.get("top_logprobs", 0)})
         for choice in answer.get("choices", []):
             choice["message"] = {"role": "assistant", "content": choice.pop("text")}
+            if self.content is None:
+                del choice["message"]["content"]
+            elif self.content != "as it is":
+                choice["message"]["content"] = self.content
             if choice["logprobs"]:
-                top = choice["logprobs"]["top_logprobs"][0].items()
-                choice["logprobs"] = {"content": [{"top_logprobs": [{"token": t, "logprob": v} for t, v in top]}]}
+                choice["logprobs"] = as_in_chat(choice["logprobs"])
         return status, answer
 
     def _embeddings(self, prompt, embedded):
@@ -95,12 +107,18 @@ class Peer:
         sampled = allowed[int(log_probs[allowed].argmax())] if allowed else int(log_probs.argmax())
         listed = [sampled, *log_probs.topk(min(body.get("logprobs") or 0, len(log_probs))).indices.tolist()]
         listed += (body.get("logprob_token_ids") or []) if self.chosen else []
-        name = (lambda i: f"token_id:{i}") if body.get("return_tokens_as_token_ids") else self.tokenizer.decode
+        name = self.tokenizer.convert_ids_to_tokens if self.pieces else self.tokenizer.decode
+        if body.get("return_tokens_as_token_ids"):
+            name = lambda i: f"token_id:{i}"  # noqa: E731
+        values = {name(i): log_probs[i].item() for i in listed}
+        values = {token: value for token, value in values.items() if token.strip(" \u0120") not in self.hidden}
+        least = sorted(values, key=values.get)[: self.nulls]
         told = {
             "tokens": [name(sampled)],
             "token_logprobs": [log_probs[sampled].item()],
-            "top_logprobs": [{name(i): log_probs[i].item() for i in listed}],
+            "top_logprobs": [{token: None if token in least else value for token, value in values.items()}],
         }
+        told = as_in_chat(told) if self.chat_lists else told
         return {"text": self._continued(embeddings, body["max_tokens"]), "logprobs": told if self.tells else None}
 
     def _continued(self, embeddings, n_tokens):
@@ -110,6 +128,14 @@ class Peer:
             ids.append(int(self.model(inputs_embeds=embeddings[None]).logits[0, -1].argmax()))
             embeddings = torch.cat([embeddings, self.model.get_input_embeddings()(torch.tensor(ids[-1:]))])
         return self.tokenizer.decode(ids)
+
+
+def as_in_chat(told):
+    """Log-probabilities in the form of `/v1/chat/completions`."""
+    if "content" in told:
+        return told
+    top = told["top_logprobs"][0].items()
+    return {"content": [{"top_logprobs": [{"token": token, "logprob": value} for token, value in top]}]}
 
 
 def refusal(status, message):
@@ -133,6 +159,9 @@ class Handler(BaseHTTPRequestHandler):
         if "Content-Encoding" in self.headers:
             return self._answer(*refusal(400, "There was an error parsing the body"))
         body = json.loads(raw)
+        status = next(self.peer.states, None)
+        if status is not None:
+            return self._answer(*refusal(status, "not now"))
         self.peer.log.append(body)
         answer = self.peer.chat if self.path == "/v1/chat/completions" else self.peer.completions
         return self._answer(*answer(body))

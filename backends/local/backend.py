@@ -62,6 +62,11 @@ class LocalBackend:
         """Tokens of one micro-batch, at most."""
         return self._evaluator.token_budget
 
+    def peak_memory_mb(self) -> float | None:
+        """The most MB of the GPU that this process has held at a time; None on a CPU."""
+        on_gpu = self._device.type == "cuda"
+        return torch.cuda.max_memory_allocated(self._device) / 1e6 if on_gpu else None
+
     @cached_property
     def info(self) -> ModelInfo:
         """Facts about the model."""
@@ -120,7 +125,7 @@ class LocalBackend:
         """(1, L, T, H) -> (L,); see `DeepBackend.hidden_stds`."""
         self._check_deep(prompts, encoded)
         states = self._evaluator.hidden_states(prompts, encoded)
-        return np.array([clipped_std(self._words), *map(clipped_std, states)])
+        return np.array([self.info.embedding_std, *map(clipped_std, states)])
 
     def _settle_precision(self, n_candidates: int) -> None:
         """Before the first population is ranked: `auto` goes back to fp32 where half precision ranks otherwise."""

@@ -73,15 +73,15 @@ class Adapter(WeightTraining):
             case "sequential":
                 for host in (*attention, *last):
                     self._after(host, model)
+            case "parallel" | "scaled-parallel":
+                for start, host in zip(first, last, strict=True):
+                    self._beside(start, host, model)
+            case "parallel-attention":
+                for start, host in zip(query, attention, strict=True):
+                    self._beside(start, host, model)
             case "multi-head-parallel":
                 for start, host in zip(query, attention, strict=True):
                     self._in_heads(start, host, model)
-            case _:
-                at_attention = self.variant == "parallel-attention"
-                for start, host in (
-                    zip(query, attention, strict=True) if at_attention else zip(first, last, strict=True)
-                ):
-                    self._beside(start, host, model)
 
     def _after(self, host: nn.Module, model: Any) -> None:
         adapter = self._bottleneck(host, model)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import typer
 
 from bbt.cli import bench, compare, look, run, serve, use
+from bbt.cli.common import complain, replace_what_cannot_be_encoded, shown_warnings
 from bbt.errors import BbtError
 
 app = typer.Typer(
@@ -35,14 +36,16 @@ for name, command in COMMANDS.items():
 
 def main() -> None:
     """Entry point: errors meant for people become one line and exit code 2."""
+    replace_what_cannot_be_encoded()
     try:
-        sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
+        with shown_warnings():
+            sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))
     except (BbtError, OSError, typer.BadParameter.__base__) as error:  # type: ignore[misc]
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        print(f"bbt: {' '.join(message.split())}", file=sys.stderr)
+        complain(f"bbt: {message}")
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bbt.cli.options import AsJson
-from bbt.cli.printing import print_table
+from bbt.cli.common import AsJson, print_table
 
 
 def bench(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bbt.cli.common import complain
+
 if TYPE_CHECKING:
     from bbt.compare.plan import Cell
     from bbt.compare.work import Failure
@@ -47,7 +49,7 @@ def compare(
     done, wanted = len(report.comparison.finished), len(report.comparison.cells)
     print(f"{done} of {wanted} runs finished; report: {', '.join(map(str, files))}")
     for failure in failures:
-        print(f"failed: {failure.cell}: {failure.reason}", file=sys.stderr)
+        complain(f"failed: {failure.cell}: {failure.reason}")
     if failures:
         sys.exit(1)
 
@@ -61,5 +63,5 @@ def _work(todo: "list[Cell]", folder: Path, n_workers: int) -> "list[Failure]":
         with Bars(len(todo)) as bars:
             return Work(folder, n_workers, bars).do(todo)
     except KeyboardInterrupt:
-        print("stopped; nothing is lost: the same command goes on.", file=sys.stderr)
+        complain("stopped; nothing is lost: the same command goes on.")
         sys.exit(130)

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from bbt.cli.options import AsJson, Runs
-from bbt.cli.printing import print_result, print_table
+from bbt.cli.common import AsJson, Runs, complain, print_result, print_table
 
 
 def list_(
@@ -45,13 +44,19 @@ def show(
 
     folder = RunFolder(run, hold=False)
     target = plot or run / "convergence.png"
-    plot_convergence(folder.log, target, run.name)
     result = read_result(folder)
-    if as_json:
-        print(json.dumps({**result, "plot": str(target)}))
-    else:
+    if not as_json:
         print_result(result)
-        print(f"plot: {target}")
+    drawn = None
+    try:
+        plot_convergence(folder.log, target, run.name)
+        drawn = str(target)
+    except Exception as error:  # whatever matplotlib or the disk says: the table counts
+        complain(f"warning: no plot at {target}: {type(error).__name__}: {error}")
+    if as_json:
+        print(json.dumps({**result, "plot": drawn}))
+    elif drawn:
+        print(f"plot: {drawn}")
 
 
 def _tasks() -> list[tuple[str, str]]:

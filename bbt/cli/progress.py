@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from bbt.cli.common import complain
 from bbt.runs.observer import Observer, Progress
 
 
@@ -52,7 +53,10 @@ def progress_bar() -> Iterator[Bar]:
         yield observer
     except KeyboardInterrupt:
         observer.bar.close()
-        print(f"stopped; nothing is lost: bbt resume {observer.folder or 'RUN'} goes on.", file=sys.stderr)
+        if observer.folder and observer.folder.is_dir():
+            complain(f"stopped; nothing is lost: bbt resume {observer.folder} goes on.")
+        else:
+            complain("stopped before the run began: there is nothing to resume.")
         sys.exit(130)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bbt.cli.options import AsJson, Runs
-from bbt.cli.printing import print_estimate, print_result
+from bbt.cli.common import AsJson, Runs, print_estimate, print_result
 from bbt.cli.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from bbt.cli.options import Option, backend_options
+from bbt.cli.common import Option, backend_options
 from bbt.errors import ConfigError
 
 

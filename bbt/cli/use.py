@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bbt.cli.options import AsJson, Option, backend_options
-from bbt.cli.printing import print_table
+from bbt.cli.common import AsJson, Option, backend_options, print_table
 from bbt.errors import BbtError, ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -39,7 +39,8 @@ def cost_tables(comparison: Comparison) -> list[Table]:
 
 COST_NOTES = (
     "A train query is one candidate (or one pass of a training) over the whole k-shot training set; dev queries are "
-    "counted apart; test rows are in none of it. Bytes are prompts sent and label scores returned, as float32.",
+    "counted apart; test rows are in none of it. Bytes are prompts sent and label scores returned, as float32. "
+    "Peak memory is the GPU's where the model is on one, else the process's.",
 )
 
 

@@ -1,7 +1,9 @@
 """A comparison as one HTML page that needs nothing else: tables, pictures, the plan, what failed."""
 
+import logging
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from html import escape
 
 from bbt.compare.comparison import Comparison
@@ -10,6 +12,7 @@ from bbt.compare.table import Table
 from bbt.compare.work import Failure
 from bbt.runs.environment import environment
 
+LOG = logging.getLogger(__name__)
 STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
@@ -41,11 +44,17 @@ def _plots(comparison: Comparison) -> Iterator[tuple[str, str]]:
     """Name and SVG of each picture that there is something for."""
     for task in comparison.plan.tasks:
         if any(one.cell.task == task and one.scores for one in comparison.finished):
+            plots: dict[str, Callable[[], str]] = {}
             if comparison.plan.k:
-                yield f"{task} against k", shots_plot(comparison, task)
+                plots[f"{task} against k"] = partial(shots_plot, comparison, task)
             for cost in COSTS:
-                yield f"{task} against {cost}", cost_plot(comparison, task, cost)
-            yield f"{task}: spread over seeds", spread_plot(comparison, task)
+                plots[f"{task} against {cost}"] = partial(cost_plot, comparison, task, cost)
+            plots[f"{task}: spread over seeds"] = partial(spread_plot, comparison, task)
+            for name, plot in plots.items():
+                try:
+                    yield name, plot()
+                except Exception as error:  # whatever matplotlib says: the tables count
+                    LOG.warning("no picture of %s: %s: %s", name, type(error).__name__, error)
 
 
 def _inline(svg: str) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bbt.compare.comparison import Comparison
 from bbt.compare.finished import Finished, Point
+from bbt.drawing import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,9 +122,7 @@ def _metric(comparison: Comparison, task: str) -> str:
 
 
 def _axes(height: float = 4.5) -> "tuple[Figure, Axes]":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, height), layout="constrained")
+    figure = new_figure(9.0, height)
     return figure, figure.add_subplot()
 
 

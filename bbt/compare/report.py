@@ -1,6 +1,6 @@
 """A comparison written down: Markdown, CSV, LaTeX and an HTML page, beside its runs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,13 +52,13 @@ class Report:
         """All formats, named for the plan; returns the files."""
         name = plan_file.stem + (f"-{self.folds}-fold" if self.folds else "")
         title, text = self.plan.title or plan_file.stem, plan_file.read_text(encoding="utf-8")
-        texts = {
-            "md": self.markdown,
-            "csv": as_csv(records(self.comparison)),
-            "tex": "\n".join(table.latex() for table in self.tables),
-            "html": page(title, self.comparison, self.tables, self.failures, text),
+        texts: dict[str, Callable[[], str]] = {
+            "md": lambda: self.markdown,
+            "csv": lambda: as_csv(records(self.comparison)),
+            "tex": lambda: "\n".join(table.latex() for table in self.tables),
+            "html": lambda: page(title, self.comparison, self.tables, self.failures, text),
         }
         self.runs.mkdir(parents=True, exist_ok=True)
         for suffix, content in texts.items():
-            write_atomically(self.runs / f"{name}.{suffix}", content)
+            write_atomically(self.runs / f"{name}.{suffix}", content())
         return [self.runs / f"{name}.{suffix}" for suffix in texts]

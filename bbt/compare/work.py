@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -105,8 +106,12 @@ class Work:
             self._children.add(child)
             assert child.stdin is not None
             assert child.stdout is not None
-            child.stdin.write(json.dumps({**job, "budget": cell.budget}) + "\n")
-            child.stdin.flush()
+            try:
+                child.stdin.write(json.dumps({**job, "budget": cell.budget}) + "\n")
+                child.stdin.flush()
+            except BrokenPipeError:  # it has ended already, and its exit code and log say why
+                with suppress(BrokenPipeError):
+                    child.stdin.close()
             for line in child.stdout:
                 self.watcher.moved(cell, **json.loads(line))
             code = child.wait()
@@ -120,6 +125,6 @@ def _reason(code: int, log: Path) -> str:
         name = signal.Signals(-code).name
         memory = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
         return f"ended by {name}{memory}"
-    lines = log.read_text(encoding="utf-8").splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     more = "" if code == 2 else f" (all of it: {log})"
     return (lines[-1] if lines else f"exit code {code}") + more

@@ -1,7 +1,8 @@
 """One run in a process of its own: `python -m bbt.compare.worker`, told what to do by a JSON line on standard input.
 
 The peak memory is then the run's own, and a crash takes no other run with it. Standard input stays open as long as the
-parent lives: when it ends, the run stops too, and can be resumed. Progress goes to standard output, a JSON line each.
+parent lives: when it ends, the run stops too, and can be resumed. Progress goes to what was standard output when the
+process began, a JSON line each; what the run itself prints, from Python or from C, goes to standard error, the log.
 """
 
 import json
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TextIO
 
 from bbt import api
 from bbt.config import make_config
@@ -20,8 +22,8 @@ from bbt.runs.observer import Observer, Progress
 class Lines(Observer):
     """Tells the parent how far the run is, twice a second at most."""
 
-    def __init__(self) -> None:
-        self.total, self.told = 0, 0.0
+    def __init__(self, channel: TextIO) -> None:
+        self.channel, self.total, self.told = channel, 0, 0.0
 
     def started(self, total: int, unit: str) -> None:
         """Keep the length."""
@@ -31,7 +33,14 @@ class Lines(Observer):
         """Tell the share that is done."""
         if time.monotonic() - self.told > 0.5:
             self.told = time.monotonic()
-            print(json.dumps({"done": progress.done, "total": self.total}), flush=True)
+            print(json.dumps({"done": progress.done, "total": self.total}), file=self.channel, flush=True)
+
+
+def own_channel() -> TextIO:
+    """Standard output as it is now; from here on that is standard error."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return channel
 
 
 def end_with_parent() -> None:
@@ -44,7 +53,7 @@ def main() -> None:
     """Run, resume or extend one run; an error for people is one line, exit code 2."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
-    folder, observer = Path(job["folder"]), Lines()
+    folder, observer = Path(job["folder"]), Lines(own_channel())
     try:
         if (folder / "config.yaml").is_file():
             api.resume(folder, job["budget"], observer)
@@ -52,6 +61,7 @@ def main() -> None:
             _clear(folder)
             api.run(make_config(job["config"]), folder.parent, observer)
     except BbtError as error:
+        sys.stdout.flush()  # so that the error is the log's last line
         print(" ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
 

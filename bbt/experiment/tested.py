@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bbt.backend import Backend, DeviceBackend
 from bbt.errors import BackendError
 from bbt.experiment.classifiers import Classifier, calibrated
 from bbt.experiment.experiment import Experiment, Trained
@@ -85,7 +86,7 @@ def tested(experiment: Experiment, trained: Trained) -> Tested:
         "n_parameters": trained.n_parameters,
         "cost": costs,
         "price": price,
-        "peak_memory_mb": _peak_memory_mb(),
+        **_peak_memory(e.backend),
         "device": info.device,
         "precision": info.precision,
     }
@@ -126,7 +127,12 @@ def _price(e: Experiment, ledger: Ledger) -> float:
     return e.price.of(ledger.tokens_up, ledger.tokens_down)
 
 
-def _peak_memory_mb() -> float:
-    """This process's peak resident memory in MB (Linux counts in KiB, macOS in bytes)."""
+def _peak_memory(backend: Backend) -> dict[str, Any]:
+    """Peak memory in MB and whose it is: the device's where the backend's model has one, else what of this process was
+    resident (Linux counts it in KiB, macOS in bytes)."""
+    of_device = backend.peak_memory_mb() if isinstance(backend, DeviceBackend) else None
+    if of_device is not None:
+        return {"peak_memory_mb": round(of_device, 1), "peak_memory_of": backend.info.device}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return {"peak_memory_mb": round(peak / unit, 1), "peak_memory_of": "process"}

@@ -15,6 +15,7 @@ from bbt.errors import RunError
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.experiment.features import all_features, feature_batches
+from bbt.files import write_bytes_atomically
 from bbt.methods.base import SelectingMethod
 from bbt.runs.observer import Progress
 from bbt.scoring.ledger import Ledger
@@ -101,9 +102,9 @@ class FeatureMLPClassifier:
 
     def save(self, folder: Path) -> None:
         """As `mlp.safetensors`."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file(self.arrays, folder / FILE)
+        write_bytes_atomically(folder / FILE, save(self.arrays))
 
 
 def pooled(features: Sequence[Features], pooling: Pooling) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bbt.blas import one_thread
+from bbt.drawing import import_matplotlib
 from bbt.errors import ConfigError
 from bbt.optimizers.base import OwnGenerator, Settings
 from bbt.types import Latents, Losses
@@ -24,6 +25,7 @@ def pycma() -> Any:
     """The package `cma`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # moarchiving and matplotlib, which only other parts of pycma use
+        import_matplotlib()
         import cma
 
     return cma

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bbt.blas import one_thread
+from bbt.drawing import import_matplotlib
 from bbt.errors import ConfigError, unknown
 from bbt.optimizers.base import OwnGenerator, Settings
 from bbt.optimizers.cma import pycma
@@ -147,6 +148,7 @@ def _daemon_threads() -> Iterator[None]:
 def _nevergrad() -> Any:
     with warnings.catch_warnings(), OwnGenerator(0):  # it draws some optimizers' constants when it is imported
         warnings.simplefilter("ignore")  # optional packages that nevergrad misses while filling its registry
+        import_matplotlib()
         import nevergrad
 
     return nevergrad

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bbt.errors import PromptError
+from bbt.files import write_bytes_atomically
 from bbt.types import Prompts
 
 FORMAT = "bbt-soft-prompt/1"
@@ -52,16 +53,14 @@ class SoftPrompt:
 
     def save(self, path: Path | str) -> None:
         """Write as safetensors; everything but the arrays goes into the metadata as JSON."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        path = Path(path)
         facts = {k: v for k, v in asdict(self).items() if k not in ("embeddings", "anchor")}
         arrays = {"embeddings": np.ascontiguousarray(self.embeddings, dtype=np.float32)}
         if self.anchor is not None:
             arrays["anchor"] = np.ascontiguousarray(self.anchor, dtype=np.float32)
-        partial = path.with_suffix(".partial")
-        save_file(arrays, partial, metadata={"format": FORMAT, "prompt": json.dumps(facts)})
-        partial.replace(path)
+        content = save(arrays, metadata={"format": FORMAT, "prompt": json.dumps(facts)})
+        write_bytes_atomically(Path(path), content)
 
     @classmethod
     def load(cls, path: Path | str) -> "SoftPrompt":

@@ -117,7 +117,9 @@ def estimated(
 
 def speed_of_last(runs: Path, model: ModelConfig) -> float | None:
     """Examples a second of the latest finished run under `runs` on the same model, backend and options."""
-    for path in sorted(runs.glob("*/result.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+    for path in sorted(runs.rglob("result.json"), key=lambda path: path.stat().st_mtime, reverse=True):
+        if not (path.parent / "config.yaml").is_file():
+            continue
         its = yaml.safe_load((path.parent / "config.yaml").read_text(encoding="utf-8"))["model"]
         cost = json.loads(path.read_text(encoding="utf-8"))["cost"]
         if its == model.model_dump(mode="json") and cost["seconds"]:

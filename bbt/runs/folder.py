@@ -8,12 +8,13 @@ runs/<name>/config.yaml          the resolved configuration
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bbt.errors import RunError
+from bbt.errors import ConfigError, RunError
 from bbt.files import write_atomically
 from bbt.runs.log import EventLog
 
@@ -39,7 +40,17 @@ class RunFolder:
 
     @classmethod
     def create(cls, parent: Path, name: str, config_yaml: str) -> "RunFolder":
-        """A new folder `name`, or `name-2`, `name-3`, ... where that is taken."""
+        """A new folder `name`, or `name-2`, `name-3`, ... where that is taken. A name may have parts: a/b.
+
+        Raises:
+            ConfigError: a name that leads out of `parent`, or that no folder can have.
+        """
+        parts = name.split("/")
+        if any(part in ("", ".", "..") or "\\" in part or not part.isprintable() for part in parts):
+            raise ConfigError(
+                f"name: {name!r} is no name of a run folder in {parent}. Give a word, or several with / between them "
+                "(a/b), without .. and not from the root; --runs says where the folder of all runs is."
+            )
         for number in range(1, 10_000):
             path = parent / (name if number == 1 else f"{name}-{number}")
             try:
@@ -60,10 +71,13 @@ class RunFolder:
         """Let other processes have it."""
         self._lock.release()
 
-    def discard(self) -> None:
-        """Remove a run that never began."""
+    def discard(self, runs: Path) -> None:
+        """Remove a run that never began, and the folders between it and `runs` that it leaves empty."""
         self.close()
         shutil.rmtree(self.path)
+        for folder in self.path.relative_to(runs).parents[:-1]:
+            with suppress(OSError):  # another run is in it
+                (runs / folder).rmdir()
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Keep the outcome in the log and in `result.json`."""
@@ -85,9 +99,9 @@ def read_result(folder: RunFolder) -> dict[str, Any]:
 
 
 def run_summaries(runs: Path) -> list[tuple[str, str]]:
-    """Name and state of every run folder under `runs`."""
+    """Name and state of every run folder under `runs`, at any depth."""
     rows = []
-    for config in sorted(runs.glob("*/config.yaml")):
+    for config in sorted(runs.rglob("config.yaml")):
         result = config.parent / "result.json"
         if result.is_file():
             facts = json.loads(result.read_text(encoding="utf-8"))
@@ -95,7 +109,7 @@ def run_summaries(runs: Path) -> list[tuple[str, str]]:
             about = f"{facts['task']} · {facts['model']} · {facts['cost']['train_queries']} queries · test {tuned}"
         else:
             about = "not finished"
-        rows.append((config.parent.name, about))
+        rows.append((config.parent.relative_to(runs).as_posix(), about))
     return rows
 
 

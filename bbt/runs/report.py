@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from bbt.drawing import new_figure
 from bbt.runs.estimate import Estimate
 from bbt.runs.log import EventLog
 from bbt.types import Event
@@ -32,7 +33,7 @@ def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("seconds", f"{cost['seconds'] + cost['optimizer_seconds']:.1f}"),
         ("of them in the optimizer", f"{cost['optimizer_seconds']:.1f}"),
         ("queries per second", f"{cost['train_queries'] / max(cost['seconds'], 1e-9):.1f}"),
-        ("peak memory (MB)", f"{result['peak_memory_mb']:,.0f}"),
+        (f"peak memory of the {result.get('peak_memory_of', 'process')} (MB)", f"{result['peak_memory_mb']:,.0f}"),
     ]
 
 
@@ -66,13 +67,9 @@ def selected_line(result: dict[str, Any]) -> str:
 
 def plot_convergence(log: EventLog, path: Path, title: str) -> None:
     """Training loss of every candidate, best so far, and dev metric, against train queries; as PNG."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     queries, losses, best = _curve(log.of("generation"))
-    figure, left = plt.subplots(figsize=(7.0, 4.0), layout="constrained")
+    figure = new_figure(7.0, 4.0)
+    left = figure.add_subplot()
     left.plot(queries, losses, ".", markersize=2, alpha=0.35, color="tab:blue", label="candidates' training loss")
     left.plot(queries, best, color="tab:blue", label="best so far")
     left.set(xlabel="train queries", ylabel="training loss", title=title)
@@ -89,7 +86,6 @@ def plot_convergence(log: EventLog, path: Path, title: str) -> None:
     right.set_ylabel("dev metric (%)")
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def _curve(generations: list[Event]) -> tuple[list[int], list[float], list[float]]:

@@ -1,4 +1,4 @@
-"""Initial prompts p0: random vectors or vocabulary tokens, a given text, the label words, or a saved prompt."""
+"""Initial prompts p0: random vectors or tokens, tokens by their ids, a text, the label words, or a saved prompt."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def initial_prompts(config: InitialPromptConfig, backend: Backend, task: Task, s
     """(m, T, H) initial prompts, m = `n_screened` where they are drawn at random, else 1.
 
     Raises:
-        ConfigError: `init: text` without a text, or text without one token.
+        ConfigError: `init: text` without a text, text without one token, or ids beyond the vocabulary.
         PromptError: a saved prompt of another shape.
     """
     n, n_tokens, info = config.n_screened, config.n_prompt_tokens, backend.info
@@ -26,6 +26,8 @@ def initial_prompts(config: InitialPromptConfig, backend: Backend, task: Task, s
     if config.init == "random":
         numbers = stable_normal(seed, n * n_tokens * info.hidden_size) * info.embedding_std
         return numbers.reshape(n, n_tokens, -1).astype(np.float32)
+    if config.init == "ids":
+        return _by_ids(config.first_id, n_tokens, backend)
     if config.init == "text":
         if not config.text:
             raise ConfigError("prompt.init: text needs prompt.text.")
@@ -47,6 +49,17 @@ def random_ids(backend: Backend, n: int, seed: int) -> list[int]:
     return [ids[i] for i in stable_choice(seed, len(ids), n)]
 
 
+def _by_ids(first: int, n: int, backend: Backend) -> Prompts:
+    """(1, n, H) tokens of n ids in a row."""
+    size = backend.info.vocab_size
+    if first + n > size:
+        raise ConfigError(
+            f"prompt.init: ids asks for the tokens {first} to {first + n - 1}, {backend.info.name} has {size}: lower "
+            "prompt.first_id or prompt.n_prompt_tokens."
+        )
+    return backend.embed_ids(range(first, first + n))
+
+
 def _repeated(tokens: Prompts, n: int) -> Prompts:
     """Cut or repeat (1, t, H) to n tokens."""
     if not tokens.shape[1]:
@@ -62,7 +75,8 @@ def saved_prompt(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
     """
     if not path.exists():
         raise ConfigError(
-            f"prompt {str(path)!r} is neither vocabulary, random, text or label_words nor the path of a saved prompt."
+            f"prompt {str(path)!r} is neither vocabulary, random, ids, text or label_words nor the path of a saved "
+            "prompt."
         )
     prompt, expected = SoftPrompt.load(path), (n_prompt_tokens, backend.info.hidden_size)
     prompt.check_model(backend.info.name, backend.info.fingerprint)

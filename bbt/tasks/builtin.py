@@ -1,5 +1,6 @@
 """The seven tasks of the BBT paper with the reference's templates and label words, and TREC with ours."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bbt.errors import ConfigError, unknown
@@ -30,7 +31,8 @@ class HubSource:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A built-in task; `loss` is what the released code trains it with; without a `hub` it needs files."""
+    """A built-in task; `loss` is what the released code trains it with; without a `hub` it needs files. `clean` is what
+    the released code does to its texts before it uses them."""
 
     title: str
     label_names: tuple[str, ...]
@@ -39,6 +41,7 @@ class TaskSpec:
     hub: HubSource | None
     metrics: tuple[str, ...] = ("accuracy",)
     loss: str = "cross_entropy"
+    clean: Callable[[str], str] | None = None
 
     @property
     def takes_pair(self) -> bool:
@@ -49,6 +52,11 @@ class TaskSpec:
         """The task, called `name`, worded for a `masked` or `causal` LM."""
         wording = self.masked if kind == "masked" else self.causal
         return Task(name, Template(wording.template), self.label_names, wording.label_words, self.metrics, self.loss)
+
+
+def _without_written_newlines(text: str) -> str:
+    """Yelp's reviews hold a backslash and an n where a line ended."""
+    return text.replace("\\n", " ")
 
 
 _SENTIMENT = ("negative", "positive")
@@ -81,6 +89,7 @@ TASKS: dict[str, TaskSpec] = {
         Wording("{prompt} . {text} . It was {mask} .", ("bad", "great")),
         Wording("{prompt} . {text} . It is {mask}", _SENTIMENT),
         HubSource("fancyzhx/yelp_polarity", None, Columns(), labels=("1", "2")),
+        clean=_without_written_newlines,
     ),
     "agnews": TaskSpec(
         "AG News: topic of a news item",
@@ -95,6 +104,7 @@ TASKS: dict[str, TaskSpec] = {
         Wording("{prompt} [ Category: {mask} ] {text}", _DBPEDIA),
         Wording("{prompt} {text} The text above is about {mask}", tuple(w.lower() for w in _DBPEDIA)),
         HubSource("fancyzhx/dbpedia_14", None, Columns("content"), labels=_DBPEDIA_ON_THE_HUB),
+        clean=str.strip,
     ),
     "mrpc": TaskSpec(
         "MRPC: do two sentences say the same",

@@ -1,6 +1,6 @@
 """The task and the rows that settings describe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,9 +39,10 @@ def make_task(config: TaskConfig, kind: str) -> Task:
         raise ConfigError(
             unknown("task", config.name, TASKS) + " For your own give task.template and task.label_words."
         )
+    template = Template(config.template) if config.template else base.template
     return Task(
         base.name,
-        Template(config.template) if config.template else base.template,
+        template if config.label_space or kind != "masked" else template.without_label_space(),
         config.label_names or base.label_names,
         config.label_words or base.label_words,
         config.metrics or base.metrics,
@@ -64,6 +65,8 @@ def make_split(config: DataConfig, task: Task, seed: int) -> Split:
         DataError: rows that do not fit; ConfigError: files or a data set that are not named.
     """
     split = _k_shot_split(config, task, seed)
+    if config.clean and task.name in TASKS:
+        split = _cleaned(split, TASKS[task.name].clean)
     return split if config.folds is None else _fold(split, config.folds, config.fold, len(task.label_names))
 
 
@@ -135,6 +138,14 @@ def _labels(config: DataConfig, task: Task) -> tuple[str, ...]:
     if len(set(map(label_value, labels))) != len(labels):
         raise ConfigError(f"data.labels repeats a value: {list(labels)}.")
     return labels
+
+
+def _cleaned(split: Split, clean: Callable[[str], str] | None) -> Split:
+    """The rows with their texts cleaned, where the task has something to clean."""
+    if clean is None:
+        return split
+    parts = [[replace(e, text=clean(e.text)) for e in part] for part in (split.train, split.dev, split.test)]
+    return Split(*parts)
 
 
 def _fold(split: Split, folds: int, fold: int, n_labels: int) -> Split:

@@ -9,7 +9,7 @@ from bbt.errors import ConfigError, unknown
 SLOTS = ("prompt", "text", "text_pair", "mask")
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
-_PROMPT_AND_SEPARATOR = re.compile(r"(?P<left>\s*)(?:\{prompt\}(?:\s*\.(?=\s))?(?P<right>\s*))+")
+_PROMPT_AND_SEPARATOR = re.compile(r"(?P<left>\s*)(?:\{prompt\}(?:\s*\.(?=\s|\{mask\}))?(?P<right>\s*))+")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,11 @@ class Template:
     def manual(self) -> "Template":
         """The same words without the soft prompt and the full stop that separates it from the text."""
         return Template(_PROMPT_AND_SEPARATOR.sub(_gap, self.source))
+
+    def without_label_space(self) -> "Template":
+        """The same words with the mask close to what stands left of it, so that the label word has no space of its own.
+        A masked LM that takes the space into its mask token, as RoBERTa does, reads the same row."""
+        return Template(self.source.replace(" {mask}", "{mask}"))
 
     def render(self, text: str, text_pair: str, n_prompt_tokens: int) -> Row:
         """One example as segments; with no prompt tokens the manual template is rendered.
