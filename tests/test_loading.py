@@ -63,7 +63,7 @@ def test_a_config_without_architectures_goes_by_the_model_type(tiny_folder, tmp_
 
 
 def test_the_model_is_frozen_and_in_eval_mode(tiny_backend):
-    model = tiny_backend("bert")._model
+    model = tiny_backend("bert").model
     assert not model.training
     assert not any(weight.requires_grad for weight in model.parameters())
 
