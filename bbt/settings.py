@@ -176,6 +176,8 @@ class HardPromptConfig(InitialPromptConfig):
     """A's entries by the paper (1 / sqrt(d)) or by the released code's rule from the word embeddings' spread."""
     alpha: float = Field(1.0, gt=0)
     """Factor of A's entries."""
+    tied: bool = False
+    """Whether z moves all prompt tokens alike, by one shift in R^H, instead of each by its own."""
 
 
 class PromptConfig(HardPromptConfig):
