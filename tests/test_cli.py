@@ -144,7 +144,7 @@ def test_run_prints_a_table_or_json_and_makes_a_folder(bbt, model, tmp_path):
     [
         ({"bugdet": {}}, ["unknown key 'bugdet'", "'budget'"]),
         ({"task": {"name": "sst3"}}, ["unknown task 'sst3'", "'sst2'"]),
-        ({"optimizer": {"name": "cmaes"}}, ["unknown optimizer 'cmaes'", "'cma'"]),
+        ({"optimizer": {"name": "cmaes", "population_size": 4}}, ["unknown optimizer 'cmaes'", "'cma'"]),
         ({"model": {"backend": "locale"}}, ["unknown backend 'locale'", "'local'"]),
         ({"model": {"name": "nonesuch/model"}}, ["cannot load model 'nonesuch/model'"]),
         ({"prompt": {"init": "vocab"}}, ["'vocab'", "vocabulary"]),
