@@ -65,7 +65,7 @@ def finished(model, tmp_path_factory):
 
 def written(folder, **changes):
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({**CONFIG, "model": {"backend": "toy:ToyBackend"}, **changes}))
+    path.write_text(yaml.safe_dump({**CONFIG, "model": {"backend": "bbt.testing:ToyBackend"}, **changes}))
     return path
 
 
