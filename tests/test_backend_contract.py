@@ -133,9 +133,9 @@ class Faulty(ToyBackend):
             prompts = np.resize(prompts, (len(prompts), encoded.n_prompt_tokens, HIDDEN))
         if self.fault == "strict layout" and not prompts.flags.c_contiguous:
             prompts = prompts + 1
+        scores = super().label_scores(prompts, encoded)
         if self.fault == "writes" and prompts.size:
             prompts[0, 0, 0] += 1
-        scores = super().label_scores(prompts, encoded)
         if self.fault == "neighbours":
             return scores - scores.mean(axis=0) / 2 * np.arange(encoded.n_labels, dtype=np.float32)
         if self.fault == "rows alike":
