@@ -200,7 +200,8 @@ def test_a_fault_of_a_metric_is_found_and_told_in_a_sentence(fault, said):
 
 
 def test_a_fault_of_a_task_is_found_and_told_in_a_sentence():
-    spec = TaskSpec("t", ("a", "b"), Wording("{text} {mask}", ("x", "y")), Wording("{text} {mask}", ("x", "y")), None)
+    wording = Wording("{prompt} {text} {mask}", ("x", "y"))
+    spec = TaskSpec("t", ("a", "b"), wording, wording, None)
     check_task(spec)
     with pytest.raises(AssertionError, match=r"a causal LM's template goes on after \{mask\}"):
-        check_task(replace(spec, causal=Wording("{text} {mask} .", ("x", "y"))))
+        check_task(replace(spec, causal=replace(wording, template="{prompt} {text} {mask} .")))

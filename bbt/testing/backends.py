@@ -1,6 +1,7 @@
 """The contract of `bbt.backend.Backend`, asked through the protocol alone."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -119,7 +120,7 @@ def prompts_of_another_shape_are_refused(backend: Backend, label_words: Sequence
     encoded, hidden = _encoded(backend, label_words), backend.info.hidden_size
     for shape in ((2, N_TOKENS + 1, hidden), (2, N_TOKENS - 1, hidden), (2, N_TOKENS, hidden + 1), (N_TOKENS, hidden)):
         wrong = np.zeros(shape, np.float32)
-        message = _refused(lambda wrong=wrong: backend.label_scores(wrong, encoded), BackendError, f"shape {shape}")
+        message = _refused(partial(backend.label_scores, wrong, encoded), BackendError, f"shape {shape}")
         assert f"expected (n, {N_TOKENS}, {hidden})" in message, f"the refusal of {shape} names no shape: {message}"
 
 

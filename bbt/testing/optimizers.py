@@ -60,7 +60,7 @@ def settings(seed: int = 3, sigma0: float = 1.0, bounds: tuple[float, float] | N
 
 
 def _leaves_the_global_generator_alone(factory: Callable[[Settings], Optimizer]) -> None:
-    before = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]
+    before = np.random.get_state()[1].copy()  # type: ignore[index]
     latents, _, optimizer = searched(factory, settings())
     after = np.random.get_state()[1]  # type: ignore[index]
     assert np.array_equal(before, after), "NumPy's global generator was used: draw from one seeded by settings.seed."

@@ -73,7 +73,7 @@ def check_task(task: Task | TaskSpec) -> None:
     its metrics keep their contract. A `TaskSpec` is checked for masked and for causal LMs.
 
     Raises:
-        AssertionError: it does not; ConfigError: label words that repeat, or a metric that is not there.
+        AssertionError: it does not; ConfigError: no {prompt}, label words that repeat, or a metric that is not there.
     """
     for kind in ("masked", "causal"):
         worded = task.task("checked", kind) if isinstance(task, TaskSpec) else task
