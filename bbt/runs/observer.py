@@ -64,8 +64,9 @@ def watching(names: Sequence[str], observer: Observer | None) -> Observer:
     Raises:
         ConfigError: a name that cannot be imported, or that names no observer.
     """
-    named = [resolved("observer", name, OBSERVERS)() for name in names]
-    for name, own in zip(names, named, strict=True):
-        if not isinstance(own, Observer):
+    kinds = [resolved("observer", name, OBSERVERS) for name in names]
+    for name, kind in zip(names, kinds, strict=True):
+        if not (isinstance(kind, type) and issubclass(kind, Observer)):
             raise ConfigError(f"observer {name!r} is no subclass of bbt.Observer.")
+    named = [kind() for kind in kinds]
     return Observers([*([observer] if observer else []), *named])
