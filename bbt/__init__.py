@@ -8,7 +8,7 @@ Heavy imports come late: `import bbt` takes no time.
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from bbt.api import resume, run, tune

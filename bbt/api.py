@@ -55,11 +55,12 @@ def tune(
     return Outcome(config, done.result, done.classifier)
 
 
-def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> Outcome:
+def run(config: Config, runs: Path | str = RUNS, observer: Observer | None = None) -> Outcome:
     """Run in a new run folder under `runs`; whatever stops it, `resume` goes on from there.
 
     A config that cannot be run (a BbtError before the first generation) leaves no folder behind.
     """
+    runs = Path(runs)
     text = to_yaml(config)
     backend = open_backend(config.model)
     name = config.name or f"{config.task.name.replace(':', '-')}-{label(config)}-seed{config.seed}"
@@ -73,7 +74,7 @@ def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> 
 
 
 def resume(
-    path: Path, queries: int | None = None, observer: Observer | None = None, ceiling: float | None = None
+    path: Path | str, queries: int | None = None, observer: Observer | None = None, ceiling: float | None = None
 ) -> Outcome:
     """Go on with a run as if it had never stopped; `queries` extends its budget first, `ceiling` its money.
 
@@ -82,6 +83,7 @@ def resume(
     Raises:
         RunError: not a run, in use, or a budget or ceiling that is no extension.
     """
+    path = Path(path)
     with RunFolder(path) as folder:
         config = read_run_config(path)
         method = load_method(config)
@@ -95,7 +97,7 @@ def resume(
         return _in_folder(config, open_backend(config.model), folder, observer)
 
 
-def estimate(config: Config, runs: Path = RUNS) -> Estimate:
+def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
     """What a run of the config would cost at most, without calling its backend.
 
     Raises:
@@ -109,7 +111,7 @@ def estimate(config: Config, runs: Path = RUNS) -> Estimate:
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
     others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind)]
-    return estimated(config.price, plan, task, split, others, gauge, speed_of_last(runs, config.model))
+    return estimated(config.price, plan, task, split, others, gauge, speed_of_last(Path(runs), config.model))
 
 
 def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:

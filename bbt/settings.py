@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from bbt.names import Table
+
 
 class Strict(BaseModel):
     """A model to which unknown keys and infinite numbers are errors, and whose values never change."""
@@ -29,10 +31,11 @@ class TaskConfig(Strict):
     label_names: tuple[str, ...] | None = None
     """(K,) what answers call the labels (none: the label words)."""
     metrics: tuple[str, ...] | None = None
+    """Names of metrics, or `module:function`; the first one selects prompts (none: the built-in task's, or
+    accuracy)."""
     label_space: bool = True
     """Whether masked LMs take the label words with the space before them, as the template writes it; the released BBT
     code takes RoBERTa's without."""
-    """Names of metrics, or `module:function`; the first one selects prompts."""
 
 
 def _number_as_text(value: object) -> object:
@@ -173,6 +176,8 @@ class HardPromptConfig(InitialPromptConfig):
     """A's entries by the paper (1 / sqrt(d)) or by the released code's rule from the word embeddings' spread."""
     alpha: float = Field(1.0, gt=0)
     """Factor of A's entries."""
+    tied: bool = False
+    """Whether z moves all prompt tokens alike, by one shift in R^H, instead of each by its own."""
 
 
 class PromptConfig(HardPromptConfig):
@@ -215,8 +220,11 @@ class OptimizerConfig(PopulationConfig):
 CalibrationKind: TypeAlias = Literal["none", "fitted", "batch", "content-free"]
 """How class biases are found: `bbt.scoring.calibration.class_biases`."""
 
-LOSSES = ("cross_entropy", "hinge", "negative_metric")
-"""Names of the losses (`bbt.scoring.losses`)."""
+LOSSES: Table = {
+    "cross_entropy": ("bbt.scoring.losses:cross_entropy", "mean negative log-probability of the gold label"),
+    "hinge": ("bbt.scoring.losses:hinge", "how far wrong labels come within a margin of the gold one"),
+    "negative_metric": ("bbt.scoring.losses:negative_metric", "minus the task's first metric"),
+}
 
 
 class ObjectiveConfig(Strict):

@@ -22,7 +22,7 @@ from bbt.tasks.builtin import builtin_task
 from bbt.tasks.configured import test_examples as rows_of
 
 ROOT = Path(__file__).parent.parent
-TOY = {"backend": "toy:ToyBackend", "name": "toy"}
+TOY = {"backend": "bbt.testing:ToyBackend", "name": "toy"}
 TREE = {
     "base": {
         "model": TOY,
@@ -276,7 +276,7 @@ def test_what_a_backend_prints_goes_into_no_comparison_s_way(plan, tmp_path, mon
 
 CHATTY = """
 import os
-from toy import ToyBackend
+from bbt.testing import ToyBackend
 
 class Chatty(ToyBackend):
     def label_scores(self, prompts, encoded):

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
-from toy import HIDDEN, TASK, ToyBackend
+from toy import TASK
 
 from bbt.errors import ConfigError, PromptError
 from bbt.prompts.soft import SoftPrompt
 from bbt.settings import PromptConfig
 from bbt.spaces.initial import initial_prompts
+from bbt.testing import ToyBackend
+from bbt.testing.toy import HIDDEN
 
 
 def initial(seed=0, **settings):

@@ -287,4 +287,4 @@ def drawn_space(p0: Prompts, prompt: HardPromptConfig, sigma0: float, seed: int,
     """p0 + A z, A drawn by the seed; `std` is the spread of what A z is added to."""
     d = prompt.intrinsic_dim
     scale = prompt.alpha / math.sqrt(d) if prompt.scale == "paper" else normal_scale(std, d, sigma0, prompt.alpha)
-    return PromptSpace.drawn(p0, Recipe(seed, d, prompt.projection, scale))
+    return PromptSpace.drawn(p0, Recipe(seed, d, prompt.projection, scale, prompt.tied))
