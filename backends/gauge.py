@@ -6,7 +6,7 @@ from typing import Any
 
 from backends.local.encoding import RowTokenizer
 from backends.local.hub import where
-from backends.local.loading import PRECISIONS, kind_of, resolve
+from backends.local.source import kind_of, resolve
 from bbt.backend import Row
 from bbt.runs.estimate import Plan, Wire
 from bbt.settings import ModelConfig
@@ -85,7 +85,7 @@ def _embeddings(gauge: ModelGauge, rows: Sequence[Row], n_labels: int) -> Wire:
     down = (370 + 30 * n_labels) * len(rows)
     if gauge.plan.in_words:
         return Wire(6 * gauge.tokens(rows) + 10 * len(rows), down)
-    size = PRECISIONS.get(str(gauge.model.options.get("precision", "fp32")), PRECISIONS["fp32"]).itemsize
+    size = 2 if gauge.model.options.get("precision") in ("bf16", "fp16") else 4
     return Wire(4 / 3 * (size * gauge.hidden_size * gauge.tokens(rows) + 1500 * len(rows)), down)
 
 
