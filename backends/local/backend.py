@@ -13,9 +13,10 @@ from backends.local.encoding import ordinary_ids
 from backends.local.features import causal_log_likelihoods, hidden_states, masked_log_likelihoods
 from backends.local.frozen import Source
 from backends.local.gradient import TrainableModel
-from backends.local.loading import Kind, load, resolve_device, resolve_precision
+from backends.local.loading import load, resolve_device, resolve_precision
 from backends.local.precision import settled
 from backends.local.rows import LocalRows, clipped_std
+from backends.local.source import Kind
 from bbt.backend import Features, ModelInfo, Row
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Prompts, Scores, TokenIds
