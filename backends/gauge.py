@@ -8,7 +8,7 @@ from backends.local.encoding import RowTokenizer
 from backends.local.hub import where
 from backends.local.source import kind_of, resolve
 from bbt.backend import Row
-from bbt.runs.estimate import Plan, Wire
+from bbt.runs.estimate import PlannedQueries, Wire
 from bbt.settings import ModelConfig
 
 CHARACTERS_PER_TOKEN = 4
@@ -20,7 +20,7 @@ class ModelGauge:
     """Rows of one run on one model, measured; `count` gives a row's tokens."""
 
     model: ModelConfig
-    plan: Plan
+    plan: PlannedQueries
     kind: str
     hidden_size: int
     counted: str
@@ -36,7 +36,7 @@ class ModelGauge:
         return measure(self, rows, n_labels)
 
 
-def open_gauge(model: ModelConfig, plan: Plan) -> ModelGauge:
+def open_gauge(model: ModelConfig, plan: PlannedQueries) -> ModelGauge:
     """The gauge of a model for what a run has planned; of a text-only API that of its vocabulary.
 
     A model whose tokenizer is not to be had is taken for a causal LM and measured in characters.
@@ -49,7 +49,7 @@ def open_gauge(model: ModelConfig, plan: Plan) -> ModelGauge:
         return ModelGauge(model, plan, str(options.get("kind", "causal")), 0, "as four characters each", _by_characters)
 
 
-def _measured(model: ModelConfig, plan: Plan, name: str, options: Mapping[str, Any]) -> ModelGauge:
+def _measured(model: ModelConfig, plan: PlannedQueries, name: str, options: Mapping[str, Any]) -> ModelGauge:
     from transformers import AutoConfig, AutoTokenizer
 
     source = resolve(name)

@@ -313,7 +313,7 @@ def test_a_backend_of_the_users_own_is_loaded_by_module_and_class():
 
 
 def test_an_unknown_backend_suggests_the_nearest():
-    with pytest.raises(ConfigError, match=r"unknown backend 'lokal'\. Did you mean 'local'\?.*module:Class"):
+    with pytest.raises(ConfigError, match=r"unknown backend 'lokal'\. Did you mean 'local'\?.*module:Name"):
         load_backend("lokal")
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
 from bbt.methods.prompt_search import SoftSearch, schedule
-from bbt.runs.estimate import Plan
+from bbt.runs.estimate import PlannedQueries
 from bbt.settings import BudgetConfig, ObjectiveConfig, OptimizerConfig, PromptConfig, SelectionConfig
 from bbt.spaces.initial import n_screened
 
@@ -26,7 +26,7 @@ class SearchMethod(Method):
 class BlackBox(SearchMethod):
     """Black-Box Tuning, with any optimizer."""
 
-    def plan(self, references: bool) -> Plan:
+    def plan(self, references: bool) -> PlannedQueries:
         """The queries of its loop."""
         plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)
         return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, intrinsic_dim=self.prompt.intrinsic_dim)

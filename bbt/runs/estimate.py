@@ -18,7 +18,7 @@ from bbt.tasks import Example, Split, Task
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedQueries:
     """Queries of a run: prompts scored on train, dev and test rows; the `manual` ones have no prompt tokens. On the
     rows of other tests (`evaluation.also_test`) one prompt is scored."""
 
@@ -83,7 +83,7 @@ class Estimate:
 
 def estimated(
     price: PriceConfig,
-    plan: Plan,
+    plan: PlannedQueries,
     task: Task,
     split: Split,
     others: Sequence[Sequence[Example]],
