@@ -9,6 +9,7 @@ from bbt.methods.prompt_search import SoftSearch, schedule
 from bbt.runs.estimate import PlannedQueries
 from bbt.settings import BudgetConfig, ObjectiveConfig, OptimizerConfig, PromptConfig, SelectionConfig
 from bbt.spaces.initial import n_screened
+from bbt.tasks import Task
 
 
 class SearchMethod(Method):
@@ -21,6 +22,10 @@ class SearchMethod(Method):
     objective: ObjectiveConfig = ObjectiveConfig()
     budget: BudgetConfig = BudgetConfig()
     selection: SelectionConfig = SelectionConfig()
+
+    def worded(self, task: Task) -> Task:
+        """The prompt stands at the start of the row where the settings say so."""
+        return task.at_start() if self.prompt.placement == "start" else task
 
 
 class BlackBox(SearchMethod):
