@@ -177,8 +177,6 @@ class HardPromptConfig(InitialPromptConfig):
     """A's entries by the paper (1 / sqrt(d)) or by the released code's rule from the word embeddings' spread."""
     alpha: float = Field(1.0, gt=0)
     """Factor of A's entries."""
-    tied: bool = False
-    """Whether z moves all prompt tokens alike, by one shift in R^H, instead of each by its own."""
 
 
 class PromptConfig(HardPromptConfig):
@@ -188,6 +186,15 @@ class PromptConfig(HardPromptConfig):
     """The prompt stands for word embeddings where the template says (`embedding`) or before everything, BOS and [CLS],
     too (`start`: PEFT's place, so that PEFT can take the prompt as it is); or A z is added after the embedding
     LayerNorm (`layernorm`, released code)."""
+
+
+class TiedPromptConfig(PromptConfig):
+    """The section `prompt` of Black-Box Tuning."""
+
+    intrinsic_dim: int = Field(100, ge=1)
+    """d; in a hundred directions of one token there is more to be found than in fifty of five (examples/RESULTS.md)."""
+    tied: bool = True
+    """Whether z moves all prompt tokens alike, by one shift in R^H, instead of each by its own."""
 
 
 class PopulationConfig(Strict):
@@ -228,6 +235,14 @@ LOSSES: Table = {
     "hinge": ("bbt.scoring.losses:hinge", "how far wrong labels come within a margin of the gold one"),
     "negative_metric": ("bbt.scoring.losses:negative_metric", "minus the task's first metric"),
 }
+
+
+class SmallPopulationConfig(OptimizerConfig):
+    """The section `optimizer` of Black-Box Tuning: at a few hundred queries more generations are worth more than larger
+    ones (examples/RESULTS.md)."""
+
+    population_size: int = Field(12, ge=2)
+    """n."""
 
 
 class ObjectiveConfig(Strict):

@@ -7,7 +7,15 @@ from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
 from bbt.methods.prompt_search import SoftSearch, schedule
 from bbt.runs.estimate import PlannedQueries
-from bbt.settings import BudgetConfig, ObjectiveConfig, OptimizerConfig, PromptConfig, SelectionConfig
+from bbt.settings import (
+    BudgetConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PromptConfig,
+    SelectionConfig,
+    SmallPopulationConfig,
+    TiedPromptConfig,
+)
 from bbt.spaces.initial import n_screened
 from bbt.tasks import Task
 
@@ -30,6 +38,9 @@ class SearchMethod(Method):
 
 class BlackBox(SearchMethod):
     """Black-Box Tuning, with any optimizer."""
+
+    prompt: TiedPromptConfig = TiedPromptConfig()
+    optimizer: SmallPopulationConfig = SmallPopulationConfig()
 
     def plan(self, references: bool) -> PlannedQueries:
         """The queries of its loop."""
