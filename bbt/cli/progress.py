@@ -1,4 +1,4 @@
-"""A progress bar that watches a run."""
+"""A progress bar for `bbt run` and `bbt resume`."""
 
 import signal
 import sys
@@ -11,7 +11,7 @@ from bbt.runs.observer import Observer, Progress
 
 
 class Bar(Observer):
-    """Draws on a terminal, nothing elsewhere."""
+    """A bar on a terminal; elsewhere nothing is drawn."""
 
     def __init__(self) -> None:
         from tqdm import tqdm
@@ -21,7 +21,7 @@ class Bar(Observer):
         self.interrupted = False
 
     def opened(self, folder: Path) -> None:
-        """Say where the run is kept."""
+        """Say in which folder the run is kept."""
         self.folder = folder
         if not self.bar.disable:
             self.bar.write(f"run folder: {folder}", file=sys.stderr)
@@ -31,7 +31,7 @@ class Bar(Observer):
         self.bar.total, self.bar.unit = total, unit
 
     def interrupt(self, *_: object) -> None:
-        """Handle Ctrl-C."""
+        """Take Ctrl-C, and remember it."""
         self.interrupted = True
         raise KeyboardInterrupt
 
