@@ -13,6 +13,7 @@ from bbt.build import make_experiment
 from bbt.config import Config, make_config, read_run_config
 from bbt.errors import BbtError, ConfigError, RunError
 from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import content_free_rows
 from bbt.experiment.tested import tested
 from bbt.files import write_atomically
 from bbt.methods import label, load_method, to_yaml
@@ -111,7 +112,8 @@ def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
     others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind)]
-    return estimated(config.price, plan, task, split, others, gauge, speed_of_last(Path(runs), config.model))
+    speed, free = speed_of_last(Path(runs), config.model), content_free_rows()
+    return estimated(config.price, plan, task, split, others, gauge, speed, config.calibration, free)
 
 
 def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:
@@ -132,11 +134,11 @@ def _save(classifier: Classifier, folder: Path) -> None:
     """What a `Predictor` loads.
 
     Raises:
-        OSError: a full disk, which safetensors tells in an error of its own.
+        OSError: a full disk, or a folder that cannot be written to; says how to go on.
     """
     try:
         classifier.save(folder)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         what_to_do = f"Mend that, then save again or bbt resume {folder}."
         raise OSError(f"cannot save to {folder}: {error}. {what_to_do}") from error
 

@@ -16,7 +16,7 @@ from bbt.compare.finished import read
 from bbt.compare.plan import cells, load_plan
 from bbt.compare.work import Watcher, Work
 from bbt.errors import ConfigError
-from bbt.methods import resolved_tree
+from bbt.methods import load_method, resolved_tree
 from bbt.predictor import Predictor
 from bbt.tasks.builtin import builtin_task
 from bbt.tasks.configured import test_examples as rows_of
@@ -102,7 +102,8 @@ def test_base_file_task_and_method_are_laid_over_each_other(plan, tmp_path):
     tasks = {"films": {"config": str(tmp_path / "task.yaml"), "data": {"k": 4}}}
     methods = {"cma": {"optimizer": {"name": "cma"}, "prompt": {"alpha": 3}}}
     config = cells(load_plan(plan(tasks=tasks, methods=methods)))[0].config
-    assert (config.data.k, config.data.note, config.prompt.alpha, config.prompt.intrinsic_dim) == (4, "mine", 3, 4)
+    prompt = load_method(config).prompt
+    assert (config.data.k, config.data.note, prompt.alpha, prompt.intrinsic_dim) == (4, "mine", 3, 4)
 
 
 @pytest.mark.parametrize(

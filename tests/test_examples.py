@@ -22,7 +22,7 @@ def run(script: str, *args: object, cwd: Path) -> str:
 
 def test_quickstart_tunes_saves_and_predicts(tmp_path: Path) -> None:
     lines = run("quickstart.py", cwd=tmp_path).splitlines()
-    assert set(eval(lines[0])) == {"manual", "untuned", "tuned"}
+    assert set(eval(lines[0])) == {"manual", "manual calibrated", "untuned", "tuned"}
     assert eval(lines[1])[0]["label"] in ("negative", "positive")
     assert (tmp_path / "sst2-tuned/prompt.safetensors").is_file()
 
@@ -79,6 +79,6 @@ def test_remote_tunes_through_a_server_and_the_load_test_counts_its_answers(tiny
     with serving(tiny_backend("bert")) as url:
         lines = run("remote.py", "--url", url, "--model", model, "--queries", 20, cwd=tiny_folder("bert")).splitlines()
         said = run("load_test.py", "--url", url, "--clients", 3, "--seconds", 2, cwd=tiny_folder("bert"))
-    assert set(eval(lines[0])) == {"manual", "untuned", "tuned"}
+    assert set(eval(lines[0])) == {"manual", "manual calibrated", "untuned", "tuned"}
     assert re.fullmatch(r"a query: \d+ bytes up, \d+ bytes down", lines[1])
     assert re.search(r"answers: \{'200': \d+\}\nlatency, seconds: p50 ", said)

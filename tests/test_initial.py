@@ -12,7 +12,7 @@ from bbt.testing.toy import HIDDEN
 
 def initial(seed=0, **settings):
     settings = {"n_prompt_tokens": 5, **settings}
-    return initial_prompts(PromptConfig(**settings), ToyBackend(), TASK, seed)
+    return initial_prompts(PromptConfig(**{"n_screened": 1, **settings}), ToyBackend(), TASK, seed)
 
 
 def tokens(prompts):

@@ -72,7 +72,7 @@ def test_what_cannot_be_written_is_an_error_of_the_system_and_can_be_saved_again
     outcome = tune(
         shared_config({"model": {"backend": "bbt.testing:ToyBackend", "name": "toy"}, "method": {"name": "manual"}})
     )
-    in_the_way = tmp_path / "prompt.partial"
+    in_the_way = tmp_path / "prompt.safetensors.partial"
     in_the_way.mkdir()
     with pytest.raises(OSError, match=r"cannot save to .* save again or bbt resume"):
         outcome.save(tmp_path)

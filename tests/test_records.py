@@ -131,7 +131,7 @@ def test_a_run_folder_holds_config_events_prompt_and_result(finished):
     result = json.loads((finished / "result.json").read_text())
     assert read_result(folder) == result
     assert result["cost"]["train_queries"] == 20
-    assert set(result["test"]) == {"manual", "untuned", "tuned"}
+    assert set(result["test"]) == {"manual", "manual calibrated", "untuned", "tuned"}
     start = folder.log.of("start")[0]
     assert start["packages"]["numpy"] == np.__version__
     assert start["info"]["hidden_size"] == 4

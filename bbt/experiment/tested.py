@@ -12,7 +12,7 @@ import numpy as np
 from bbt.backend import Backend, DeviceBackend
 from bbt.errors import BackendError
 from bbt.experiment.classifiers import Classifier, calibrated
-from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.experiment import Experiment, Trained, content_free_rows
 from bbt.scoring.calibration import class_biases, with_biases
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import predicted
@@ -112,7 +112,7 @@ def _biases(
     rows = [*e.split.train, *e.split.dev]
     batch = e.calibration == "batch" and len(test)
     scores = test[None] if batch else classifier.scores(rows, ledger)[None]
-    free = lambda: classifier.scores(e.content_free_rows, ledger)[None]  # noqa: E731
+    free = lambda: classifier.scores(content_free_rows(), ledger)[None]  # noqa: E731
     return tuple(class_biases(e.calibration, scores, labels_of(rows), free)[0].tolist())
 
 

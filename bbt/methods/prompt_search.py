@@ -204,8 +204,11 @@ class PromptSearch(ABC):
         train, dev = e.train.encoded(n_tokens), e.dev.encoded(n_tokens)
         tested = [(3 if e.references else 1, e.task, e.split.test), *((1, task, rows) for task, rows in e.other_tests)]
         tests = [(n, Scorer(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
+        judged = [dev, train] if e.calibration == "fitted" else [dev]
+        if e.references and not s.selection.baselines:
+            tests += [(2, rows) for rows in judged]  # their class biases
         population, n_judged = s.optimizer.population_size, 1 + s.selection.n_best
-        spending = Spending(e.price, e.ledger, ceilings, train, dev, tests, population, n_judged)
+        spending = Spending(e.price, e.ledger, ceilings, train, judged, tests, population, n_judged)
         spending.check(self._n_screened)
         return spending
 

@@ -104,7 +104,14 @@ class Schedule:
         counted = _Counted(self.population_size, n_screened)
         self.drive(counted)
         judged = counted.checks * (1 + self.n_best) + int(self.baselines)
-        return PlannedQueries(counted.spent, judged, int(self.baselines), 1 + int(references), int(references))
+        return PlannedQueries(
+            counted.spent,
+            judged,
+            int(self.baselines),
+            1 + int(references),
+            int(references),
+            judged_references=self.baselines,
+        )
 
 
 @dataclass
