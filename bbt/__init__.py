@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from bbt.errors import LabelWordError as LabelWordError
     from bbt.errors import PromptError as PromptError
     from bbt.errors import RunError as RunError
+    from bbt.estimator import PromptClassifier as PromptClassifier
     from bbt.experiment import Experiment as Experiment
     from bbt.methods.black_box import BlackBox as BlackBox
     from bbt.predictor import Predictor as Predictor
@@ -57,6 +58,7 @@ _NAMES = {
     "RemoteBackend",
     "bbt.config": "Config load_config make_config",
     "bbt.errors": "BackendError BbtError ConfigError DataError EndpointError LabelWordError PromptError RunError",
+    "bbt.estimator": "PromptClassifier",
     "bbt.experiment": "Experiment",
     "bbt.methods.black_box": "BlackBox",
     "bbt.predictor": "Predictor",

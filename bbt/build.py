@@ -1,21 +1,27 @@
 """From a config to the parts of an experiment."""
 
 from dataclasses import replace
+from typing import Any
 
 from bbt.backend import Backend
 from bbt.config import Config
 from bbt.errors import ConfigError
 from bbt.experiment.experiment import Experiment
-from bbt.methods import load_method
+from bbt.methods import Method, load_method
 from bbt.runs.log import EventLog
 from bbt.runs.observer import Observer
+from bbt.tasks import Split
 from bbt.tasks.configured import limited, make_split, make_task, other_tests
 
 
 def make_experiment(
-    config: Config, backend: Backend, log: EventLog | None = None, observer: Observer | None = None
+    config: Config,
+    backend: Backend,
+    log: EventLog | None = None,
+    observer: Observer | None = None,
+    split: Split | None = None,
 ) -> Experiment:
-    """The config's experiment on a backend.
+    """The config's experiment on a backend; on the rows of `split` where they are in memory.
 
     Raises:
         ConfigError, DataError: a task or rows that cannot be used, or a ceiling for a method that searches nothing.
@@ -24,8 +30,8 @@ def make_experiment(
     if config.price.ceiling is not None and not method.replays:
         raise ConfigError(f"price.ceiling: {config.method.name} has no search that could stop there.")
     kind = backend.info.kind
-    task = make_task(config.task, kind)
-    split = make_split(config.data, task, config.seed)
+    task = method.worded(make_task(config.task, kind))
+    split = split or make_split(config.data, task, config.seed)
     return Experiment(
         task,
         replace(split, test=limited(split.test, config.evaluation.rows)),
@@ -39,9 +45,16 @@ def make_experiment(
         config.calibration,
         {
             "method": config.method.name,
+            "settings": _settings(method),
             "label": method.label(config.method.name),
             "backend": model.backend,
             "options": model.options,
             "test_note": config.data.note,
         },
     )
+
+
+def _settings(method: Method) -> dict[str, Any]:
+    """A method's settings and sections in one tree: what its numbers depend on."""
+    own, sections = method.tree()
+    return {**own, **sections}

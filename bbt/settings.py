@@ -25,7 +25,7 @@ class TaskConfig(Strict):
     name: str = "sst2"
     """The built-in task's name, a `module:SPEC`, or any name for a task described here."""
     template: str | None = None
-    """Text with the slots {prompt}, {text}, {text_pair} and {mask}."""
+    """Text with the slots {prompt} or {start}, {text}, {text_pair} and {mask}."""
     label_words: tuple[str, ...] | None = None
     """(K,) words of one token each, in label order."""
     label_names: tuple[str, ...] | None = None
@@ -57,7 +57,8 @@ class ColumnsConfig(Strict):
 class DataConfig(Strict):
     """Where the rows come from."""
 
-    source: Literal["bundled", "files", "huggingface"] = "bundled"
+    source: Literal["bundled", "files", "huggingface", "memory"] = "bundled"
+    """`memory` says that the rows were handed to `bbt.tune` or a `PromptClassifier`."""
     k: int | Literal["all"] = 16
     """Rows a class for train, and as many for dev where no dev rows are given; `all` train rows with dev rows given."""
     seed: int | None = Field(None, ge=0)
@@ -176,15 +177,24 @@ class HardPromptConfig(InitialPromptConfig):
     """A's entries by the paper (1 / sqrt(d)) or by the released code's rule from the word embeddings' spread."""
     alpha: float = Field(1.0, gt=0)
     """Factor of A's entries."""
-    tied: bool = False
-    """Whether z moves all prompt tokens alike, by one shift in R^H, instead of each by its own."""
 
 
 class PromptConfig(HardPromptConfig):
     """The section `prompt` of a search over soft prompts p = p0 + A z."""
 
-    placement: Literal["embedding", "layernorm"] = "embedding"
-    """The prompt stands for word embeddings, or A z is added after the embedding LayerNorm (released code)."""
+    placement: Literal["embedding", "layernorm", "start"] = "embedding"
+    """The prompt stands for word embeddings where the template says (`embedding`) or before everything, BOS and [CLS],
+    too (`start`: PEFT's place, so that PEFT can take the prompt as it is); or A z is added after the embedding
+    LayerNorm (`layernorm`, released code)."""
+
+
+class TiedPromptConfig(PromptConfig):
+    """The section `prompt` of Black-Box Tuning."""
+
+    intrinsic_dim: int = Field(100, ge=1)
+    """d; in a hundred directions of one token there is more to be found than in fifty of five (examples/RESULTS.md)."""
+    tied: bool = True
+    """Whether z moves all prompt tokens alike, by one shift in R^H, instead of each by its own."""
 
 
 class PopulationConfig(Strict):
@@ -225,6 +235,14 @@ LOSSES: Table = {
     "hinge": ("bbt.scoring.losses:hinge", "how far wrong labels come within a margin of the gold one"),
     "negative_metric": ("bbt.scoring.losses:negative_metric", "minus the task's first metric"),
 }
+
+
+class SmallPopulationConfig(OptimizerConfig):
+    """The section `optimizer` of Black-Box Tuning: at a few hundred queries more generations are worth more than larger
+    ones (examples/RESULTS.md)."""
+
+    population_size: int = Field(12, ge=2)
+    """n."""
 
 
 class ObjectiveConfig(Strict):

@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare.compare,
     "eval": use.evaluate,
     "predict": use.predict,
+    "export": use.export,
     "serve": serve.serve,
     "ls": look.list_,
     "show": look.show,

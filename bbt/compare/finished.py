@@ -7,6 +7,7 @@ from typing import Any
 
 from bbt.compare.plan import Cell
 from bbt.config import Config, read_run_config
+from bbt.differences import first_difference
 from bbt.errors import RunError
 from bbt.methods import resolved_tree
 from bbt.runs.log import EventLog
@@ -106,7 +107,7 @@ def _curve(events: list[Event], result: Event) -> tuple[Point, ...]:
 
 
 def _check_config(cell: Cell, made: Config, folder: Path) -> None:
-    difference = _difference(_settings(made), _settings(cell.config))
+    difference = first_difference(_settings(made), _settings(cell.config))
     if difference:
         raise RunError(
             f"{folder} was run with other settings: {difference} in the plan. Move it away, or give other --runs."
@@ -123,13 +124,3 @@ def _budget(config: Config) -> int | None:
     """In queries; None where the method has none."""
     budget: int | None = resolved_tree(config).get("budget", {}).get("queries")
     return budget
-
-
-def _difference(made: Any, wanted: Any, path: str = "") -> str | None:
-    """The first key in which two configs differ, with both values."""
-    if made == wanted:
-        return None
-    if isinstance(made, dict) and isinstance(wanted, dict):
-        pairs = ((key, _difference(made.get(key), wanted.get(key), f"{path}.{key}")) for key in {**made, **wanted})
-        return next((found for _, found in pairs if found), None)
-    return f"{path.lstrip('.')} was {made!r}, is {wanted!r}"

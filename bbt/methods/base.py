@@ -32,6 +32,10 @@ class Method(Strict):
         cannot be known beforehand."""
         return None
 
+    def worded(self, task: Task) -> Task:
+        """The task in the words that the method trains with."""
+        return task
+
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
         """What `train` made, from the run folder it was saved in. Soft prompts need none: they load by themselves.
 

@@ -7,8 +7,17 @@ from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
 from bbt.methods.prompt_search import SoftSearch, schedule
 from bbt.runs.estimate import PlannedQueries
-from bbt.settings import BudgetConfig, ObjectiveConfig, OptimizerConfig, PromptConfig, SelectionConfig
+from bbt.settings import (
+    BudgetConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PromptConfig,
+    SelectionConfig,
+    SmallPopulationConfig,
+    TiedPromptConfig,
+)
 from bbt.spaces.initial import n_screened
+from bbt.tasks import Task
 
 
 class SearchMethod(Method):
@@ -22,9 +31,16 @@ class SearchMethod(Method):
     budget: BudgetConfig = BudgetConfig()
     selection: SelectionConfig = SelectionConfig()
 
+    def worded(self, task: Task) -> Task:
+        """The prompt stands at the start of the row where the settings say so."""
+        return task.at_start() if self.prompt.placement == "start" else task
+
 
 class BlackBox(SearchMethod):
     """Black-Box Tuning, with any optimizer."""
+
+    prompt: TiedPromptConfig = TiedPromptConfig()
+    optimizer: SmallPopulationConfig = SmallPopulationConfig()
 
     def plan(self, references: bool) -> PlannedQueries:
         """The queries of its loop."""

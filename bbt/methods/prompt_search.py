@@ -31,6 +31,7 @@ from bbt.settings import (
     PromptConfig,
     PromptLength,
     SelectionConfig,
+    TiedPromptConfig,
 )
 from bbt.spaces.initial import initial_prompts, n_screened
 from bbt.spaces.soft import PromptSpace, Recipe, Space, normal_scale
@@ -250,7 +251,8 @@ class SoftSearch(PromptSearch):
 
     def _space(self) -> Space:
         e = self.experiment
-        return drawn_space(self._p0, self.settings.prompt, self._sigma0, e.seed, e.backend.info.embedding_std)
+        tied = isinstance(self.settings.prompt, TiedPromptConfig) and self.settings.prompt.tied
+        return drawn_space(self._p0, self.settings.prompt, self._sigma0, e.seed, e.backend.info.embedding_std, tied)
 
     def _optimizer(self) -> Optimizer:
         settings = self._optimizer_settings(self.space.intrinsic_dim, self.experiment.seed)
@@ -286,8 +288,10 @@ def schedule(settings: SearchSettings, budgets: tuple[int, ...]) -> Schedule:
     )
 
 
-def drawn_space(p0: Prompts, prompt: HardPromptConfig, sigma0: float, seed: int, std: float) -> PromptSpace:
+def drawn_space(
+    p0: Prompts, prompt: HardPromptConfig, sigma0: float, seed: int, std: float, tied: bool = False
+) -> PromptSpace:
     """p0 + A z, A drawn by the seed; `std` is the spread of what A z is added to."""
     d = prompt.intrinsic_dim
     scale = prompt.alpha / math.sqrt(d) if prompt.scale == "paper" else normal_scale(std, d, sigma0, prompt.alpha)
-    return PromptSpace.drawn(p0, Recipe(seed, d, prompt.projection, scale, prompt.tied))
+    return PromptSpace.drawn(p0, Recipe(seed, d, prompt.projection, scale, tied))
