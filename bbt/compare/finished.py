@@ -19,20 +19,26 @@ ARROW = " → "
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run stood when dev had judged: what it had cost, and the best dev metric so far."""
+    """Where a run stood when dev had judged."""
 
     queries: int
+    """Train queries so far."""
     seconds: float
+    """Seconds so far, scoring and optimizer."""
     metric: float
+    """The best dev metric so far, in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A cell, its result, and how it got there."""
+    """A cell whose run is done."""
 
     cell: Cell
+    """What was to be run."""
     result: dict[str, Any]
+    """What it came to: see `result.json`."""
     curve: tuple[Point, ...]
+    """How it got there, a point a dev check."""
 
     @property
     def scores(self) -> dict[tuple[str, str], float]:

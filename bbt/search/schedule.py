@@ -1,4 +1,5 @@
-"""When a search scores, when dev judges, and when it ends: one loop, driven by the search and counted by its plan."""
+"""The schedule of a search: when it scores, when dev judges, and when it ends. One loop drives the search itself and
+counts its queries beforehand."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +9,7 @@ from bbt.runs.estimate import PlannedQueries
 
 
 class Searching(Protocol):
-    """What a schedule drives."""
+    """A search as far as a schedule drives it."""
 
     last_check: int
     """Train queries at the last dev check."""
