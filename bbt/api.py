@@ -14,7 +14,7 @@ from bbt.build import make_experiment
 from bbt.config import Config, make_config, merged, read_run_config, read_tree
 from bbt.errors import BbtError, ConfigError, LabelWordError, RunError
 from bbt.experiment.classifiers import Classifier
-from bbt.experiment.experiment import Experiment
+from bbt.experiment.experiment import Experiment, content_free_rows
 from bbt.experiment.tested import Tested, tested
 from bbt.files import write_atomically
 from bbt.methods import Method, load_method, resolved_tree, to_yaml
@@ -159,11 +159,12 @@ def _configured(config: Config | Mapping[str, Any] | Path | str | None, **given:
     return make_config(merged(config or {}, over))
 
 
-def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> Outcome:
+def run(config: Config, runs: Path | str = RUNS, observer: Observer | None = None) -> Outcome:
     """Run in a new run folder under `runs`; whatever stops it, `resume` goes on from there.
 
     A config that cannot be run (a BbtError before the first generation) leaves no folder behind.
     """
+    runs = Path(runs)
     text = to_yaml(config)
     backend = open_backend(config.model)
     name = config.name or f"{config.task.name.replace(':', '-')}-{label_of(config)}-seed{config.seed}"
@@ -177,7 +178,7 @@ def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> 
 
 
 def resume(
-    path: Path, queries: int | None = None, observer: Observer | None = None, ceiling: float | None = None
+    path: Path | str, queries: int | None = None, observer: Observer | None = None, ceiling: float | None = None
 ) -> Outcome:
     """Go on with a run as if it had never stopped; `queries` extends its budget first, `ceiling` its money.
 
@@ -186,6 +187,7 @@ def resume(
     Raises:
         RunError: not a run, in use, or a budget or ceiling that is no extension.
     """
+    path = Path(path)
     with RunFolder(path) as folder:
         config = read_run_config(path)
         method = load_method(config)
@@ -199,7 +201,7 @@ def resume(
         return _in_folder(config, open_backend(config.model), folder, observer)
 
 
-def estimate(config: Config, runs: Path = RUNS) -> Estimate:
+def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
     """What a run of the config would cost at most, without calling its backend.
 
     Raises:
@@ -213,7 +215,8 @@ def estimate(config: Config, runs: Path = RUNS) -> Estimate:
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
     others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind)]
-    return estimated(config.price, plan, task, split, others, gauge, speed_of_last(runs, config.model))
+    speed, free = speed_of_last(Path(runs), config.model), content_free_rows()
+    return estimated(config.price, plan, task, split, others, gauge, speed, config.calibration, free)
 
 
 def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:
@@ -248,11 +251,11 @@ def _save(classifier: Classifier, folder: Path) -> None:
     """What a `Predictor` loads.
 
     Raises:
-        OSError: a full disk, which safetensors tells in an error of its own.
+        OSError: a full disk, or a folder that cannot be written to; says how to go on.
     """
     try:
         classifier.save(folder)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         what_to_do = f"Mend that, then save again or bbt resume {folder}."
         raise OSError(f"cannot save to {folder}: {error}. {what_to_do}") from error
 

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from bbt.names import Table
+
 
 class Strict(BaseModel):
     """A model to which unknown keys and infinite numbers are errors, and whose values never change."""
@@ -29,7 +31,8 @@ class TaskConfig(Strict):
     label_names: tuple[str, ...] | None = None
     """(K,) what answers call the labels (none: the label words)."""
     metrics: tuple[str, ...] | None = None
-    """Names of metrics, or `module:function`; the first one selects prompts."""
+    """Names of metrics, or `module:function`; the first one selects prompts (none: the built-in task's, or
+    accuracy)."""
     label_space: bool = True
     """Whether masked LMs take the label words with the space before them, as the template writes it; the released BBT
     code takes RoBERTa's without."""
@@ -185,6 +188,15 @@ class PromptConfig(HardPromptConfig):
     LayerNorm (`layernorm`, released code)."""
 
 
+class TiedPromptConfig(PromptConfig):
+    """The section `prompt` of Black-Box Tuning."""
+
+    intrinsic_dim: int = Field(100, ge=1)
+    """d; in a hundred directions of one token there is more to be found than in fifty of five (examples/RESULTS.md)."""
+    tied: bool = True
+    """Whether z moves all prompt tokens alike, by one shift in R^H, instead of each by its own."""
+
+
 class PopulationConfig(Strict):
     """The section `optimizer` of a search whose optimizer is one of the method's own settings."""
 
@@ -218,8 +230,19 @@ class OptimizerConfig(PopulationConfig):
 CalibrationKind: TypeAlias = Literal["none", "fitted", "batch", "content-free"]
 """How class biases are found: `bbt.scoring.calibration.class_biases`."""
 
-LOSSES = ("cross_entropy", "hinge", "negative_metric")
-"""Names of the losses (`bbt.scoring.losses`)."""
+LOSSES: Table = {
+    "cross_entropy": ("bbt.scoring.losses:cross_entropy", "mean negative log-probability of the gold label"),
+    "hinge": ("bbt.scoring.losses:hinge", "how far wrong labels come within a margin of the gold one"),
+    "negative_metric": ("bbt.scoring.losses:negative_metric", "minus the task's first metric"),
+}
+
+
+class SmallPopulationConfig(OptimizerConfig):
+    """The section `optimizer` of Black-Box Tuning: at a few hundred queries more generations are worth more than larger
+    ones (examples/RESULTS.md)."""
+
+    population_size: int = Field(12, ge=2)
+    """n."""
 
 
 class ObjectiveConfig(Strict):

@@ -32,6 +32,16 @@ def tiny_backend(tiny_folder):
     return make
 
 
+@pytest.fixture
+def nothing_packed(monkeypatch):
+    """Backends made from now on go the slow way, as for a model that takes no packed rows."""
+
+    def refuse(*_):
+        raise NotImplementedError("no packed rows")
+
+    monkeypatch.setattr("backends.local.check.packed_trunk", refuse)
+
+
 @pytest.fixture(scope="session")
 def reference(tiny_folder):
     """name -> the same tiny model in plain transformers."""

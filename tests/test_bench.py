@@ -73,7 +73,7 @@ def test_operations_are_those_of_the_products_and_of_attention(reference):
 
 
 def test_the_chip_is_measured_by_the_layers_shapes_and_a_square(tiny_backend):
-    rate = MatrixRate(tiny_backend("bert")._model, n_tokens=128)
+    rate = MatrixRate(tiny_backend("bert").model, n_tokens=128)
     assert set(rate.by_shape) == {(128, 32, 32), (128, 32, 64), (2048, 2048, 2048)}
     assert rate.by_shape[rate.shape] == max(rate.by_shape.values()) > 0
     assert rate.measure() > 0

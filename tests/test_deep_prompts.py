@@ -94,9 +94,8 @@ def test_scores_are_those_of_a_plain_forward_with_hooks(
 
 
 @every_architecture
-def test_models_that_take_no_packed_rows_score_as_well(name, tiny_backend, reference, random_prompts):
+def test_models_that_take_no_packed_rows_score_as_well(name, nothing_packed, tiny_backend, reference, random_prompts):
     backend, prompts = tiny_backend(name), population(random_prompts, 2, 2)
-    backend._evaluator.forward.packed = None
     found = normalised(scores(backend, BEFORE, prompts))
     np.testing.assert_allclose(found, expected(reference(name), name, BEFORE, prompts), atol=1e-4)
 
@@ -218,7 +217,7 @@ def test_deep_prompts_of_another_shape_are_refused(tiny_backend):
 def watch_layers(backend, name):
     """The set of layers that compute from now on."""
     computed = set()
-    for i, layer in enumerate(backend._model.get_submodule(LAYERS[name])):
+    for i, layer in enumerate(backend.trunk.get_submodule(LAYERS[name].partition(".")[2])):
         inner = next(module for module in layer.modules() if isinstance(module, torch.nn.Linear | Conv1D))
         inner.register_forward_pre_hook(lambda module, args, i=i: computed.add(i))
     return computed

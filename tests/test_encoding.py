@@ -217,7 +217,7 @@ def test_a_template_that_does_not_fit_says_how_long_it_is(name, row_tokenizer):
 @pytest.mark.parametrize(("name", "max_positions"), [("roberta", MAX_LENGTH + 2), ("bert", MAX_LENGTH)])
 def test_positions_before_the_first_one_used_are_no_length(name, max_positions, tiny_backend):
     backend = tiny_backend(name)
-    assert backend._model.config.max_position_embeddings == max_positions
+    assert backend.model.config.max_position_embeddings == max_positions
     assert backend.info.max_length == MAX_LENGTH
 
 

@@ -22,7 +22,7 @@ from bbt.scoring.ledger import Ledger
 from bbt.spaces.initial import saved_prompt
 from bbt.tasks import Example, Task, Template
 
-TEXTS = ["a film so bad that it was great", "the plot is worse", "I liked it ; you did not", "Zoë - 3 % ?"]
+TEXTS = ["a film so bad that it was great", "the plot is worse", "I liked it ; you did not", "Zoë, 3 % ?"]
 PAIR = "it was slow"
 WORDS, NAMES, BIASES = ("bad", "great"), ("down", "up"), (-0.25, 0.25)
 FIRST = "{prompt} . {text} . It was {mask}"
@@ -178,7 +178,7 @@ def test_start_is_a_slot_of_its_own():
     assert template.at_start() == template
     assert template.manual().source == MANUAL
     for wrong in ("{text} {start} {mask}", "{start}{prompt} {text} {mask}", "{start}{start}{text} {mask}"):
-        with pytest.raises(ConfigError, match="comes first, once, and without a"):
+        with pytest.raises(ConfigError, match=r"\{start\} comes first, once, and without a \{prompt\}"):
             Template(wrong)
 
 

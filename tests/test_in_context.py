@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from reference import normalised
-from toy import ToyBackend, shared_config
+from toy import shared_config
 
 from bbt.api import run, tune
 from bbt.backend import Segment
@@ -11,6 +11,7 @@ from bbt.methods.in_context import InContextClassifier, alternating, demonstrate
 from bbt.runs.log import EventLog
 from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, Task, Template
+from bbt.testing import ToyBackend
 
 TASK = Task("films", Template("{prompt} . {text} . It was {mask}"), ("no", "yes"), ("bad", "great"))
 SHOWN = [Example("a film", 1), Example("the plot is bad", 0), Example("I liked it", 1)]
@@ -74,6 +75,7 @@ def test_the_classes_take_turns():
 
 def test_dev_picks_the_order_and_what_is_left_out_is_said(tiny_folder, tmp_path, caplog):
     config = {
+        "calibration": "none",
         "data": {"k": 8},
         "method": {"name": "in-context", "n_orders": 4},
         "model": {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}},
@@ -93,4 +95,4 @@ def test_dev_picks_the_order_and_what_is_left_out_is_said(tiny_folder, tmp_path,
 
 def test_fewer_demonstrations_can_be_asked_for():
     outcome = tune({"method": {"name": "in-context", "n_demonstrations": 3, "n_orders": 1}}, ToyBackend())
-    assert len(outcome.classifier.task.demonstrations) == 3
+    assert len(outcome.classifier.inner.task.demonstrations) == 3

@@ -98,13 +98,19 @@ def test_scores_are_those_of_a_plain_forward(name, case, tiny_backend, reference
 
 @every_architecture
 def test_every_supported_architecture_takes_packed_rows(name, tiny_backend):
-    assert tiny_backend(name)._evaluator.forward.packed is not None
+    assert is_packed(tiny_backend(name))
+
+
+def is_packed(backend):
+    return backend.trunk is not backend.model.base_model
 
 
 @every_case
-def test_models_that_take_no_packed_rows_score_as_well(name, case, tiny_backend, reference, random_prompts):
+def test_models_that_take_no_packed_rows_score_as_well(
+    name, case, nothing_packed, tiny_backend, reference, random_prompts
+):
     backend, prompts = tiny_backend(name), random_prompts(2, case.n_tokens)
-    backend._evaluator.forward.packed = None
+    assert not is_packed(backend)
     expected = case.expected(reference(name), prompts)
     np.testing.assert_allclose(normalised(case.scores(backend, prompts)), expected, atol=1e-4)
 
@@ -115,7 +121,7 @@ def test_a_model_that_wants_more_of_its_attention_is_not_packed(config, tiny_fol
     tokenizer.save_pretrained(tmp_path)
     AutoModelForCausalLM.from_config(unusual(config, len(tokenizer))).save_pretrained(tmp_path)
     backend, prompts = LocalBackend(str(tmp_path), precision="fp32", device="cpu"), random_prompts(2, 5)
-    assert backend._evaluator.forward.packed is None
+    assert not is_packed(backend)
     expected = BEFORE.expected(Reference(tmp_path, "causal"), prompts)
     np.testing.assert_allclose(normalised(BEFORE.scores(backend, prompts)), expected, atol=1e-4)
 
@@ -129,11 +135,11 @@ def unusual(name, vocab_size):
 
 
 @every_architecture
-def test_faster_kernels_say_in_half_precision_what_the_plain_ones_say(name, tiny_backend, random_prompts):
-    backend, prompts = tiny_backend(name, precision="bf16"), random_prompts(8, 5)
-    fast = normalised(BEFORE.scores(backend, prompts))
-    backend._evaluator.forward.packed = None
-    plain = normalised(BEFORE.scores(backend, prompts))
+def test_faster_kernels_say_in_half_precision_what_the_plain_ones_say(name, tiny_backend, random_prompts, request):
+    prompts = random_prompts(8, 5)
+    fast = normalised(BEFORE.scores(tiny_backend(name, precision="bf16"), prompts))
+    request.getfixturevalue("nothing_packed")
+    plain = normalised(BEFORE.scores(tiny_backend(name, precision="bf16"), prompts))
     assert np.abs(fast - plain).max() < 0.15
     assert rank_correlation(losses(fast), losses(plain)) > 0.9
 
@@ -180,7 +186,7 @@ def test_half_precision_ranks_a_population_as_full_precision_does(name, tiny_bac
 
 def test_a_large_constant_in_the_logits_costs_half_precision_nothing(tiny_backend, random_prompts):
     backend = tiny_backend("bert", precision="bf16")
-    bias, found = backend._model.get_output_embeddings().bias, []
+    bias, found = backend.model.get_output_embeddings().bias, []
     for constant in (0, 128):
         bias.fill_(constant)
         found.append(normalised(BEFORE.scores(backend, random_prompts(4, 5))))
@@ -290,7 +296,7 @@ def test_an_anchor_is_one_prompt(shape, tiny_backend):
 def watch_batches(backend, seen):
     """Call `seen(sequences, width)` before each forward pass of the model."""
     watch = lambda module, args, kwargs: seen(*kwargs["inputs_embeds"].shape[:2])  # noqa: E731
-    backend._model.register_forward_pre_hook(watch, with_kwargs=True)
+    backend.trunk.register_forward_pre_hook(watch, with_kwargs=True)
 
 
 def allow_tokens(backend, limit):
@@ -329,7 +335,7 @@ def test_one_sequence_that_does_not_fit_into_memory_is_an_error(tiny_backend, ra
 def test_scoring_leaves_the_model_as_it_was_even_after_an_error(name, tiny_backend, random_prompts):
     backend = tiny_backend(name)
     BEFORE.scores(backend, random_prompts(2, 5))
-    backend._model.register_forward_pre_hook(fail)
+    backend.trunk.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="a broken kernel"):
         BEFORE.scores(backend, random_prompts(2, 5))
     assert backend.info.fingerprint == tiny_backend(name).info.fingerprint

@@ -1,18 +1,26 @@
-"""Half precision where it ranks candidates as full precision does, and nowhere else."""
+"""Half precision where it ranks candidates as full precision does, and nowhere else; settled once."""
 
 import copy
-from dataclasses import replace
+import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
+import bbt
 from backends.local import LocalBackend, backend, precision
+from backends.local.frozen import FrozenModel, Source
+from backends.local.head import Head
+from backends.local.structure import structure_of
 from backends.models import bundled_models
+from bbt.api import resume
+from bbt.config import make_config
 from bbt.tasks.template import Template
 
 ROWS = [Template("{prompt} . {text} . It was {mask}").render(text, "", 5) for text in ("a slow film", "it was great")]
+WORDS = ("bad", "great")
 
 
 @pytest.fixture
@@ -25,12 +33,13 @@ def half_precision_chip(monkeypatch):
 
 
 def population_scores(model, prompts, anchor=None):
-    return model.label_scores(prompts, model.encode(ROWS, ("bad", "great"), anchor))
+    return model.label_scores(prompts, model.encode(ROWS, WORDS, anchor))
 
 
 @pytest.mark.parametrize("name", bundled_models())
 def test_half_precision_ranks_the_candidates_of_a_bundled_model(name):
-    half, full = (LocalBackend(name, precision=p, device="cpu") for p in ("bf16", "fp32"))
+    source = Source(name, None, torch.device("cpu"), None, 4096)
+    half, full = (FrozenModel(source, dtype) for dtype in (torch.bfloat16, torch.float32))
     assert precision.disagreement(half, full) is None
 
 
@@ -39,59 +48,94 @@ def test_rank_correlation_is_spearmans():
     assert precision.rank_correlation(a, a + b) == pytest.approx(spearmanr(a, a + b).statistic)
 
 
-@pytest.mark.parametrize(("agreement", "kept"), [(-1.0, "bfloat16"), (1.1, "float32")])
-def test_auto_goes_back_to_full_precision_where_ranks_disagree(
-    agreement, kept, half_precision_chip, tiny_backend, random_prompts, monkeypatch, capsys
-):
-    monkeypatch.setattr(precision, "AGREEMENT", agreement)
+def test_auto_takes_half_precision_where_ranks_agree(half_precision_chip, tiny_backend, random_prompts, monkeypatch):
+    monkeypatch.setattr(precision, "AGREEMENT", -1.0)
+    found, expected = (tiny_backend("bert", precision=p) for p in ("auto", "bf16"))
     anchor, prompts = random_prompts(1, 5, seed=1), random_prompts(3, 5)
-    found, expected = (
-        tiny_backend("bert", precision="auto"),
-        tiny_backend("bert", precision={"bfloat16": "bf16", "float32": "fp32"}[kept]),
-    )
-    population_scores(found, prompts[:1], anchor)
-    assert found.info.precision == "bfloat16", "one candidate needs no ranking"
+    assert found.info == expected.info
     np.testing.assert_array_equal(*(population_scores(model, prompts, anchor) for model in (found, expected)))
-    assert found.info.precision == kept
-    said = capsys.readouterr().err
-    assert ("fp32 instead of bfloat16, its losses' rank correlation with fp32 is" in said) == (kept == "float32")
 
 
-def test_a_model_that_cannot_be_compared_stays_in_full_precision(
-    half_precision_chip, tiny_backend, random_prompts, monkeypatch, capsys
+def test_auto_goes_back_to_full_precision_where_ranks_disagree(
+    half_precision_chip, tiny_backend, random_prompts, monkeypatch
 ):
-    monkeypatch.setattr(precision, "N_PROMPT_TOKENS", 100)  # more than the tiny model takes
-    found = tiny_backend("bert", precision="auto")
-    population_scores(found, random_prompts(2, 5))
+    monkeypatch.setattr(precision, "AGREEMENT", 1.1)
+    with pytest.warns(UserWarning, match="fp32 instead of bfloat16, its losses' rank correlation with fp32 is"):
+        found = tiny_backend("bert", precision="auto")
+    expected, prompts = tiny_backend("bert"), random_prompts(3, 5)
+    assert found.info == expected.info
+    np.testing.assert_array_equal(*(population_scores(model, prompts) for model in (found, expected)))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "there is no memory to compare it with fp32"),
+        (MemoryError(), "there is no memory to compare it with fp32"),
+        (RuntimeError('"sqrt" not implemented for\n BFloat16'), 'the model refuses it: "sqrt" not implemented for'),
+    ],
+)
+def test_a_model_that_has_no_half_precision_stays_in_full(
+    error, reason, half_precision_chip, tiny_backend, random_prompts, monkeypatch
+):
+    load = precision.FrozenModel
+
+    def fail(source, dtype):
+        if dtype is torch.bfloat16:
+            raise error
+        return load(source, dtype)
+
+    monkeypatch.setattr(precision, "FrozenModel", fail)
+    with pytest.warns(UserWarning, match=rf"^precision auto: fp32 instead of bfloat16, {reason}\.$"):
+        found = tiny_backend("bert", precision="auto")
     assert found.info.precision == "float32"
-    assert "could not be compared with fp32: the template with its prompt takes" in capsys.readouterr().err
+    assert np.isfinite(population_scores(found, random_prompts(2, 5))).all()
+
+
+def test_a_model_that_cannot_be_compared_stays_in_full_precision(half_precision_chip, tiny_backend, monkeypatch):
+    monkeypatch.setattr(precision, "N_PROMPT_TOKENS", 100)  # more than the tiny model takes
+    with pytest.warns(UserWarning, match="could not be compared with fp32: the template with its prompt takes"):
+        found = tiny_backend("bert", precision="auto")
+    assert found.info.precision == "float32"
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_the_spread_of_word_embeddings_is_the_same_in_every_precision(name, half_precision_chip, tiny_backend):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whatever the trial says
+        stds = {tiny_backend(name, precision=p).info.embedding_std for p in ("fp32", "bf16", "auto")}
+    assert len(stds) == 1
+
+
+@pytest.mark.parametrize("agreement", [-1.0, 1.1])
+@pytest.mark.filterwarnings("ignore:precision auto")
+def test_a_resumed_run_is_the_same_to_the_last_bit(agreement, half_precision_chip, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "AGREEMENT", agreement)
+    settings = {
+        "task": {"name": "sst2", "label_words": ["bad", "great"]},
+        "data": {"k": 4},
+        "model": {"name": str(tiny_folder("bert")), "options": {"device": "cpu"}},
+        "prompt": {"n_prompt_tokens": 3, "intrinsic_dim": 10, "n_screened": 1},
+        "optimizer": {"population_size": 6},
+        "budget": {"queries": 24, "dev_every": 12},
+        "evaluation": {"rows": 8},
+    }
+    whole = bbt.tune(settings)
+    part = bbt.api.run(make_config({**settings, "budget": {"queries": 12, "dev_every": 12}}), tmp_path)
+    start = json.loads((part.folder / "events.jsonl").read_text().splitlines()[0])
+    goes_on = resume(part.folder, queries=24)
+    assert start["info"]["precision"] == goes_on.result["precision"] == whole.result["precision"]
+    assert start["info"]["embedding_std"] == LocalBackend(str(tiny_folder("bert")), device="cpu").info.embedding_std
+    found, expected = goes_on.classifier.prompt.embeddings, whole.classifier.prompt.embeddings
+    assert found.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
-def test_the_head_of_a_half_precision_model_computes_in_fp32_while_it_scores(name, tiny_backend):
-    model = tiny_backend(name, precision="bf16")._model
-    kept = {id(w) for part in (model.base_model, model.get_output_embeddings()) for w in part.parameters()}
-    heads = [w for w in model.parameters() if id(w) not in kept]
-    states = torch.randn(3, 1, 32, dtype=torch.bfloat16)
-    with torch.inference_mode():
-        half = model(inputs_embeds=states).logits
-        with precision.FullPrecisionHead(model).active():
-            assert {w.dtype for w in heads} == {torch.float32}
-            assert {w.dtype for w in model.base_model.parameters()} == {torch.bfloat16}
-        assert {w.dtype for w in heads} == {torch.bfloat16}
-        assert torch.equal(model(inputs_embeds=states).logits, half)
-
-
-@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
-def test_the_head_rounds_nothing_while_it_scores(name, tiny_backend):
-    backend = tiny_backend(name, precision="bf16")
-    states, words = torch.randn(3, 1, 32).bfloat16(), torch.arange(20)
-    put = lambda module, args, output: replace(output, last_hidden_state=states.to(module.dtype))  # noqa: E731
-    exact = copy.deepcopy(backend._model).float()
-    for model in (backend._model, exact):
-        model.base_model.register_forward_hook(put)
-    with torch.inference_mode():
-        expected = exact(inputs_embeds=states.float()).logits[..., words]
-        with backend._evaluator.forward.trunk.scoring(words):
-            found = backend._model(inputs_embeds=states).logits
+def test_the_head_rounds_nothing(name, tiny_backend):
+    """What stands between trunk and decoder is in fp32, and the model's own stays in half precision."""
+    model, words = tiny_backend(name, precision="bf16").model, torch.arange(20)
+    exact, states = copy.deepcopy(model).float(), torch.randn(3, 32).bfloat16()
+    expected = Head(exact, structure_of(exact), whole=True).of(words)(states.float())
+    found = Head(model, structure_of(model)).of(words)(states)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}

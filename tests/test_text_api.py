@@ -238,6 +238,20 @@ def test_where_no_label_word_is_listed_one_candidate_is_warned_of(serve, client)
         remote.hard_scores(np.zeros((1, 0), np.int64), encoded(remote, 0))
 
 
+@pytest.mark.filterwarnings("ignore:.* never among the most likely")
+def test_a_search_that_scores_one_prompt_at_a_time_is_ended_too(serve, client):
+    """As where all candidates of a generation are the same words."""
+    peer = serve(hidden=WORDS)
+    remote = client(peer, top_logprobs=500)
+    rows, one = encoded(remote, 0), np.zeros((1, 0), np.int64)
+    peer.log.clear()
+    for _ in range(7):
+        remote.hard_scores(one, rows)
+    with pytest.raises(EndpointError, match="label words 'bad', 'great', 'positive' never among the most likely"):
+        remote.hard_scores(one, rows)
+    assert len(peer.log) == 16
+
+
 def test_a_label_word_that_was_listed_once_may_be_missing_later(serve, client):
     peer = serve()
     remote = client(peer, top_logprobs=500)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import HIDDEN, ToyBackend, shared_config
+from toy import shared_config
 
 from bbt.api import run, tune
 from bbt.baselines.attempt import Mixture
@@ -19,6 +19,8 @@ from bbt.prompts.soft import SoftPrompt
 from bbt.scoring.ledger import Ledger
 from bbt.spaces.initial import saved_prompt
 from bbt.tasks import Example
+from bbt.testing import ToyBackend
+from bbt.testing.toy import HIDDEN
 
 T = 2
 
@@ -109,13 +111,17 @@ def test_attention_is_the_papers():
 @pytest.fixture
 def attempt(tiny_folder, tmp_path):
     model = {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}}
-    shared = {"model": model, "prompt": {"n_prompt_tokens": T, "intrinsic_dim": 4}, "evaluation": {"rows": 20}}
+    shared = {
+        "model": model,
+        "prompt": {"n_prompt_tokens": T, "intrinsic_dim": 4, "n_screened": 1},
+        "evaluation": {"rows": 20},
+    }
     sources = [
         str(run(settings({"name": "black-box"}, **shared, seed=seed, budget={"queries": 8}), tmp_path).folder)
         for seed in (1, 2)
     ]
     own = {"name": "attempt", "sources": sources, "steps": 30, "learning_rate": 0.02}
-    return run(settings(own, **shared, selection={"by": "loss"}), tmp_path)
+    return run(settings(own, **shared, selection={"by": "loss"}, calibration="none"), tmp_path)
 
 
 def test_a_row_is_scored_under_its_own_prompt(attempt, monkeypatch):

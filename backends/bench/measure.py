@@ -31,8 +31,8 @@ def measure(
     work = Generations(workload)
     device = torch.device(work.backend.info.device)
     memory, executed = _warmed_up(work, device)
-    rate = MatrixRate(work.backend._model, n_tokens=4096)
-    shares = scoring_shares(lambda: ours(work, seed=1), work.backend._model, device)
+    rate = MatrixRate(work.backend.model, n_tokens=4096)
+    shares = scoring_shares(lambda: ours(work, seed=1), work.backend.trunk, work.encoded.head, device)
     loop = _plain_loop(work, against) if against else None
     mine, plain, rates = [], [], []
     for seed in range(2, 2 + repeats):
@@ -64,11 +64,10 @@ def _warmed_up(work: Generations, device: torch.device) -> tuple[tuple[float, fl
 
 
 def _plain_loop(work: Generations, against: Against) -> PlainLoop:
-    """A second copy of the model, untouched by ours, warmed up on one candidate."""
-    w, backend = work.workload, work.backend
-    device = torch.device(backend.info.device)
-    dtype = torch.float32 if against == "plain-fp32" else backend._dtype
-    model = load(w.model, backend.info.kind, device, dtype, None).model
+    """The model as transformers loaded it, or the same in fp32, warmed up on one candidate."""
+    w, backend, model = work.workload, work.backend, work.backend.model
+    if against == "plain-fp32" and model.dtype != torch.float32:
+        model = load(w.model, backend.info.kind, torch.device(backend.info.device), torch.float32, None).model
     loop = PlainLoop(model, work.encoded.rows, work.encoded.label_ids.tolist())
     loop.scores(work.prompts(np.zeros((1, w.intrinsic_dim)), 0)[0])
     return loop

@@ -4,12 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from backends.bench.evaluation import Evaluation
 from backends.bench.rates import now
 
 
-def scoring_shares(work: Callable[[], Evaluation], model: Any, device: torch.device) -> dict[str, float]:
+def scoring_shares(
+    work: Callable[[], Evaluation], trunk: nn.Module, head: nn.Module, device: torch.device
+) -> dict[str, float]:
     """Shares of the scoring's seconds: embedding (rows and prompts put together, scores taken back: all that is
     outside the model), trunk, and head.
 
@@ -28,9 +31,9 @@ def scoring_shares(work: Callable[[], Evaluation], model: Any, device: torch.dev
         return add
 
     handles = [
-        model.base_model.register_forward_pre_hook(begin),
-        model.base_model.register_forward_hook(end("trunk"), always_call=True),  # also where it is left half-way
-        model.register_forward_hook(end("head")),
+        trunk.register_forward_pre_hook(begin),
+        trunk.register_forward_hook(end("trunk")),
+        head.register_forward_hook(end("head")),
     ]
     try:
         seconds = work().seconds["scoring"]

@@ -4,18 +4,16 @@ Registered with transformers as an attention implementation, so that it serves e
 be chosen. Within a sequence it is PyTorch's fused attention, for all sequences of one length at once.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from backends.local.packing import Group
+from backends.local.batching import Group
 
 NAME = "bbt_packed"
-KeysAndValues: TypeAlias = dict[nn.Module, tuple[Tensor, Tensor]]
-"""By attention module: keys and values, each (n, heads, prefix length, head size)."""
 
 FEW_QUERIES = 16
 """Below so many queries a sequence, two fused attentions cost more to start than explicit products."""
@@ -27,30 +25,20 @@ NOT_UNDERSTOOD = ("sliding_window", "softcap", "s_aux", "position_bias")
 """What some models ask of an attention function beside queries, keys and values."""
 
 
-class Kept(Exception):  # noqa: N818  # not an error
-    """The last layer's keys and values are there, and nothing more was wanted of it so far."""
-
-
 @dataclass
-class Packed:
-    """How the tokens of a forward pass lie; handed through the model to every attention."""
+class Attending:
+    """What the attention of one layer is told of the tokens that it is given."""
 
     groups: tuple[Group, ...]
-    read: Tensor
-    """(S,) tokens that are read: the only ones that leave the last layer."""
-    prefix: KeysAndValues | None = None
-    """What stands left of every row."""
-    is_prefix: bool = False
-    """Keys and values are all that is wanted."""
-    stop: bool = False
-    """The next attention keeps its keys and values and raises `Kept`."""
-    kept: dict[nn.Module, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Keys and values, each (1, heads, P, head size)."""
-
-    @property
-    def n_tokens(self) -> int:
-        """P."""
-        return sum(group.n_tokens for group in self.groups)
+    """How they lie."""
+    left: tuple[Tensor, Tensor] | None = None
+    """Keys and values, each (n, heads, N, head size), of what stands left of every sequence of a candidate."""
+    given: tuple[Tensor, Tensor] | None = None
+    """Keys and values of all tokens, each (1, heads, P, head size): the queries are of one token a sequence."""
+    only_keys: bool = False
+    """Nothing is attended to: keys and values are all that is wanted."""
+    kept: list[tuple[Tensor, Tensor]] | None = None
+    """Where there is a list, keys and values of all tokens are put into it."""
 
 
 def attention(
@@ -59,7 +47,7 @@ def attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    packed: Packed,
+    packed: Attending,
     scaling: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
@@ -67,20 +55,16 @@ def attention(
 
     Raises:
         NotImplementedError: the model wants more than softmax(q k) v.
-        Kept: `packed` says to stop.
     """
     if attention_mask is not None or any(rest.get(name) is not None for name in NOT_UNDERSTOOD):
         raise NotImplementedError(f"{type(module).__name__} is not plain attention")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    reads = module in packed.kept  # so this is the last layer's second visit, with queries of what is read only
-    if reads:
-        key, value = packed.kept.pop(module)
-    else:
-        key, value = (_every_head(states, query.shape[1]) for states in (key, value))
-    if packed.stop or packed.is_prefix:
-        packed.kept[module] = key, value
-    if packed.stop:
-        raise Kept
+    reads = packed.given is not None
+    key, value = packed.given or tuple(_every_head(states, query.shape[1]) for states in (key, value))
+    if packed.kept is not None:
+        packed.kept.append((key, value))
+    if packed.only_keys:
+        return value.new_zeros(()).expand(1, query.shape[2], query.shape[1], value.shape[-1]), None
     causal = bool(getattr(module, "is_causal", False)) and not reads
     out = torch.empty(query.shape[2], query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
     asked = token = 0
@@ -89,10 +73,10 @@ def attention(
         tokens = slice(token, token + group.n_tokens)
         q = _by_sequence(query[0, :, queries], group)
         k, v = (_by_sequence(states[0, :, tokens], group) for states in (key, value))
-        if packed.prefix is None:
+        if packed.left is None:
             found = _within(q, k, v, scaling, causal)
         else:
-            found = _after_prefix(q, k, v, packed.prefix[module], scaling, causal)
+            found = _after_prefix(q, k, v, packed.left, scaling, causal)
         _by_sequence(out[queries].transpose(0, 1), group).copy_(found)
         asked, token = queries.stop, tokens.stop
     return out[None], None
@@ -174,13 +158,6 @@ def _explicit(
     return torch.baddbmm(from_left.view(-1, length, size), weights[..., n_left:], v).view(query.shape)
 
 
-def keys_and_values(packed: Packed) -> KeysAndValues:
-    """What a pass over prefixes kept, as `Packed.prefix` takes it."""
-    (group,) = packed.groups
-    return {
-        module: (
-            _by_sequence(key[0], group)[:, :, 0].contiguous(),
-            _by_sequence(value[0], group)[:, :, 0].contiguous(),
-        )
-        for module, (key, value) in packed.kept.items()
-    }
+def of_candidates(states: Tensor, group: Group) -> Tensor:
+    """Keys or values (1, heads, P, head size) of one sequence a candidate -> (n, heads, N, head size)."""
+    return _by_sequence(states[0], group)[:, :, 0].contiguous()

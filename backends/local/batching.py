@@ -1,7 +1,16 @@
-"""How a population times rows is cut into micro-batches."""
+"""How a population times rows is cut into micro-batches, and where the tokens of one lie.
+
+A micro-batch is one row of tokens: sequences end to end, those of one length next to each other, no padding.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -16,6 +25,37 @@ class MicroBatch:
     def chosen(self) -> slice:
         """The candidates."""
         return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences of one length: `n_rows` rows of candidate 0, then of candidate 1, ..."""
+
+    n_candidates: int
+    n_rows: int
+    length: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Of all of them."""
+        return self.n_candidates * self.n_rows * self.length
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the P tokens of S sequences come from, and what is read of them."""
+
+    groups: tuple[Group, ...]
+    source: Index
+    """(P,) where each token stands in the rows laid end to end."""
+    candidates: Index
+    """(P,) candidate of each token, counted from the batch's first."""
+    positions: Index
+    """(P,) place of each token in its row."""
+    read: Index
+    """(S,) token from whose hidden state each sequence is scored."""
+    sequences: tuple[Index, Index]
+    """(S,), (S,) candidate, and row, of each sequence."""
 
 
 def micro_batches(
@@ -45,3 +85,25 @@ def _row_groups(lengths: Sequence[int], limit: int, one_length: bool) -> list[tu
                 continue
         groups.append([row])
     return [tuple(group) for group in groups]
+
+
+def laid_out(batch: MicroBatch, starts: Index, lengths: Sequence[int], reads: Sequence[int], skip: int = 0) -> Layout:
+    """Rows begin at `starts` in the rows laid end to end; the first `skip` tokens of each are left out."""
+    n = batch.stop - batch.start
+    groups, sources, candidates, positions, read, who, which = [], [], [], [], [], [], []
+    n_tokens = 0
+    for length, same in groupby(batch.rows, key=lambda row: lengths[row] - skip):
+        rows = np.array(list(same))
+        place = np.arange(skip, skip + length)
+        shape = (n, len(rows), length)
+        sources.append(np.broadcast_to(starts[rows][:, None] + place, shape).ravel())
+        positions.append(np.broadcast_to(place, shape).ravel())
+        candidates.append(np.broadcast_to(np.arange(n)[:, None, None], shape).ravel())
+        first = n_tokens + length * np.arange(n * len(rows)).reshape(shape[:2])
+        read.append((first + np.array([reads[row] - skip for row in rows])).ravel())
+        who.append(np.repeat(np.arange(n), len(rows)))
+        which.append(np.tile(rows, n))
+        groups.append(Group(*shape))
+        n_tokens += groups[-1].n_tokens
+    cat = np.concatenate
+    return Layout(tuple(groups), cat(sources), cat(candidates), cat(positions), cat(read), (cat(who), cat(which)))

@@ -1,21 +1,22 @@
 """Populations through a frozen model: cut into micro-batches, embedded, scored."""
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
-from backends.local.attention import KeysAndValues
-from backends.local.batching import MicroBatch, micro_batches
-from backends.local.deep import KEPT_BYTES, Shared, lowest_difference
+from backends.local.batching import Layout, MicroBatch, laid_out, micro_batches
 from backends.local.encoding import prompt_id
-from backends.local.forward import Forward
-from backends.local.packing import Pack, pack
-from backends.local.rows import LocalRows
+from backends.local.forward import Forward, KeysAndValues, Pass
+from backends.local.head import Head
+from backends.local.rows import KEPT_BYTES, LocalRows, Shared, lowest_difference
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Scores
 
@@ -23,16 +24,23 @@ T = TypeVar("T")
 
 
 class Evaluator:
-    """Scores whole populations; micro-batches have at most `token_budget` tokens."""
+    """Scores whole populations; micro-batches have at most `token_budget` tokens.
 
-    def __init__(self, model: Any, token_budget: int) -> None:
-        self.forward = Forward(model)
-        self.token_budget = token_budget
+    Safe to be called from several threads: what belongs to a call travels in its arguments. Models that keep the
+    frequencies of the last batch are called by one thread at a time.
+    """
+
+    def __init__(self, forward: Forward, head: Head, words: Tensor, token_budget: int) -> None:
+        self.forward, self.head, self.words, self.token_budget = forward, head, words, token_budget
+        self._one_length = forward.packed is None or forward.structure.depends_on_length
+        self._turn: AbstractContextManager[Any] = (
+            threading.Lock() if forward.structure.depends_on_length else nullcontext()
+        )
 
     @property
     def shares_prefixes(self) -> bool:
         """Keys and values of a prefix are computed once a candidate."""
-        return self.forward.packed is not None
+        return not self._one_length
 
     def label_scores(self, prompts: DeepPrompts, rows: LocalRows) -> Scores:
         """(n, L, T, H), L = 1 for prompts of the input alone, -> (n, B, K).
@@ -44,116 +52,126 @@ class Evaluator:
 
     def hidden_states(self, prompts: DeepPrompts, rows: LocalRows) -> Iterator[Tensor]:
         """(tokens, H) hidden states of all rows that enter layers 1, 2, ... under one prompt (1, L, T, H)."""
-        vectors, below = self.forward.tensor(prompts), None
+        vectors, below = self.tensor(prompts), None
         for layer in range(1, prompts.shape[1]):
             states = self._fitting(rows, partial(self._states, layer, vectors, rows, below))
             below = Shared(layer, prompts[0, :layer], states)
             yield states
 
-    def _fitting(self, rows: LocalRows, compute: Callable[[], T]) -> T:
-        """The same again with half the budget, as long as memory runs out."""
+    def tensor(self, array: NDArray[Any]) -> Tensor:
+        """A copy on the device, floats as float32: PyTorch warns of arrays that are read-only."""
+        dtype = np.float32 if array.dtype.kind == "f" else array.dtype
+        return torch.from_numpy(np.array(array, dtype=dtype)).to(self.words.device, non_blocking=True)
+
+    def _fitting(self, rows: LocalRows, compute: Callable[[int], T]) -> T:
+        """What is computed with the budget; the same again with half of it, as long as memory runs out."""
         while True:
+            budget = self.token_budget
             try:
-                return compute()
+                with self._turn:
+                    return compute(budget)
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-                if self.token_budget <= max(rows.lengths):
+                if budget <= max(rows.lengths):
                     longest = f"one sequence of {max(rows.lengths)} tokens"
                     raise BackendError(f"{longest} does not fit into memory: {error}") from error
-                self.token_budget //= 2
+                self.token_budget = min(self.token_budget, budget // 2)
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
 
-    def _scores(self, prompts: DeepPrompts, rows: LocalRows) -> Scores:
-        vectors = self.forward.tensor(prompts)
-        shared = self._shared(prompts, vectors, rows) if prompts.shape[1] > 1 else None
+    @torch.inference_mode()
+    def _scores(self, prompts: DeepPrompts, rows: LocalRows, budget: int) -> Scores:
+        vectors = self.tensor(prompts)
+        shared = self._shared(prompts, vectors, rows, budget) if prompts.shape[1] > 1 else None
         # Keys and values of prefixes are held for as many candidates as have room in one micro-batch.
-        block = max(1, self.token_budget // rows.n_prefix) if rows.n_prefix else len(prompts)
-        with self.forward.scoring(rows.label_ids):
-            scores = [self._scores_of_block(part, rows, shared) for part in torch.split(vectors, block)]
+        block = max(1, budget // rows.n_prefix) if rows.n_prefix else len(prompts)
+        scores = [self._scores_of_block(part, rows, shared, budget) for part in torch.split(vectors, block)]
         return np.asarray(torch.cat(scores).cpu().numpy(), dtype=np.float32)
 
-    def _scores_of_block(self, vectors: Tensor, rows: LocalRows, shared: Shared | None) -> Tensor:
+    def _scores_of_block(self, vectors: Tensor, rows: LocalRows, shared: Shared | None, budget: int) -> Tensor:
         """(n, L, T, H) -> (n, B, K)."""
         scores = torch.empty(len(vectors), rows.n_examples, len(rows.label_ids), device=vectors.device)
-        prefix = self._prefix(vectors, rows, shared) if rows.n_prefix else None
-        for batch in self._batches([length - rows.n_prefix for length in rows.lengths], len(vectors)):
-            tokens = pack(batch, rows.starts, rows.lengths, rows.reads, rows.n_prefix)
-            left = prefix and {module: (k[batch.chosen], v[batch.chosen]) for module, (k, v) in prefix.items()}
-            with self._embedded(tokens, vectors[batch.chosen], rows, shared) as embeddings:
-                candidates, which = map(self.forward.tensor, tokens.sequences)
-                scores[candidates + batch.start, which] = self.forward.logits(embeddings, tokens, left).float()
+        left = self._left(vectors, rows, shared) if rows.n_prefix else None
+        lengths = [length - rows.n_prefix for length in rows.lengths]
+        for batch in micro_batches(lengths, len(vectors), budget, self._one_length):
+            layout = laid_out(batch, rows.starts, rows.lengths, rows.reads, rows.n_prefix)
+            embeddings, call = self._embedded(layout, vectors[batch.chosen], rows, shared)
+            if left:
+                call.left = {layer: (k[batch.chosen], v[batch.chosen]) for layer, (k, v) in left.items()}
+            candidates, which = map(self.tensor, layout.sequences)
+            scores[candidates + batch.start, which] = rows.head(self.forward(embeddings, call))
         return scores
 
-    def _prefix(self, vectors: Tensor, rows: LocalRows, shared: Shared | None) -> KeysAndValues:
+    def _left(self, vectors: Tensor, rows: LocalRows, shared: Shared | None) -> KeysAndValues:
         """Keys and values of the rows' common left part, once for each candidate."""
-        tokens = pack(MicroBatch(0, len(vectors), (0,)), rows.starts, [rows.n_prefix], [rows.n_prefix - 1])
-        with self._embedded(tokens, vectors, rows, shared) as embeddings:
-            return self.forward.keys_and_values(embeddings, tokens)
+        layout = laid_out(MicroBatch(0, len(vectors), (0,)), rows.starts, [rows.n_prefix], [rows.n_prefix - 1])
+        embeddings, call = self._embedded(layout, vectors, rows, shared)
+        call.only_keys = True
+        self.forward(embeddings, call)
+        return call.kept
 
-    def _shared(self, prompts: DeepPrompts, vectors: Tensor, rows: LocalRows) -> Shared | None:
+    def _shared(self, prompts: DeepPrompts, vectors: Tensor, rows: LocalRows, budget: int) -> Shared | None:
         """What enters the lowest layer at which the candidates differ; None: nothing is shared, or it is too large."""
-        kept = rows.shared if rows.shared and rows.shared.holds_for(prompts) else None
+        found = rows.shared
+        kept = found if found and found.holds_for(prompts) else None
         layer = lowest_difference(prompts) if len(prompts) > 1 else kept.layer if kept else 0
         if kept and kept.layer == layer:
             return kept
-        words = self.forward.words
-        if not layer or rows.n_tokens * words.shape[1] * words.itemsize > KEPT_BYTES:
+        if not layer or rows.n_tokens * prompts.shape[-1] * self.words.itemsize > KEPT_BYTES:
             return None
-        states = self._states(layer, vectors[:1], rows, kept if kept and kept.layer < layer else None)
-        rows.shared = Shared(layer, prompts[0, :layer].copy(), states)
-        return rows.shared
+        below = kept if kept and kept.layer < layer else None
+        shared = Shared(layer, prompts[0, :layer].copy(), self._states(layer, vectors[:1], rows, below, budget))
+        rows.shared = shared
+        return shared
 
-    def _states(self, layer: int, vectors: Tensor, rows: LocalRows, below: Shared | None) -> Tensor:
+    @torch.inference_mode()
+    def _states(self, layer: int, vectors: Tensor, rows: LocalRows, below: Shared | None, budget: int) -> Tensor:
         """(tokens, H) hidden states of all rows that enter a layer, from those that enter a lower one if given."""
-        states = self.forward.words.new_empty(rows.n_tokens, self.forward.words.shape[1])
-        with self.forward.scoring(rows.label_ids):
-            for batch in self._batches(rows.lengths, 1):
-                tokens = pack(batch, rows.starts, rows.lengths, rows.reads)
-                with (
-                    self._embedded(tokens, vectors, rows, below) as embeddings,
-                    self.forward.layers.until(layer) as reached,
-                ):
-                    self.forward.logits(embeddings, tokens)
-                states[self.forward.tensor(tokens.source)] = reached[0].flatten(0, 1)
+        states: Tensor | None = None
+        for batch in micro_batches(rows.lengths, 1, budget, self._one_length):
+            layout = laid_out(batch, rows.starts, rows.lengths, rows.reads)
+            embeddings, call = self._embedded(layout, vectors, rows, below)
+            call.stop = layer
+            self.forward(embeddings, call)
+            assert call.reached is not None, "a forward pass goes through all layers"
+            if states is None:
+                states = call.reached.new_empty(rows.n_tokens, call.reached.shape[-1])
+            states[self.tensor(layout.source)] = call.reached
+        assert states is not None, "there are rows"
         return states
 
-    def _batches(self, lengths: list[int], n_candidates: int) -> list[MicroBatch]:
-        return micro_batches(lengths, n_candidates, self.token_budget, one_length=self.forward.packed is None)
-
-    @contextmanager
-    def _embedded(self, tokens: Pack, vectors: Tensor, rows: LocalRows, below: Shared | None) -> Iterator[Tensor]:
-        """Input embeddings (P, H) under prompts (n, L, T, H). Inside, the model adds the deeper prompts and the
+    def _embedded(self, layout: Layout, vectors: Tensor, rows: LocalRows, below: Shared | None) -> tuple[Tensor, Pass]:
+        """Input embeddings (P, E) under prompts (n, L, T, H), and the pass that adds the deeper prompts and the
         difference from the anchor in their places, and goes on from the states `below`."""
-        tensor, layers, trunk = self.forward.tensor, self.forward.layers, self.forward.trunk
-        ids = rows.tokens[tokens.source]
+        ids = rows.tokens[layout.source]
         soft = np.flatnonzero(ids < 0)
-        at, who, which = map(tensor, (soft, tokens.candidates[soft], prompt_id(ids[soft])))
-        anchor = rows.anchor if len(soft) else None
+        at, who, which = map(self.tensor, (soft, layout.candidates[soft], prompt_id(ids[soft])))
+        call = Pass(layout.groups, self.tensor(layout.positions), self.tensor(layout.read), at)
+        if below:
+            call.first, call.states = below.layer, below.states[self.tensor(layout.source)]
+        for layer in range(max(1, call.first), vectors.shape[1]):
+            call.offsets[layer] = vectors[who, layer, which]
+        embeddings = self.words[self.tensor(np.maximum(ids, 0))]
+        if not len(soft):
+            return embeddings, call
+        prompt = vectors[who, 0, which]
+        if rows.anchor is None:
+            embeddings[at] = prompt.to(embeddings.dtype)
+        else:
+            embeddings[at] = rows.anchor[0, which].to(embeddings.dtype)
+            call.offsets[0] = self._after_layernorm(prompt - rows.anchor[0, which])
+        return embeddings, call
 
-        def added(states: Tensor, prompt: Tensor) -> Tensor:
-            states.view(-1, states.shape[-1]).index_add_(0, at, prompt.to(states.dtype))
-            return states
-
-        def enter(layer: int, states: Tensor) -> Tensor:
-            if below and layer == below.layer:
-                states = below.states[tensor(tokens.source)].view(states.shape)
-            return added(states, vectors[who, layer, which]) if layer else states
-
-        embeddings = self.forward.words[tensor(np.maximum(ids, 0))]
-        embeddings[at] = (vectors[who, 0, which] if anchor is None else anchor[0, which]).to(embeddings.dtype)
-        with ExitStack() as stack:
-            if anchor is not None:
-                offset = vectors[who, 0, which] - anchor[0, which]
-                stack.enter_context(trunk.after_layernorm(lambda states: added(states, offset)))
-            if vectors.shape[1] > 1:
-                stack.enter_context(layers.entered(enter, below.layer if below else 0))
-            yield embeddings
+    def _after_layernorm(self, offset: Tensor) -> Tensor:
+        """(M, E) after the embedding LayerNorm -> what that is (M, H) where the first layer begins."""
+        projection = self.forward.structure.projection
+        return offset if projection is None else functional.linear(offset, projection.weight.float())
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory has run out, as PyTorch tells it."""
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         words in text for words in ("out of memory", "can't allocate memory", "not enough memory")
     )

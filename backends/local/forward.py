@@ -1,88 +1,170 @@
-"""One forward pass over a micro-batch: packed where the model can, sequences of one length apart where it cannot."""
+"""One forward pass of a frozen model over a micro-batch, from embeddings to the hidden states that are read.
 
-import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+*Packed*, the micro-batch is one row of tokens: a copy of the trunk, which shares the weights, attends within sequences
+and computes of its last layer only what is read. *Apart*, the trunk as it came is given sequences of one length: for
+models that cannot be packed. Everything that belongs to one pass travels in its arguments, a `Pass`.
+"""
 
-import numpy as np
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
+
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from backends.local.attention import KeysAndValues, Packed
-from backends.local.batching import MicroBatch
-from backends.local.layers import Layers
-from backends.local.packed import PackedTrunk
-from backends.local.packing import Pack, pack
-from backends.local.trunk import Trunk, word_embeddings
+from backends.local.attention import Attending, of_candidates
+from backends.local.batching import Group
+from backends.local.structure import Structure, first_position, replaced
 
-logger = logging.getLogger(__name__)
+KeysAndValues: TypeAlias = dict[int, tuple[Tensor, Tensor]]
+"""By layer: keys and values, each (n, heads, N, head size)."""
 
-TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
-"""How far packed scores may be from plain ones, in standard deviations of the scores."""
+
+@dataclass
+class Pass:
+    """What one forward pass is told beside its embeddings."""
+
+    groups: tuple[Group, ...]
+    """How the P tokens lie."""
+    positions: Tensor
+    """(P,) place of each token in its row."""
+    read: Tensor
+    """(S,) tokens whose last hidden states are wanted."""
+    places: Tensor
+    """(M,) tokens of prompts."""
+    offsets: dict[int, Tensor] = field(default_factory=dict)
+    """By layer: what is added at the prompts' places (M, H) to the states that enter it."""
+    first: int = 0
+    """Layers below this one are passed by."""
+    states: Tensor | None = None
+    """(P, H) what enters layer `first`, if any is passed by."""
+    stop: int | None = None
+    """Layers from this one on are passed by."""
+    left: KeysAndValues | None = None
+    """Keys and values of what stands left of every sequence."""
+    only_keys: bool = False
+    """Nothing is read: `kept` is all that is wanted."""
+    kept: KeysAndValues = field(default_factory=dict)
+    """With `only_keys`, where the pass leaves its keys and values."""
+    reached: Tensor | None = None
+    """With `stop`, where the pass leaves the states (P, H) that entered that layer, before anything was added."""
+
+    def entering(self, layer: int, hidden: Tensor) -> Tensor:
+        """The hidden states that enter a layer, from those that the model would have it enter with."""
+        if layer == self.first and self.states is not None:
+            hidden = self.states.view(hidden.shape)
+        if layer == self.stop:
+            self.reached = hidden.flatten(0, 1)
+        elif self.computes(layer) and layer in self.offsets:
+            hidden = hidden.contiguous()
+            hidden.view(-1, hidden.shape[-1]).index_add_(0, self.places, self.offsets[layer].to(hidden.dtype))
+        return hidden
+
+    def computes(self, layer: int) -> bool:
+        """Whether the layer is not passed by."""
+        return self.first <= layer and (self.stop is None or layer < self.stop)
+
+    @property
+    def n_tokens(self) -> int:
+        """P."""
+        return sum(group.n_tokens for group in self.groups)
+
+
+class Layer(nn.Module):
+    """A layer of the packed trunk, or of the trunk apart in one `call`."""
+
+    def __init__(self, layer: nn.Module, index: int, gives_tuple: bool, call: Pass | None = None) -> None:
+        super().__init__()
+        self.layer, self._index, self._gives_tuple, self._call = layer, index, gives_tuple, call
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_modules"]["layer"], name)  # models ask their layers what kind they are
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the layer gives back for the states that enter it in this pass, or these where it is passed by."""
+        call = cast(Pass, self._call or kwargs.pop("packed"))
+        hidden = call.entering(self._index, hidden_states)
+        if not call.computes(self._index):
+            return self.given_back(hidden)
+        return self.layer(hidden, *args, **kwargs) if self._call else self.packed(hidden, call, args, kwargs)
+
+    def packed(self, hidden: Tensor, call: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The layer's output for all tokens."""
+        left = call.left[self._index] if call.left else None
+        kept: list[tuple[Tensor, Tensor]] | None = [] if call.only_keys else None
+        output = self.layer(hidden, *args, packed=Attending(call.groups, left, kept=kept), **kwargs)
+        if kept:
+            self.keep(call, *kept[0])
+        return output
+
+    def keep(self, call: Pass, keys: Tensor, values: Tensor) -> None:
+        """Leave what a pass over prefixes is made for."""
+        (group,) = call.groups
+        call.kept[self._index] = of_candidates(keys, group), of_candidates(values, group)
+
+    def given_back(self, hidden: Tensor) -> Any:
+        """Hidden states as the layer's output."""
+        return (hidden,) if self._gives_tuple else hidden
+
+
+class LastLayer(Layer):
+    """The last layer of the packed trunk: keys and values of all tokens, and the rest for what is read.
+
+    `keys_only` is the layer without what comes after its attention.
+    """
+
+    def __init__(self, layer: nn.Module, keys_only: nn.Module, index: int, gives_tuple: bool) -> None:
+        super().__init__(layer, index, gives_tuple)
+        self.keys_only = keys_only
+
+    def packed(self, hidden: Tensor, call: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The layer's output where it is read, zeros elsewhere: models count on as many tokens as before."""
+        kept: list[tuple[Tensor, Tensor]] = []
+        self.keys_only(hidden, *args, packed=Attending(call.groups, only_keys=True, kept=kept), **kwargs)
+        if call.only_keys:
+            self.keep(call, *kept[0])
+            return self.given_back(hidden)
+        attending = Attending(call.groups, call.left[self._index] if call.left else None, given=kept[0])
+        some = {name: _at(value, call) for name, value in kwargs.items()}
+        output = self.layer(_at(hidden, call), *(_at(value, call) for value in args), packed=attending, **some)
+        found = output[0] if isinstance(output, tuple) else output
+        full = found.new_zeros(1, call.n_tokens, found.shape[-1])
+        full[:, call.read] = found
+        return self.given_back(full)
+
+
+def _at(value: Any, call: Pass) -> Any:
+    """Of anything (1, P, ...) the tokens that are read."""
+    if isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == call.n_tokens:
+        return value[:, call.read]
+    return tuple(_at(item, call) for item in value) if isinstance(value, tuple) else value
 
 
 class Forward:
-    """A frozen model; `words` (vocabulary, H) are its word embeddings.
+    """Forward passes through a model's trunk: `packed` if there is a packed copy of it, else apart."""
 
-    `packed` is None if the model scores two short rows otherwise packed than apart, or refuses to.
-    """
+    def __init__(self, structure: Structure, packed: nn.Module | None) -> None:
+        self.structure, self.packed = structure, packed
+        self._first_position = first_position(structure.trunk)
 
-    def __init__(self, model: Any) -> None:
-        self.words = word_embeddings(model)
-        self.layers = Layers(model)
-        self.trunk = Trunk(model)
-        self.packed: PackedTrunk | None = None
-        try:
-            packed = PackedTrunk(model, self.layers)
-            self.packed = packed if self._agrees(packed) else None
-        except Exception as error:  # whatever an unknown architecture makes of arguments that it does not know
-            logger.info("%s takes no packed rows: %s", type(model).__name__, error)
+    @torch.inference_mode()
+    def __call__(self, embeddings: Tensor, call: Pass) -> Tensor:
+        """Embeddings (P, E) -> the last hidden states (S, H) that are read."""
+        if self.packed is not None:
+            positions = call.positions[None] + self._first_position
+            output = self.packed(inputs_embeds=embeddings[None], position_ids=positions, packed=call)
+        else:
+            (group,) = call.groups
+            output = self._apart(call)(inputs_embeds=embeddings.view(-1, group.length, embeddings.shape[-1]))
+        return cast(Tensor, output.last_hidden_state.flatten(0, 1)[call.read])
 
-    @contextmanager
-    def scoring(self, label_ids: Tensor) -> Iterator[None]:
-        """Inside, the model is set up for `logits` of these K label words."""
-        with ExitStack() as stack:
-            stack.enter_context(self.trunk.scoring(label_ids))
-            if self.packed:
-                stack.enter_context(self.packed.active())
-            yield
-
-    def logits(self, embeddings: Tensor, tokens: Pack, prefix: KeysAndValues | None = None) -> Tensor:
-        """Embeddings (P, H) -> (S, K); keys and values of a `prefix` only where the model is packed."""
-        read = self.tensor(tokens.read)
-        if self.packed:
-            return self.packed.logits(embeddings, self.tensor(tokens.positions), Packed(tokens.groups, read, prefix))
-        return self._apart(embeddings, tokens)
-
-    def keys_and_values(self, embeddings: Tensor, tokens: Pack) -> KeysAndValues:
-        """Each attention's keys and values of prefixes of one length, one a candidate."""
-        assert self.packed, "only packed rows share a prefix"
-        return self.packed.keys_and_values(embeddings, self.tensor(tokens.positions), tokens.groups)
-
-    def tensor(self, array: NDArray[Any]) -> Tensor:
-        """A copy on the device, floats as float32: PyTorch warns of arrays that are read-only."""
-        dtype = np.float32 if array.dtype.kind == "f" else array.dtype
-        return torch.from_numpy(np.array(array, dtype=dtype)).to(self.words.device, non_blocking=True)
-
-    def _apart(self, embeddings: Tensor, tokens: Pack) -> Tensor:
-        (group,) = tokens.groups
-        inputs = embeddings.view(-1, group.length, embeddings.shape[1])
-        lengths = torch.full(inputs.shape[:1], group.length, device=inputs.device)
-        return self.trunk.logits(inputs, lengths, self.tensor(tokens.read % group.length))
-
-    def _agrees(self, packed: PackedTrunk) -> bool:
-        """Rows of five and of three tokens score packed as they score apart."""
-        lengths, starts = [5, 3], np.array([0, 5])
-        embeddings = self.words[self.tensor(np.arange(8) % len(self.words))]
-        together = pack(MicroBatch(0, 1, (0, 1)), starts, lengths, [4, 2])
-        alone = [pack(MicroBatch(0, 1, (row,)), starts, lengths, [4, 2]) for row in (0, 1)]
-        with self.trunk.scoring(torch.arange(min(32, len(self.words)), device=embeddings.device)):
-            parts = zip(torch.split(embeddings, lengths), alone, strict=True)
-            expected = torch.cat([self._apart(part, tokens) for part, tokens in parts])
-            with packed.active():
-                arguments = Packed(together.groups, self.tensor(together.read))
-                found = packed.logits(embeddings, self.tensor(together.positions), arguments)
-        tolerance = TOLERANCES[embeddings.dtype] * expected.std()
-        return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance)
+    def _apart(self, call: Pass) -> nn.Module:
+        """The trunk, with layers made for this pass where it changes what enters them."""
+        parts = self.structure
+        if not call.offsets and not call.first and call.stop is None:
+            return parts.trunk
+        parts.require_layers()
+        layers = {layer: Layer(layer, i, parts.layers_give_tuples, call) for i, layer in enumerate(parts.layers)}
+        return replaced(parts.trunk, layers)

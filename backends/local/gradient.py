@@ -1,7 +1,7 @@
 """The gradient side of a local model: the forward path's rows, prompt places and head, differentiable."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -9,30 +9,24 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from backends.local.batching import micro_batches
-from backends.local.encoding import RowTokenizer, prompt_id
-from backends.local.trunk import Trunk
+from backends.local.encoding import prompt_id
+from backends.local.head import Head
+from backends.local.structure import structure_of
 from bbt.backend import Row
 from bbt.types import RowScores
 
 if TYPE_CHECKING:
+    from backends.local.frozen import FrozenModel
     from backends.local.rows import LocalRows
 
 
 class TrainableModel:
-    """See `bbt.backend.Trainable`. `encode` is the backend's; `dtype` its precision."""
+    """See `bbt.backend.Trainable`: `model` is a copy with fp32 weights of what the `frozen` one was loaded from."""
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: RowTokenizer,
-        encode: Callable[..., "LocalRows"],
-        dtype: torch.dtype,
-        token_budget: int,
-    ) -> None:
+    def __init__(self, model: Any, frozen: "FrozenModel") -> None:
         self.model = model
-        self._trunk = Trunk(model)
-        self._tokenizer, self._encode = tokenizer, encode
-        self._dtype, self._token_budget = dtype, token_budget
+        structure = structure_of(model)
+        self._frozen, self._trunk, self._head = frozen, structure.trunk, Head(model, structure)
         self._n_prefix = 0
         self._cache: Callable[[int], Any] = lambda batch_size: None
 
@@ -42,7 +36,7 @@ class TrainableModel:
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> "LocalRows":
         """Tokenise rows, leaving room for the prefix."""
-        return self._encode(rows, label_words, reserved=self._n_prefix)
+        return self._frozen.encode(rows, label_words, reserved=self._n_prefix)
 
     def logits(self, encoded: "LocalRows", rows: Sequence[int], prompt: Tensor | None = None) -> Tensor:
         """(b, K) logits of the rows named, with gradients.
@@ -53,11 +47,13 @@ class TrainableModel:
         ids = pad_sequence([encoded.ids[row] for row in rows], batch_first=True)
         sizes = torch.tensor([len(encoded.ids[row]) for row in rows], device=ids.device)
         read = torch.tensor([encoded.rows[row].read for row in rows], device=ids.device)
-        tokens = ids if prompt is None else self._with_prompt(ids, prompt)
-        autocast = torch.autocast(ids.device.type, torch.bfloat16, enabled=self._dtype is torch.bfloat16)
-        with autocast, self._trunk.scoring(encoded.label_ids):
-            cache = self._cache(len(rows))
-            return self._trunk.differentiable_logits(tokens, sizes, read, cache, self._n_prefix)
+        inputs = {"input_ids": ids} if prompt is None else {"inputs_embeds": self._with_prompt(ids, prompt)}
+        half = self._frozen.words.dtype is torch.bfloat16
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=half):
+            mask, cache = _padding_mask(sizes, ids.shape[1], self._n_prefix), self._cache(len(rows))
+            output = self._trunk(**inputs, attention_mask=mask, past_key_values=cache)
+            states = output.last_hidden_state[torch.arange(len(rows), device=ids.device), read]
+            return cast(Tensor, self._head.of(encoded.label_ids)(states))
 
     def _with_prompt(self, ids: Tensor, prompt: Tensor) -> Tensor:
         """(b, N, H) embeddings of ids (b, N) with the prompt, one (T, H) for all rows or one (b, T, H) each."""
@@ -72,11 +68,19 @@ class TrainableModel:
         scores = torch.empty(encoded.n_examples, len(encoded.label_ids))
         training = self.model.training
         self.model.eval()
-        for batch in micro_batches([len(ids) for ids in encoded.ids], 1, self._token_budget):
+        for batch in micro_batches([len(ids) for ids in encoded.ids], 1, self._frozen.evaluator.token_budget):
             scores[list(batch.rows)] = self.logits(encoded, batch.rows).cpu()
         self.model.train(training)
         return np.asarray(scores.numpy())
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Token ids as readable text."""
-        return self._tokenizer.text(token_ids)
+        return self._frozen.row_tokenizer.text(token_ids)
+
+
+def _padding_mask(lengths: Tensor, width: int, past_length: int) -> Tensor | None:
+    """(S, past + N) of ones where a token stands; None where nothing is padded."""
+    if bool((lengths == width).all()):
+        return None
+    places = torch.arange(past_length + width, device=lengths.device)
+    return (places[None] < past_length + lengths[:, None]).long()

@@ -4,8 +4,8 @@ On a CPU in bf16: weights laid out for the matrix units once, and GELU taken whi
 Everywhere: the tanh form of GELU in one kernel, where transformers takes eight.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,30 +13,27 @@ from torch.nn import functional
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-Forwards: TypeAlias = dict[nn.Module, Callable[[Tensor], Tensor]]
-"""What modules are to do instead of their `forward`."""
-
 GELU, GELU_TANH = (GELUActivation, nn.GELU), (NewGELUActivation, GELUTanh)
 LAID_OUT_FOR = 2048
 """Tokens of a typical product, which the layout of the weights is chosen for; others are right, too."""
 
 
-def faster_forwards(layers: nn.ModuleList) -> Forwards:
-    """For every linear layer and activation that has a faster way here."""
-    found: Forwards = {module: _gelu_tanh for module in layers.modules() if isinstance(module, GELU_TANH)}
-    if not _has_laid_out_products(next(layers.parameters())):
+def faster_modules(layer: nn.Module) -> dict[nn.Module, nn.Module]:
+    """For every linear layer and activation of a layer that has a faster form here."""
+    found: dict[nn.Module, nn.Module] = {m: _GELUTanh() for m in layer.modules() if isinstance(m, GELU_TANH)}
+    if not _has_laid_out_products(next(layer.parameters())):
         return found
-    activated = dict(_activated(layers))
-    found.update(dict.fromkeys(activated.values(), _unchanged))
-    for module in layers.modules():
+    activated = dict(_activated(layer))
+    found.update({gelu: nn.Identity() for gelu in activated.values()})
+    for module in layer.modules():
         if isinstance(module, nn.Linear | Conv1D):
-            found[module] = _laid_out(module, activated.get(module))
+            found[module] = _LaidOut(module, activated.get(module))
     return found
 
 
-def _activated(layers: nn.ModuleList) -> Iterator[tuple[nn.Module, nn.Module]]:
+def _activated(layer: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """The linear layer that widens and the GELU after it, where a block has one of each."""
-    for block in layers.modules():
+    for block in layer.modules():
         children = list(block.children())
         wide = [child for child in children if isinstance(child, nn.Linear | Conv1D) and _widens(child)]
         gelu = [child for child in children if isinstance(child, GELU + GELU_TANH)]
@@ -62,25 +59,43 @@ def _has_laid_out_products(weight: Tensor) -> bool:
     return hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def _laid_out(linear: Any, gelu: nn.Module | None) -> Callable[[Tensor], Tensor]:
-    weight = torch.ops.mkldnn._reorder_linear_weight(_weight(linear).detach().contiguous(), LAID_OUT_FOR)
-    bias = linear.bias
-    after, form = ("none", "") if gelu is None else ("gelu", "tanh" if _is_tanh(gelu) else "none")
+class _LaidOut(nn.Module):
+    """A linear layer whose weights are laid out for the matrix units, with the GELU that follows it, if any."""
 
-    def forward(hidden: Tensor) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, after, [], form)
+    def __init__(self, linear: Any, gelu: nn.Module | None) -> None:
+        super().__init__()
+        weight = _weight(linear).detach().contiguous()
+        self._linear = (linear,)  # in a tuple it is no part of this module
+        self._laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, LAID_OUT_FOR)
+        self._after, self._form = ("none", "")
+        if gelu is not None:
+            self._after, self._form = "gelu", "tanh" if _is_tanh(gelu) else "none"
+
+    @property
+    def weight(self) -> Tensor:
+        """As the layer had them."""
+        weight: Tensor = self._linear[0].weight
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """As the layer had it."""
+        bias: Tensor | None = self._linear[0].bias
+        return bias
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            hidden, self._laid_out, self.bias, self._after, [], self._form
+        )
         return product
 
-    return forward
+
+class _GELUTanh(nn.Module):
+    """The tanh form of GELU in one kernel."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return functional.gelu(hidden, approximate="tanh")
 
 
 def _is_tanh(gelu: Any) -> bool:
     return isinstance(gelu, GELU_TANH) or getattr(gelu, "approximate", "none") == "tanh"
-
-
-def _gelu_tanh(hidden: Tensor) -> Tensor:
-    return functional.gelu(hidden, approximate="tanh")
-
-
-def _unchanged(hidden: Tensor) -> Tensor:
-    return hidden

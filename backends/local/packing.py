@@ -1,65 +1,108 @@
-"""A micro-batch as one row of tokens: sequences end to end, those of one length next to each other, no padding."""
+"""Makes a packed copy of a trunk, once, when a model is loaded; `Forward` runs it.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
+The copy shares the weights. In it, attention is ours, linear layers and activations are faster ones, and the layers
+stand in wrappers that know what to do with a `Pass`.
+"""
 
-import numpy as np
-from numpy.typing import NDArray
+import copy
+from itertools import chain
+from typing import Any
 
-from backends.local.batching import MicroBatch
+import torch
+from torch import Tensor, nn
 
-Index = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Sequences of one length: `n_rows` rows of candidate 0, then of candidate 1, ..."""
-
-    n_candidates: int
-    n_rows: int
-    length: int
-
-    @property
-    def n_tokens(self) -> int:
-        """Of all of them."""
-        return self.n_candidates * self.n_rows * self.length
+from backends.local.attention import NAME, Attending, attention
+from backends.local.batching import Group
+from backends.local.forward import LastLayer, Layer, Pass
+from backends.local.kernels import faster_modules
+from backends.local.structure import Structure, replaced, watched
 
 
-@dataclass(frozen=True)
-class Pack:
-    """Where P tokens of S sequences come from, and what is read of them."""
+def packed_trunk(structure: Structure, words: Tensor, cut_last: bool) -> nn.Module:
+    """A copy of the trunk that takes packed rows. With `cut_last` its last layer computes only what is read.
 
-    groups: tuple[Group, ...]
-    source: Index
-    """(P,) where each token stands in the rows laid end to end."""
-    candidates: Index
-    """(P,) candidate of each token, counted from the batch's first."""
-    positions: Index
-    """(P,) place of each token in its row."""
-    read: Index
-    """(S,) token from whose hidden state each sequence is scored."""
-    sequences: tuple[Index, Index]
-    """(S,), (S,) candidate, and row, of each sequence."""
+    Raises:
+        Exception: whatever an unknown architecture makes of what it does not know.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attention)
+    structure.require_layers()
+    trunk = structure.trunk
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(trunk.parameters(), trunk.buffers())}
+    memo = dict(shared)
+    twin: Any = copy.deepcopy(trunk, memo)
+    twin.config._attn_implementation = NAME
+    twin.config.use_cache = False
+    own = [memo[id(layer)] for layer in structure.layers]
+    faster = {layer: replaced(layer, faster_modules(layer)) for layer in own}
+    tuples = structure.layers_give_tuples
+    layers: list[nn.Module] = [Layer(faster[layer], i, tuples) for i, layer in enumerate(own)]
+    whole = replaced(twin, dict(zip(own, layers, strict=True)))
+    if not cut_last:
+        return whole
+    last = faster[own[-1]]
+    by = {own[-1]: LastLayer(last, _keys_only(whole, last, words), len(own) - 1, tuples)}
+    return replaced(twin, {**dict(zip(own[:-1], layers, strict=False)), **by})
 
 
-def pack(batch: MicroBatch, starts: Index, lengths: Sequence[int], reads: Sequence[int], skip: int = 0) -> Pack:
-    """Rows begin at `starts` in the rows laid end to end; the first `skip` tokens of each are left out."""
-    n = batch.stop - batch.start
-    groups, sources, candidates, positions, read, who, which = [], [], [], [], [], [], []
-    n_tokens = 0
-    for length, same in groupby(batch.rows, key=lambda row: lengths[row] - skip):
-        rows = np.array(list(same))
-        place = np.arange(skip, skip + length)
-        shape = (n, len(rows), length)
-        sources.append(np.broadcast_to(starts[rows][:, None] + place, shape).ravel())
-        positions.append(np.broadcast_to(place, shape).ravel())
-        candidates.append(np.broadcast_to(np.arange(n)[:, None, None], shape).ravel())
-        first = n_tokens + length * np.arange(n * len(rows)).reshape(shape[:2])
-        read.append((first + np.array([reads[row] - skip for row in rows])).ravel())
-        who.append(np.repeat(np.arange(n), len(rows)))
-        which.append(np.tile(rows, n))
-        groups.append(Group(*shape))
-        n_tokens += groups[-1].n_tokens
-    cat = np.concatenate
-    return Pack(tuple(groups), cat(sources), cat(candidates), cat(positions), cat(read), (cat(who), cat(which)))
+class _Unchanged(nn.Module):
+    """Gives back what it is given."""
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden
+
+
+class _Blank(nn.Module):
+    """Zeros of another width, which take no memory."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self._width = width
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden.new_zeros(()).expand(*hidden.shape[:-1], self._width)
+
+
+def _keys_only(trunk: nn.Module, layer: nn.Module, words: Tensor) -> nn.Module:
+    """The layer without what it does after its attention, which is seen by watching it.
+
+    Raises:
+        NotImplementedError: what comes after its attention gives something else than one tensor.
+    """
+    told: list[Attending] = []
+    later: dict[nn.Module, nn.Module] = {}
+
+    def begin(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if module is layer:
+            told.append(kwargs["packed"])
+
+    n_tokens = 3
+    places = torch.arange(n_tokens, device=words.device)
+    call = Pass((Group(1, 1, n_tokens),), places, places, places[:0], only_keys=True)
+    handles = [layer.register_forward_pre_hook(begin, with_kwargs=True)]
+    handles += [m.register_forward_pre_hook(_noting(m, told, later)) for m in layer.modules() if m is not layer]
+    try:
+        visits = watched(trunk, words[places][None], position_ids=places[None], packed=call)
+    finally:
+        for handle in handles:
+            handle.remove()
+    inside = {child for module in later for child in module.modules() if child is not module}
+    by: dict[nn.Module, nn.Module] = {}
+    for visit in visits:
+        if visit.module in later and visit.module not in inside:
+            hidden, output = visit.hidden, visit.output
+            if hidden is None or not isinstance(output, Tensor) or hidden.shape[:-1] != output.shape[:-1]:
+                raise NotImplementedError(f"{type(visit.module).__name__} gives something else than one tensor")
+            by[visit.module] = _Unchanged() if hidden.shape == output.shape else _Blank(output.shape[-1])
+    return replaced(layer, by)
+
+
+def _noting(module: nn.Module, told: list[Attending], later: dict[nn.Module, nn.Module]) -> Any:
+    """A hook that notes a module that begins when the attention has its keys and values."""
+
+    def begin(_: nn.Module, args: Any) -> None:
+        if told and told[-1].kept:
+            later[module] = module
+
+    return begin

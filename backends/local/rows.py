@@ -1,5 +1,6 @@
-"""`LocalRows`: one split, tokenised."""
+"""`LocalRows`: one split, tokenised, with the head for its label words."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -7,21 +8,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from backends.local.deep import Shared
 from backends.local.encoding import TokenRow
+from backends.local.head import LabelHead
+from bbt.types import DeepPrompts
+
+KEPT_BYTES = 2**28
+"""Shared hidden states of one split are kept only up to this size; larger splits are computed from the bottom."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the candidates of a turn share (BBTv2): hidden states under the lower prompts."""
+
+    layer: int
+    """The layer that they enter."""
+    lower: DeepPrompts
+    """(layer, T, H) prompts of the layers below it."""
+    states: Tensor
+    """(tokens, H) of all rows end to end."""
+
+    def holds_for(self, prompts: DeepPrompts) -> bool:
+        """All candidates (n, L, T, H) have these lower prompts."""
+        return bool((prompts[:, : self.layer] == self.lower).all())
 
 
 @dataclass
 class LocalRows:
-    """One split, tokenised; `n_prefix` tokens at the left are the same in every row of a causal LM."""
+    """One split, tokenised."""
 
     rows: list[TokenRow]
     label_ids: Tensor
+    """(K,) token ids of the label words."""
+    head: LabelHead
+    """From hidden states to the label words' logits."""
     n_prompt_tokens: int
+    """T."""
     n_prefix: int
+    """Tokens at the left that are the same in every row of a causal LM, computed once a candidate."""
     anchor: Tensor | None = None
-    """(1, T, H) word embeddings that stand in the prompt's places; a prompt's difference from them comes later."""
+    """(1, T, E) word embeddings that stand in the prompt's places; a prompt's difference from them comes later."""
     shared: Shared | None = None
+    """What the last turn of a deep search left here for the next; another one is computed where it does not hold."""
 
     def __post_init__(self) -> None:
         self.lengths = [len(row.ids) for row in self.rows]
@@ -48,3 +75,24 @@ class LocalRows:
     def n_truncated(self) -> int:
         """Rows whose text was cut."""
         return sum(row.truncated for row in self.rows)
+
+
+def common_prefix(rows: Sequence[TokenRow]) -> int:
+    """Tokens at the left that all rows share, leaving every row at least its read position to compute."""
+    shortest, first = min(row.read for row in rows), rows[0].ids
+    return next((i for i in range(shortest) if any(row.ids[i] != first[i] for row in rows)), shortest)
+
+
+def lowest_difference(prompts: DeepPrompts) -> int:
+    """The lowest layer at which candidates (n, L, T, H) differ; the topmost if they are all the same."""
+    differ = (prompts != prompts[:1]).any(axis=(0, 2, 3))
+    return int(differ.argmax()) if differ.any() else len(differ) - 1
+
+
+def clipped_std(values: Tensor) -> float:
+    """Standard deviation after five rounds of clipping to mean +- 3 std, as in BBTv2's released code."""
+    values = values.float()
+    for _ in range(5):
+        std, mean = torch.std_mean(values)
+        values = values.clamp(mean - 3 * std, mean + 3 * std)
+    return float(np.float32(values.std().item()))

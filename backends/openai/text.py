@@ -22,6 +22,10 @@ from bbt.types import Prompts, Scores, TokenIds
 APIS: dict[str, type[TextAPI]] = {"completions": CompletionsAPI, "chat": ChatAPI}
 SCORES = ("auto", "logprobs", "answers")
 UNLIMITED = 10**9
+ENOUGH = 16
+"""Texts under several prompts after which label words that were never listed will not be: the rows of two prompts at
+least, at four a class."""
+
 PROBE = "I liked this film. The sentiment is"
 
 
@@ -92,7 +96,9 @@ class TextBackend(VocabularyClient):
         super().__init__(model, transport, read_words(vocabulary), UNLIMITED)
         self._api = APIS[api](transport, model, Sampling(top_logprobs, n_answers, answer_tokens))
         self._concurrency = concurrency
-        self._listed: set[str] = set()  # label words that an answer has held; they decide of an error, not of a score
+        # What has been asked and heard of label words so far: it decides of an error, never of a score.
+        self._listed: set[str] = set()
+        self._populations = self._texts = 0
         self._by_answers = scores == "answers" or not self._tells_log_probs(required=scores == "logprobs")
 
     @cached_property
@@ -131,6 +137,7 @@ class TextBackend(VocabularyClient):
         for answer in answers:
             self._listed.update(word for word, found in zip(words, answer.found, strict=True) if found)
         if answers:
+            self._populations, self._texts = self._populations + 1, self._texts + len(texts)
             self._check_listed(words, n, texts[-1], answers[-1].said)
         return np.array([answer.scores for answer in answers], dtype=np.float32).reshape(n, n_rows, len(words))
 
@@ -167,10 +174,10 @@ class TextBackend(VocabularyClient):
 
     def _check_listed(self, words: Sequence[str], n_candidates: int, text: str, said: Sequence[str]) -> None:
         """After a population: to go on would cost money, and no prompt would score better. A population of one (the
-        manual prompt, a text to classify) is no proof, so that a warning has to do.
+        manual prompt, a text to classify) is no proof, so that a warning has to do; several are, on `ENOUGH` texts.
 
         Raises:
-            EndpointError: the population has several candidates.
+            EndpointError: the population has several candidates, or is one of several without any label word.
         """
         missing = [word for word in words if word not in self._listed]
         if not missing or (len(missing) < len(words) and (self._by_answers or n_candidates < 2)):
@@ -185,9 +192,10 @@ class TextBackend(VocabularyClient):
             f"{where}, and can never win; {remedy}choose label words that fit what it says to such a text: "
             f"{text[-80:]!r} -> {words_said}."
         )
-        if n_candidates > 1:
+        if n_candidates > 1 or (self._populations > 1 and self._texts >= ENOUGH):
             raise EndpointError(message)
-        warnings.warn(message, stacklevel=3)
+        if self._populations == 1:
+            warnings.warn(message, stacklevel=3)
 
     def _log_probs(self, text: str, words: Sequence[str]) -> Answer:
         tokens = self._api.top_tokens(text)

@@ -129,7 +129,7 @@ class Service:
             )
         if id in holdings.spaces and holdings.spaces.get(id).checksum() == space.checksum:
             return Registered(id=id)
-        recipe = Recipe(space.seed, space.intrinsic_dim, space.projection, space.scale)
+        recipe = Recipe(space.seed, space.intrinsic_dim, space.projection, space.scale, space.tied)
         async with self._drawing:  # one at a time: each takes memory several times that of A
             drawn = await asyncio.to_thread(_draw, p0, recipe)
         if drawn.checksum() != space.checksum:

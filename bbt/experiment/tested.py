@@ -12,7 +12,7 @@ import numpy as np
 from bbt.backend import Backend, DeviceBackend
 from bbt.errors import BackendError
 from bbt.experiment.classifiers import Classifier, calibrated
-from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.experiment import Experiment, Trained, content_free_rows
 from bbt.scoring.calibration import class_biases, with_biases
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import predicted
@@ -38,59 +38,61 @@ def tested(experiment: Experiment, trained: Trained) -> Tested:
     Raises:
         BackendError: nothing that was tried had a finite loss.
     """
-    e, info = experiment, experiment.backend.info
+    e = experiment
     if not math.isfinite(trained.verdict.loss):
         raise BackendError(
-            f"every prompt's scores were NaN or infinite in {info.precision}: is the model damaged, "
+            f"every prompt's scores were NaN or infinite in {e.backend.info.precision}: is the model damaged, "
             "or the precision too low for it? Try model.options.precision=fp32."
         )
-    costs = e.ledger.snapshot()
-    ledgers = {name: Ledger() for name in (*(trained.references if e.references else ()), "tuned")}
+    costs, beside, own = e.ledger.snapshot(), Ledger(), Ledger()
     test: dict[str, dict[str, float]] = {}
     for name, classifier in (trained.references if e.references else {}).items():
-        scores = _test_scores(e, classifier, ledgers[name])
-        biases = trained.biases.get(name) or _biases(e, classifier, scores, ledgers[name])
-        if name == "manual":
-            test[name] = _metrics(e.task, e.split.test, scores)
-        if e.calibration != "none":
-            test[f"{name} calibrated" if name == "manual" else name] = _calibrated(e, scores, biases)
-        elif name != "manual":
-            test[name] = _metrics(e.task, e.split.test, scores)
-    scores = _test_scores(e, trained.classifier, ledgers["tuned"])
-    biases = trained.verdict.biases
-    if e.calibration == "batch" and e.split.test:
-        biases = _biases(e, trained.classifier, scores, ledgers["tuned"])
-    test["tuned"] = _calibrated(e, scores, biases)
+        test.update(_reference(e, name, classifier, trained.biases.get(name), beside))
+    scores = _test_scores(e, trained.classifier, own)
+    biases = _biases(e, trained.classifier, scores, trained.verdict.biases, own)
+    test["tuned"] = _metrics(e.task, e.split.test, with_biases(scores, biases))
     outcome = calibrated(trained.classifier, biases)
-    elsewhere = Ledger()
     also_test = {
-        task.name: {**_metrics(task, rows, outcome.scores(rows, elsewhere)), "examples": len(rows)}
+        task.name: {**_metrics(task, rows, outcome.scores(rows, beside)), "examples": len(rows)}
         for task, rows in e.other_tests
     }
-    price = {"search": _price(e, e.ledger), "test": sum(_price(e, one) for one in (*ledgers.values(), elsewhere))}
-    result = {
+    facts = {"test": test, "also_test": also_test, "test_truncated": own.truncated}
+    price = {"search": _price(e, e.ledger), "test": _price(e, own) + _price(e, beside)}
+    return Tested(outcome, {**_about(e, trained), **facts, "cost": costs, "price": price, **_peak_memory(e.backend)})
+
+
+def _about(e: Experiment, trained: Trained) -> dict[str, Any]:
+    """What was run, and what of it was chosen."""
+    info = e.backend.info
+    return {
         "task": e.task.name,
         "model": info.name,
         "fingerprint": info.fingerprint,
+        "device": info.device,
+        "precision": info.precision,
         "method": e.facts.get("method"),
         "label": e.facts.get("label", e.facts.get("method", "")),
         "seed": e.seed,
         "calibration": e.calibration,
         "test_examples": len(e.split.test),
         "test_note": e.facts.get("test_note"),
-        "test": test,
-        "also_test": also_test,
-        "test_truncated": ledgers["tuned"].truncated,
         "selected": {"who": trained.who, **trained.verdict.facts(), "train_queries": trained.train_queries},
         "prompt_text": trained.prompt_text,
         "n_parameters": trained.n_parameters,
-        "cost": costs,
-        "price": price,
-        **_peak_memory(e.backend),
-        "device": info.device,
-        "precision": info.precision,
     }
-    return Tested(outcome, result)
+
+
+def _reference(
+    e: Experiment, name: str, classifier: Classifier, known: tuple[float, ...] | None, ledger: Ledger
+) -> dict[str, dict[str, float]]:
+    """A reference's metrics by name: with its class biases, and of the manual prompt without them too."""
+    scores = _test_scores(e, classifier, ledger)
+    plain = {name: _metrics(e.task, e.split.test, scores)}
+    if e.calibration == "none":
+        return plain
+    biases = _biases(e, classifier, scores, known, ledger)
+    found = _metrics(e.task, e.split.test, with_biases(scores, biases))
+    return {**plain, f"{name} calibrated": found} if name == "manual" else {name: found}
 
 
 def _test_scores(e: Experiment, classifier: Classifier, ledger: Ledger) -> RowScores:
@@ -100,21 +102,18 @@ def _test_scores(e: Experiment, classifier: Classifier, ledger: Ledger) -> RowSc
     return classifier.scores(e.split.test, ledger)
 
 
-def _biases(e: Experiment, classifier: Classifier, test: RowScores, ledger: Ledger) -> tuple[float, ...] | None:
-    """Class biases of a classifier: fitted on train and dev rows, or of the test rows without their labels, or of rows
-    that say nothing."""
-    if e.calibration == "none":
-        return None
+def _biases(
+    e: Experiment, classifier: Classifier, test: RowScores, known: tuple[float, ...] | None, ledger: Ledger
+) -> tuple[float, ...] | None:
+    """Class biases (K,) of a classifier with scores `test` on the test rows: those that are `known`; else fitted on
+    train and dev rows. Batch calibration takes the test rows', without their labels, where there are any."""
+    if e.calibration == "none" or (known is not None and not (e.calibration == "batch" and len(test))):
+        return known
     rows = [*e.split.train, *e.split.dev]
-    labels, scores = labels_of(rows), test[None]
-    if e.calibration == "fitted" or not len(test):
-        scores = classifier.scores(rows, ledger)[None]
-    free = lambda: classifier.scores(e.content_free_rows, ledger)[None]  # noqa: E731
-    return tuple(class_biases(e.calibration, scores, labels, free)[0].tolist())
-
-
-def _calibrated(e: Experiment, scores: RowScores, biases: tuple[float, ...] | None) -> dict[str, float]:
-    return _metrics(e.task, e.split.test, with_biases(scores, biases))
+    batch = e.calibration == "batch" and len(test)
+    scores = test[None] if batch else classifier.scores(rows, ledger)[None]
+    free = lambda: classifier.scores(content_free_rows(), ledger)[None]  # noqa: E731
+    return tuple(class_biases(e.calibration, scores, labels_of(rows), free)[0].tolist())
 
 
 def _metrics(task: Task, rows: Sequence[Example], scores: RowScores) -> dict[str, float]:

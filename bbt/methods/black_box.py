@@ -6,8 +6,16 @@ from typing import ClassVar
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
 from bbt.methods.prompt_search import SoftSearch, schedule
-from bbt.runs.estimate import Plan
-from bbt.settings import BudgetConfig, ObjectiveConfig, OptimizerConfig, PromptConfig, SelectionConfig
+from bbt.runs.estimate import PlannedQueries
+from bbt.settings import (
+    BudgetConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PromptConfig,
+    SelectionConfig,
+    SmallPopulationConfig,
+    TiedPromptConfig,
+)
 from bbt.spaces.initial import n_screened
 from bbt.tasks import Task
 
@@ -31,7 +39,10 @@ class SearchMethod(Method):
 class BlackBox(SearchMethod):
     """Black-Box Tuning, with any optimizer."""
 
-    def plan(self, references: bool) -> Plan:
+    prompt: TiedPromptConfig = TiedPromptConfig()
+    optimizer: SmallPopulationConfig = SmallPopulationConfig()
+
+    def plan(self, references: bool) -> PlannedQueries:
         """The queries of its loop."""
         plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)
         return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, intrinsic_dim=self.prompt.intrinsic_dim)

@@ -2,15 +2,15 @@
 
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
-from bbt.runs.estimate import Plan
+from bbt.runs.estimate import PlannedQueries
 
 
 class Manual(Method):
     """The template's words and the label words as they are (BBT section 4.1)."""
 
-    def plan(self, references: bool) -> Plan:
+    def plan(self, references: bool) -> PlannedQueries:
         """One look at dev."""
-        return Plan(train=0, dev=0, manual_dev=1, test=0, manual_test=1)
+        return PlannedQueries(train=0, dev=0, manual_dev=1, test=0, manual_test=1)
 
     def train(self, experiment: Experiment) -> Trained:
         """Judge it once on dev, for the table."""

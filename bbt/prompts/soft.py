@@ -115,5 +115,5 @@ class SoftPrompt:
             facts = json.loads(metadata["prompt"])
             facts |= {k: tuple(facts[k]) for k in ("label_words", "label_names", "biases") if facts.get(k) is not None}
             return cls(embeddings=arrays["embeddings"], anchor=arrays.get("anchor"), **facts)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptError(f"{file} is damaged: its metadata do not describe a prompt ({error!r}).") from error

@@ -1,4 +1,4 @@
-"""What a run would cost, before the first call."""
+"""An estimate of what a run would cost, made before its backend is called."""
 
 import json
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import yaml
 
 from bbt.backend import Row
 from bbt.settings import (
+    CalibrationKind,
     ModelConfig,
     PriceConfig,
 )
@@ -17,89 +18,121 @@ from bbt.tasks import Example, Split, Task
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Queries of a run: prompts scored on train, dev and test rows; the `manual` ones have no prompt tokens. On the
-    rows of other tests (`evaluation.also_test`) one prompt is scored."""
+class PlannedQueries:
+    """How many prompts a run will score, at most, and on which rows. On the rows of other tests
+    (`evaluation.also_test`) it scores one."""
 
     train: int
+    """Prompts scored on the train rows."""
     dev: int
+    """Prompts scored on the dev rows."""
     manual_dev: int
+    """Prompts without prompt tokens scored on the dev rows: the manual prompt."""
     test: int
+    """Prompts scored on the test rows."""
     manual_test: int
+    """Prompts without prompt tokens scored on the test rows."""
     n_prompt_tokens: int = 0
     """T."""
     intrinsic_dim: int | None = None
     """d, where a backend that can hold the prompt space is sent z instead of prompts."""
     in_words: bool = False
     """Whether prompts are words, and travel as token ids."""
+    judged_references: bool = True
+    """Whether what is tested beside the outcome was judged before, so that its class biases are known."""
 
 
 @dataclass(frozen=True)
 class Wire:
-    """Bytes of one query: up and down."""
+    """How many bytes one query is on the wire."""
 
     up: float
+    """Bytes sent."""
     down: float
+    """Bytes received."""
 
 
 class Gauge(Protocol):
-    """What is known of a backend without calling it."""
+    """A measure of a backend's rows that does not call the backend."""
 
     @property
     def kind(self) -> str:
-        """Of the language model: masked or causal."""
+        """The language model's kind: masked or causal."""
 
     @property
     def counted(self) -> str:
-        """How tokens are counted."""
+        """How tokens are counted, in words for the table."""
 
     def tokens(self, rows: Sequence[Row]) -> int:
-        """Of these rows, their prompt tokens included."""
+        """The number of tokens of these rows, their prompt tokens included."""
 
     def wire(self, rows: Sequence[Row], n_labels: int) -> Wire:
-        """Bytes of one query on these rows."""
+        """How many bytes one query on these rows is, with `n_labels` scores a row."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """At most so much; `seconds` at the speed of the last run like it, if there was one, `counted` says how tokens
-    were counted."""
+    """What a run would cost, at most."""
 
     train_queries: int
+    """Candidates scored on the whole train set."""
     dev_queries: int
+    """Prompts scored on the whole dev set."""
     tested_prompts: int
+    """Prompts scored on the whole test set."""
     examples: int
+    """Rows scored, all queries and tests together."""
     tokens_up: int
+    """Tokens of those rows, prompt tokens included."""
     tokens_down: int
+    """Tokens generated: one a row."""
     bytes_up: int
+    """Bytes sent, about."""
     bytes_down: int
+    """Bytes received, about."""
     price: float
+    """Money, in the currency of the config's `price`."""
     seconds: float | None
+    """Seconds at the speed of the last run on the same model (none: there was no such run)."""
     counted: str
+    """How tokens were counted, in words."""
 
 
 def estimated(
     price: PriceConfig,
-    plan: Plan,
+    plan: PlannedQueries,
     task: Task,
     split: Split,
     others: Sequence[Sequence[Example]],
     gauge: Gauge,
     speed: float | None,
+    calibration: CalibrationKind = "none",
+    content_free: Sequence[Example] = (),
 ) -> Estimate:
-    """The plan's cost on these rows and on those of `others`; `speed` in examples a second, if it is known."""
+    """The plan's cost on these rows and on those of `others`; `speed` in examples a second, if it is known. Fitted
+    biases are read off train and dev rows of every judged prompt, content-free ones off rows of every prompt."""
     n_tokens = plan.n_prompt_tokens
+    fitted = int(calibration == "fitted")
+    unjudged = 0 if plan.judged_references or calibration in ("none", "batch") else 1
+    free = content_free if calibration == "content-free" else ()
+    labelled = [*split.train, *split.dev, *free]
     parts: list[tuple[int, Sequence[Example], int]] = [
         (plan.train, split.train, n_tokens),
         (plan.dev, split.dev, n_tokens),
         (plan.manual_dev, split.dev, 0),
+        (fitted * plan.dev, split.train, n_tokens),
+        (fitted * plan.manual_dev, split.train, 0),
+        (plan.train + plan.dev, free, n_tokens),
+        (plan.manual_dev, free, 0),
+        (unjudged * max(plan.test - 1, 0), labelled, n_tokens),
+        (unjudged * plan.manual_test, labelled, 0),
         (plan.test, split.test, n_tokens),
         (plan.manual_test, split.test, 0),
         *((1, rows, n_tokens if plan.test else 0) for rows in others),
     ]
     examples = sum(n * len(rows) for n, rows, _ in parts)
-    up = sum(n * gauge.tokens(task.rows(rows, t)) for n, rows, t in parts if n)
-    wires = [(n, gauge.wire(task.rows(rows, t), len(task.label_words))) for n, rows, t in parts if n]
+    up = sum(n * gauge.tokens(task.rows(rows, t)) for n, rows, t in parts if n and rows)
+    wires = [(n, gauge.wire(task.rows(rows, t), len(task.label_words))) for n, rows, t in parts if n and rows]
     return Estimate(
         plan.train,
         plan.dev + plan.manual_dev,

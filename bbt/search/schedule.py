@@ -1,14 +1,15 @@
-"""When a search scores, when dev judges, and when it ends: one loop, driven by the search and counted by its plan."""
+"""The schedule of a search: when it scores, when dev judges, and when it ends. One loop drives the search itself and
+counts its queries beforehand."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 from bbt.errors import ConfigError
-from bbt.runs.estimate import Plan
+from bbt.runs.estimate import PlannedQueries
 
 
 class Searching(Protocol):
-    """What a schedule drives."""
+    """A search as far as a schedule drives it."""
 
     last_check: int
     """Train queries at the last dev check."""
@@ -93,7 +94,7 @@ class Schedule:
                 f"(optimizer.population_size) need {least} queries. Raise it, or lower those."
             )
 
-    def plan(self, n_screened: int, references: bool) -> Plan:
+    def plan(self, n_screened: int, references: bool) -> PlannedQueries:
         """The queries of a search that goes on until its budget is spent, and of the test that follows.
 
         Raises:
@@ -103,7 +104,14 @@ class Schedule:
         counted = _Counted(self.population_size, n_screened)
         self.drive(counted)
         judged = counted.checks * (1 + self.n_best) + int(self.baselines)
-        return Plan(counted.spent, judged, int(self.baselines), 1 + int(references), int(references))
+        return PlannedQueries(
+            counted.spent,
+            judged,
+            int(self.baselines),
+            1 + int(references),
+            int(references),
+            judged_references=self.baselines,
+        )
 
 
 @dataclass

@@ -1,0 +1,124 @@
+"""Whether what leaves the evaluation path is what a plain forward pass of the untouched model says.
+
+The plain pass is `model(inputs_embeds=...)` for one row and one prompt at a time; nothing of the evaluation path is in
+it. Rows are of several lengths, up to as long as is worth the time.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from backends.local.encoding import TokenRow, prompt_id
+from backends.local.evaluation import Evaluator
+from backends.local.forward import Forward
+from backends.local.head import Head
+from backends.local.packing import packed_trunk
+from backends.local.rows import LocalRows
+from backends.local.structure import Structure, structure_of, word_embeddings
+from bbt.draws import stable_choice
+from bbt.errors import BackendError
+
+logger = logging.getLogger(__name__)
+
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
+"""How far scores may be from plain ones, in standard deviations of the scores."""
+SHORT, LONG = (3, 5), (64,)
+"""Tokens of rows that are scored under two prompts, and under one."""
+LONGEST = 1e9
+"""Weights of the trunk times tokens of one more long row: a twentieth of a second on one core in fp32."""
+N_PROMPT_TOKENS, N_LABELS = 2, 32
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows and prompts (n, T, E), and the scores (n, B, K) that a plain forward pass gives."""
+
+    rows: list[TokenRow]
+    vectors: Tensor
+    expected: Tensor
+
+
+def checked_evaluator(model: Any, kind: Literal["masked", "causal"], max_length: int, token_budget: int) -> Evaluator:
+    """The fastest evaluator of the model that says what a plain forward pass says.
+
+    Raises:
+        BackendError: none does, or the model is of a kind that cannot be scored with.
+    """
+    structure, words = structure_of(model), word_embeddings(model)
+    label_ids = torch.arange(min(N_LABELS, len(words)), device=words.device)
+    cases = list(_cases(model, structure, kind, max_length, words, label_ids))
+    for forward, head in _ways(model, structure, words):
+        evaluator = Evaluator(forward, head, words, token_budget)
+        if all(_agrees(evaluator, case, label_ids, kind) for case in cases):
+            return evaluator
+    raise BackendError(
+        f"{type(model).__name__} is a kind of model that bbt cannot score with: its label scores were not those of a "
+        "plain forward pass of transformers."
+    )
+
+
+def _ways(model: Any, structure: Structure, words: Tensor) -> Iterator[tuple[Forward, Head]]:
+    """From the fastest to the simplest."""
+    decoder = model.get_output_embeddings()
+    has_rows = isinstance(decoder, nn.Linear) and decoder.out_features >= len(words)
+    for whole in (False, True) if has_rows else (True,):
+        head = Head(model, structure, whole)
+        for cut_last in (True, False):
+            try:
+                yield Forward(structure, packed_trunk(structure, words, cut_last)), head
+            except Exception as error:  # whatever an unknown architecture makes of what it does not know
+                logger.info("%s cannot be packed: %s", type(model).__name__, error)
+        yield Forward(structure, None), head
+
+
+def _cases(
+    model: Any, structure: Structure, kind: str, max_length: int, words: Tensor, label_ids: Tensor
+) -> Iterator[Case]:
+    """Rows of random tokens, short ones and long ones."""
+    n_weights = sum(weight.numel() for weight in structure.trunk.parameters()) - words.numel()
+    longest = max(*LONG, int(LONGEST / max(1, n_weights)))
+    vectors = words[torch.tensor([[7, 11], [13, 17]], device=words.device) % len(words)].float()
+    for lengths, prompts in ((SHORT, vectors), ((*LONG, longest), vectors[:1])):
+        rows = [_row(length, kind, len(words)) for length in sorted({min(length, max_length) for length in lengths})]
+        yield Case(rows, prompts, _plain(model, words, rows, prompts, label_ids))
+
+
+def _row(length: int, kind: str, n_words: int) -> TokenRow:
+    """A row that begins with a prompt; a masked LM is read in the middle, a causal one at the end."""
+    prompt = [prompt_id(j) for j in range(min(N_PROMPT_TOKENS, length - 1))]
+    ids = stable_choice(length, n_words, length - len(prompt))
+    read = length - 1 if kind == "causal" else (length + len(prompt)) // 2
+    return TokenRow((*prompt, *(int(i) for i in ids)), read, False)
+
+
+@torch.inference_mode()
+def _plain(model: Any, words: Tensor, rows: list[TokenRow], vectors: Tensor, label_ids: Tensor) -> Tensor:
+    """(n, B, K) scores of prompts (n, T, E), one by one."""
+    found = []
+    for prompt in vectors:
+        for row in rows:
+            embeddings = words[torch.tensor([max(0, i) for i in row.ids], device=words.device)]
+            embeddings[:N_PROMPT_TOKENS] = prompt.to(words.dtype)
+            logits = model(inputs_embeds=embeddings[None]).logits
+            found.append(logits[0, row.read, label_ids].float())
+    return torch.stack(found).view(len(vectors), len(rows), -1)
+
+
+def _agrees(evaluator: Evaluator, case: Case, label_ids: Tensor, kind: str) -> bool:
+    """Whether an evaluator's scores are the expected ones; of a broken model nothing can be said."""
+    n_prefix = N_PROMPT_TOKENS if kind == "causal" and evaluator.shares_prefixes else 0
+    try:
+        rows = LocalRows(case.rows, label_ids, evaluator.head.of(label_ids), N_PROMPT_TOKENS, n_prefix)
+        scores = evaluator.label_scores(case.vectors[:, None].cpu().numpy(), rows)
+    except Exception as error:  # see `_ways`
+        logger.info("%s: %s", type(evaluator.forward.structure.trunk).__name__, error)
+        return False
+    if not bool(case.expected.isfinite().all()):
+        return True
+    found = torch.from_numpy(scores).to(case.expected.device)
+    tolerance = TOLERANCES[evaluator.words.dtype] * float(case.expected.std())
+    return bool((found - case.expected).abs().max() <= tolerance + 1e-6 * float(case.expected.abs().max()))

@@ -1,0 +1,80 @@
+"""A frozen model in one precision: loaded, checked, and ready to tokenise rows and to score them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from backends.local.check import checked_evaluator
+from backends.local.encoding import RowTokenizer
+from backends.local.loading import load
+from backends.local.rows import LocalRows, common_prefix
+from backends.local.source import Kind
+from backends.local.structure import first_position
+from bbt.backend import Row, check_anchor
+from bbt.errors import BackendError
+from bbt.types import Prompts
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, and where it is to compute."""
+
+    name: str
+    """A bundled name, a folder or a name on the hub."""
+    kind: Kind | None
+    """Masked or causal; None: what its config says."""
+    device: torch.device
+    revision: str | None
+    token_budget: int
+    """Tokens of one micro-batch, at most."""
+
+
+class FrozenModel:
+    """A model of `dtype`; `model` is as transformers loaded it and stays so.
+
+    Raises:
+        BackendError: it cannot be loaded, or not be scored with.
+    """
+
+    def __init__(self, source: Source, dtype: torch.dtype) -> None:
+        self.source = source
+        loaded = load(source.name, source.kind, source.device, dtype, source.revision)
+        self.model, self.tokenizer, self.kind, self.fingerprint = loaded
+        self.evaluator = checked_evaluator(self.model, self.kind, self.max_length, source.token_budget)
+        self.row_tokenizer = RowTokenizer(self.tokenizer, self.max_length, self.kind == "causal")
+
+    @property
+    def words(self) -> Tensor:
+        """(vocabulary, E) word embeddings."""
+        return self.evaluator.words
+
+    @cached_property
+    def embedding_std(self) -> float:
+        """Standard deviation over all word embeddings."""
+        return float(self.words.double().std().item())
+
+    @cached_property
+    def max_length(self) -> int:
+        """Positions that the model has and its tokenizer admits."""
+        limit = int(getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length)
+        return min(limit - first_position(self.model.base_model), int(self.tokenizer.model_max_length))
+
+    def encode(
+        self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None, reserved: int = 0
+    ) -> LocalRows:
+        """Tokenise rows, `reserved` positions shorter than the model; see `Backend.encode`."""
+        if not rows:
+            raise BackendError("there are no rows to encode.")
+        label_ids = torch.tensor(self.row_tokenizer.label_ids(label_words, rows[0]), device=self.words.device)
+        tokens = [self.row_tokenizer.row(row, reserved) for row in rows]
+        n_prompt_tokens = sum(segment.n_tokens for segment in rows[0])
+        n_prefix = common_prefix(tokens) if self.kind == "causal" and self.evaluator.shares_prefixes else 0
+        encoded = LocalRows(tokens, label_ids, self.evaluator.head.of(label_ids), n_prompt_tokens, n_prefix)
+        if anchor is not None and n_prompt_tokens:
+            check_anchor(anchor, n_prompt_tokens, self.words.shape[1])
+            self.evaluator.forward.structure.require_layernorm()
+            encoded.anchor = self.evaluator.tensor(anchor)
+        return encoded

@@ -1,0 +1,93 @@
+"""From the hidden states that are read to the logits of the label words.
+
+The head is the model's own forward pass with its trunk replaced by one that gives back what it is given, so that
+whatever a model does after its trunk (transforms, caps, scales) is done here too.
+"""
+
+import copy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from backends.local.structure import Structure, replaced
+
+
+class Head:
+    """Makes heads for label words out of a model's own.
+
+    In general only the label words' rows of the decoder are computed, all of it in fp32: K rows cost nothing, while
+    bf16 would round a logit of 100, as causal LMs have them, to 0.5, and rounding in what stands before the decoder
+    is half of all (`minilm-mlm`). A `whole` head computes the logits of the whole vocabulary in the model's precision
+    and picks: for models that do not call a linear decoder.
+    """
+
+    def __init__(self, model: Any, structure: Structure, whole: bool = False) -> None:
+        self._decoder = None if whole else model.get_output_embeddings()
+        trunk = structure.trunk
+        by: dict[nn.Module, nn.Module] = {trunk: _GivesBack(structure)}
+        if not whole:
+            by.update(_in_full_precision(model, trunk, self._decoder))
+        self._head = replaced(model, by)
+
+    def of(self, label_ids: Tensor) -> "LabelHead":
+        """The head for these K label words."""
+        if self._decoder is None:
+            return LabelHead(self._head, label_ids)
+        return LabelHead(replaced(self._head, {self._decoder: _LabelRows(self._decoder, label_ids)}))
+
+
+class LabelHead(nn.Module):
+    """Hidden states (S, H) -> logits (S, K) in fp32."""
+
+    def __init__(self, head: nn.Module, picked: Tensor | None = None) -> None:
+        super().__init__()
+        self._head, self._picked = head, picked
+
+    def forward(self, states: Tensor) -> Tensor:
+        """The model's own head on sequences of one position."""
+        states = states[:, None] if self._picked is not None else states[:, None].float()
+        logits = self._head(inputs_embeds=states).logits[:, 0]
+        return cast(Tensor, (logits if self._picked is None else logits[:, self._picked]).float())
+
+
+class _GivesBack(nn.Module):
+    """In the trunk's place: its attributes, and for its output what it is given."""
+
+    def __init__(self, structure: Structure) -> None:
+        super().__init__()
+        self._structure = structure
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_structure"].trunk, name)
+
+    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> Any:
+        return self._structure.output_type(last_hidden_state=inputs_embeds)
+
+
+class _LabelRows(nn.Module):
+    """In the decoder's place: its rows of some tokens, in fp32."""
+
+    def __init__(self, decoder: Any, ids: Tensor) -> None:
+        super().__init__()
+        self._decoder, self._ids = decoder, ids
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        weight, bias = self._decoder.weight[self._ids].float(), self._decoder.bias
+        with torch.autocast(hidden.device.type, enabled=False):
+            return functional.linear(hidden.float(), weight, None if bias is None else bias[self._ids].float())
+
+
+def _in_full_precision(model: Any, trunk: nn.Module, decoder: Any) -> dict[nn.Module, nn.Module]:
+    """The modules between trunk and decoder that hold half-precision weights of their own, and fp32 copies of them."""
+    kept = {*trunk.modules(), *(decoder.modules() if decoder is not None else ())}
+    found: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        weights = list(module.parameters())
+        if module not in kept and weights and not any(module.children()) and weights[0].dtype is not torch.float32:
+            found[module] = copy.deepcopy(module).float()
+    return found

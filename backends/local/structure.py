@@ -1,0 +1,205 @@
+"""What a transformers model is made of, found by watching one forward pass: no architecture needs code of its own.
+
+The *trunk* turns embeddings into the last hidden states; what comes after it is the head. The *layers* are a chain
+inside the trunk.
+"""
+
+import copy
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bbt.errors import BackendError
+
+LENGTH_DEPENDENT = ("longrope", "dynamic")
+"""Rotary positions whose frequencies depend on the longest row of a batch, and are kept in the model meanwhile."""
+
+
+@dataclass(eq=False)
+class Visit:
+    """One call of a module: the first tensor that it was given, and what it gave back."""
+
+    module: nn.Module
+    hidden: Tensor | None
+    output: Any = None
+    ended: bool = False
+
+    @property
+    def states(self) -> Any:
+        """The output, or the first of several."""
+        return self.output[0] if isinstance(self.output, tuple) else self.output
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The parts of a model."""
+
+    trunk: nn.Module
+    """What turns embeddings (S, N, E) into the last hidden states (S, N, H)."""
+    output_type: type[Any]
+    """What the trunk puts its last hidden states into."""
+    layers: tuple[nn.Module, ...]
+    """From the bottom up, each fed with what the one below it gives; empty if there is no such chain."""
+    layers_give_tuples: bool
+    """A layer returns its hidden states in a tuple."""
+    hidden_size: int
+    """H."""
+    layernorm: nn.Module | None
+    """The LayerNorm after the word embeddings, if nothing but `projection` stands between it and the first layer."""
+    projection: nn.Linear | None
+    """What widens the embeddings to the hidden size after that LayerNorm."""
+    depends_on_length: bool
+    """A row's scores depend on the longest row beside it, and rows must not be computed at the same time."""
+
+    def require_layernorm(self) -> None:
+        """Check that a difference can be added after the embedding LayerNorm.
+
+        Raises:
+            BackendError: there is no such place.
+        """
+        if self.layernorm is None:
+            raise BackendError(
+                f"{type(self.trunk).__name__} has no LayerNorm after its embeddings; use prompt.placement: embedding."
+            )
+
+    def require_layers(self) -> None:
+        """Check that something can be added between the layers.
+
+        Raises:
+            BackendError: the model is no chain of layers.
+        """
+        if not self.layers:
+            raise BackendError(
+                f"{type(self.trunk).__name__} is no chain of layers that each take the states of the one below: "
+                "deep prompts have no place there; use another method than bbtv2."
+            )
+
+
+def structure_of(model: Any) -> Structure:
+    """Watch a model with two rows of three tokens.
+
+    Raises:
+        BackendError: it is an encoder-decoder, or has no part that gives hidden states.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise BackendError(f"{name} is an encoder-decoder model; bbt scores with masked (BERT-like) and causal LMs.")
+    words = word_embeddings(model)
+    visits = watched(model, words[torch.arange(6, device=words.device) % len(words)].view(2, 3, -1))
+    inside = set(model.base_model.modules()) - {model}
+    trunk = next((visit for visit in visits if visit.module in inside), None)
+    if trunk is None or not isinstance(getattr(trunk.output, "last_hidden_state", None), Tensor):
+        raise BackendError(f"{name} has no part of its own that gives hidden states; bbt cannot score with it.")
+    chain = _chain(trunk.module, visits)
+    layernorm, projection = _embedding_layernorm(trunk.module, chain, visits)
+    return Structure(
+        trunk.module,
+        type(trunk.output),
+        tuple(visit.module for visit in chain),
+        bool(chain) and isinstance(chain[0].output, tuple),
+        int(trunk.output.last_hidden_state.shape[-1]),
+        layernorm,
+        projection,
+        any(kind in str(getattr(model.config, "rope_parameters", "")) for kind in LENGTH_DEPENDENT),
+    )
+
+
+@torch.inference_mode()
+def watched(model: Any, embeddings: Tensor, **arguments: Any) -> list[Visit]:
+    """The calls of all modules in one forward pass, in the order in which they begin."""
+    visits: list[Visit] = []
+
+    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        visits.append(Visit(module, next(given, None)))
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        last = next(visit for visit in reversed(visits) if visit.module is module and not visit.ended)
+        last.output, last.ended = output, True
+
+    with ExitStack() as stack:
+        for module in set(model.modules()):
+            stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(end).remove)
+        model(inputs_embeds=embeddings, **arguments)
+    return visits
+
+
+def _chain(trunk: nn.Module, visits: list[Visit]) -> list[Visit]:
+    """The list of layers with the most weights of which each is called once, on what the one before it gave."""
+    called: dict[nn.Module, list[Visit]] = {}
+    for visit in visits:
+        called.setdefault(visit.module, []).append(visit)
+    chains = []
+    for modules in trunk.modules():
+        if isinstance(modules, nn.ModuleList) and len(modules):
+            chain = [visit for module in modules for visit in called.get(module, [])]
+            if len(chain) == len(modules) == len({visit.module for visit in chain}) and _is_fed_on(chain):
+                chains.append(chain)
+    return max(chains, key=lambda chain: sum(_size(visit.module) for visit in chain), default=[])
+
+
+def _is_fed_on(chain: list[Visit]) -> bool:
+    """Every member takes (2, 3, H) states, and what the one before it gives."""
+    hidden = chain[0].hidden
+    shape = None if hidden is None else hidden.shape
+    below = (None, *(visit.states for visit in chain))
+    return all(
+        visit.hidden is not None
+        and visit.hidden.shape == shape == getattr(visit.states, "shape", None)
+        and visit.hidden.shape[:2] == (2, 3)
+        and (fed is None or fed is visit.hidden)
+        for visit, fed in zip(chain, below, strict=False)
+    )
+
+
+def _embedding_layernorm(
+    trunk: nn.Module, chain: list[Visit], visits: list[Visit]
+) -> tuple[nn.Module | None, nn.Linear | None]:
+    """The LayerNorm of `embeddings`, and the projection between it and the first layer."""
+    layernorm = getattr(getattr(trunk, "embeddings", None), "LayerNorm", None)
+    begun = [visit.module for visit in visits]
+    if not chain or layernorm not in begun:
+        return None, None
+    between = visits[begun.index(layernorm) + 1 : begun.index(chain[0].module)]
+    does = [v.module for v in between if not (any(v.module.children()) or isinstance(v.module, nn.Dropout))]
+    if not does:
+        return layernorm, None
+    return (layernorm, does[0]) if len(does) == 1 and isinstance(does[0], nn.Linear) else (None, None)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def replaced(module: nn.Module, by: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """The same module with others in the places of some that it holds; everything else, weights included, is shared."""
+    if module in by:
+        return by[module]
+    children = {name: child and replaced(child, by) for name, child in module._modules.items()}
+    if all(child is module._modules[name] for name, child in children.items()):
+        return module
+    other = copy.copy(module)
+    other.__dict__.update({name: copy.copy(hooks) for name, hooks in vars(module).items() if name.endswith("_hooks")})
+    other.__dict__["_modules"] = children
+    return other
+
+
+def word_embeddings(model: Any) -> Tensor:
+    """(vocabulary, E) what enters the model for each token: Gemma's embeddings are scaled first."""
+    module = model.get_input_embeddings()
+    if type(module) is nn.Embedding:
+        return module.weight
+    with torch.no_grad():
+        return cast(Tensor, module(torch.arange(len(module.weight), device=module.weight.device)))
+
+
+def first_position(trunk: nn.Module) -> int:
+    """The id of a row's first position: RoBERTa's come after the padding index."""
+    embeddings = getattr(trunk, "embeddings", None)
+    offset = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    return 0 if offset is None else int(offset) + 1
