@@ -1,4 +1,4 @@
-"""Figures for files: matplotlib without a window."""
+"""Figures for files are drawn by matplotlib without a window."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ def import_matplotlib() -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, which no window shows."""
+    """An empty figure, `width` by `height` in inches, that no window shows."""
     import_matplotlib()
     from matplotlib.figure import Figure
 
