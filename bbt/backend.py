@@ -56,9 +56,9 @@ class ModelInfo:
     fingerprint: str
     """A digest of the weights, so that a saved prompt is not used on another model by accident."""
     device: str
-    """The device that computes, such as cpu or cuda."""
+    """The device that computes, such as cpu or cuda; of a text-only endpoint its address."""
     precision: str
-    """The floating-point format that the model computes in, such as fp32 or bf16."""
+    """The floating-point format that the model computes in, such as float32 or bfloat16."""
 
 
 class Encoded(Protocol):
