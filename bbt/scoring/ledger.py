@@ -20,9 +20,9 @@ class Ledger:
     bytes_down: int = 0
     """Bytes received for them; without a wire, the size of the label scores returned."""
     tokens_up: int = 0
-    """Tokens that an endpoint bills for what it is sent: the rows' tokens, prompt tokens included."""
+    """Tokens that an endpoint bills, or would bill, for what it is sent: the rows' tokens, prompt tokens included."""
     tokens_down: int = 0
-    """Tokens that an endpoint bills for what it generates."""
+    """Tokens that an endpoint bills, or would bill, for what it generates."""
     backend_seconds: float = 0.0
     """Seconds of `seconds` in which the backend computed."""
     optimizer_seconds: float = 0.0
