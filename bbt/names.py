@@ -16,7 +16,7 @@ Table: TypeAlias = Mapping[str, tuple[str, str]]
 
 
 def resolved(what: str, name: str, table: Table) -> Any:
-    """What a name stands for: an entry of the table, or a `module:attribute` itself.
+    """Find what a name stands for: an entry of the table, or a `module:attribute` itself.
 
     Raises:
         ConfigError: no such name (the nearest is suggested), or a module or attribute that is not there.

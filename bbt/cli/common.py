@@ -1,4 +1,4 @@
-"""What several commands share: options, tables, and how warnings are shown."""
+"""What several commands share is kept here: options, tables, and how warnings are shown."""
 
 import json
 import logging
@@ -104,7 +104,7 @@ def shown_warnings() -> Iterator[None]:
 
 
 class _Lines(logging.Handler):
-    """Writes a record as a warning."""
+    """A log handler that writes a record as a warning."""
 
     def emit(self, record: logging.LogRecord) -> None:
         complain(f"warning: {record.getMessage()}")

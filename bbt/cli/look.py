@@ -1,4 +1,4 @@
-"""`bbt ls` and `bbt show`: what there is, and what a run has done."""
+"""The commands `bbt ls` and `bbt show` say what there is, and what a run has done."""
 
 import json
 from collections.abc import Callable
@@ -111,6 +111,6 @@ def _runs(runs: Path) -> list[tuple[str, str]]:
 
 
 def _first_line(path: Path) -> str:
-    """What stands under the heading of a model card."""
+    """The line under the heading of a model card."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return next((line for line in lines if line and not line.startswith("#")), "")

@@ -12,7 +12,7 @@ from bbt.runs.progress import Bar
 
 
 class InterruptibleBar(Bar):
-    """A bar that knows its run's folder and hands Ctrl-C on."""
+    """A progress bar that knows its run's folder and passes Ctrl-C on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class InterruptibleBar(Bar):
 
 @contextmanager
 def progress_bar() -> Iterator[InterruptibleBar]:
-    """A bar while a run lasts; Ctrl-C says how to go on."""
+    """A context with a bar while a run lasts; Ctrl-C says how to go on."""
     observer = InterruptibleBar()
     before = signal.signal(signal.SIGINT, observer.interrupt)
     try:

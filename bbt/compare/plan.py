@@ -20,7 +20,7 @@ class Entry(Strict):
 
     @property
     def tree(self) -> dict[str, Any]:
-        """The config's keys."""
+        """The config's keys that the entry gives."""
         return dict(self.model_extra or {})
 
 
@@ -53,7 +53,7 @@ class Only(Strict):
     """Seeds (none: all)."""
 
     def allows(self, task: str, method: str, seed: int) -> bool:
-        """Whether this run is to be taken so far."""
+        """Whether the budget applies to this run."""
         pairs = ((self.tasks, task), (self.methods, method), (self.seeds, seed))
         return all(allowed is None or value in allowed for allowed, value in pairs)
 
@@ -106,11 +106,11 @@ class Cell:
     config: Config = field(compare=False)
     """What is run."""
     budget: int | None = None
-    """In queries (none: the method does not search by queries, or its config says)."""
+    """The budget in queries (none: the method does not search by queries, or its config says)."""
     k: int | None = None
     """Rows a class (none: as the config says)."""
     fold: int | None = None
-    """Which fold is dev, in a cross-validation."""
+    """The number, from 0 on, of the fold that is dev (none: this is no cross-validation)."""
     round: int = 0
     """The place of the budget among its task's, from 0 on."""
 
@@ -122,7 +122,7 @@ class Cell:
         return f"{self.method}{shots}-seed{self.seed}{fold}"
 
     def folder(self, runs: Path) -> Path:
-        """Where the run is."""
+        """The run's folder under `runs`."""
         return runs / self.task / self.name
 
     def __str__(self) -> str:
@@ -157,7 +157,7 @@ def cells(plan: Plan, folds: int | None = None) -> list[Cell]:
 
 
 def _cells_of(plan: Plan, task: str, method: str, folds: int | None) -> Iterator[Cell]:
-    """One task by one method."""
+    """Yield the runs of one task by one method."""
     entry = plan.methods[method]
     if entry and entry.tasks is not None and task not in entry.tasks:
         return
@@ -200,8 +200,8 @@ def _config(plan: Plan, task: str, method: str, axes: Mapping[str, Any]) -> Conf
 
 
 def _shared_apart(shared: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `make_config` is to take strictly, and of what it is to take what the method reads: the sections that all
-    methods of the plan share."""
+    """Two parts of a cell's keys: what `make_config` is to take strictly, and the sections that all methods of the plan
+    share, of which it takes what the method reads."""
     sections = {key: value for key, value in shared.items() if key in SECTIONS}
     return merged({key: value for key, value in shared.items() if key not in SECTIONS}, own), sections
 
