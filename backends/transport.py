@@ -1,4 +1,5 @@
-"""One endpoint over HTTP: what is worth trying again is tried again, anything else is an error for people.
+"""A transport is one endpoint over HTTP: what is worth trying again is tried again, and anything else is an error for
+people.
 
 Tried again, after a pause drawn from [0, 2^attempt * BACKOFF) seconds ("full jitter") or after the time that the
 endpoint asks for: refused and broken connections, time-outs, answers cut short or garbled, and states that `passes`.
@@ -57,7 +58,7 @@ class _PassingError(Exception):
 
 
 def passes(status: int) -> bool:
-    """Whether a state is worth another attempt."""
+    """Whether an HTTP state is worth another attempt."""
     return status in PASSING or (500 <= status <= 599 and status not in LASTING)
 
 
@@ -109,7 +110,7 @@ class Transport:
         accept: Collection[int] = (),
         counted: bool = True,
     ) -> T:
-        """What `read` makes of the answer to a request.
+        """Send a request and return what `read` makes of the answer.
 
         `read` gets answers below 400, and those whose state is one of `accept`; it raises AnswerError where one is
         damaged. `counted`: the exchange goes into `traffic`, as scoring does and preparations do not.
@@ -185,7 +186,7 @@ class Transport:
 
 
 def read_json(response: Response) -> Any:
-    """The answer's JSON.
+    """Read the answer's JSON.
 
     Raises:
         AnswerError: not JSON.
@@ -197,7 +198,7 @@ def read_json(response: Response) -> Any:
 
 
 def exchange_size(response: Response) -> tuple[int, int]:
-    """Bytes up and down of one exchange as HTTP/1.1 writes them: line, head and body (compressed, if it was)."""
+    """The bytes up and down of one exchange as HTTP/1.1 writes them: line, head and body (compressed, if it was)."""
     request = response.request
     line = f"{request.method} {request.path_url} HTTP/1.1"
     body = len(request.body or b"")
@@ -208,7 +209,7 @@ def exchange_size(response: Response) -> tuple[int, int]:
 
 
 class _Bearer(requests.auth.AuthBase):
-    """The key; set as `auth` so that no .netrc file puts another in its place."""
+    """The key as an `auth` of requests, so that no .netrc file puts another in its place."""
 
     def __init__(self, key: str | None) -> None:
         self._key = key
@@ -266,7 +267,7 @@ def _key(variable: str | None) -> str | None:
 
 
 def _told(response: Response) -> str:
-    """State and the endpoint's own words, which come as {"detail"}, {"error": {"message"}} or plain text."""
+    """The HTTP state and the endpoint's own words, which come as {"detail"}, {"error": {"message"}} or plain text."""
     text = response.text
     try:
         body = response.json()
@@ -278,7 +279,8 @@ def _told(response: Response) -> str:
 
 
 def _retry_after(response: Response) -> float:
-    """Seconds that the endpoint asks to wait: a number or a date (RFC 9110, section 10.2.3); else 0."""
+    """The seconds that the endpoint asks to wait: a number or a date (RFC 9110, section 10.2.3); 0 where it asks for
+    none."""
     value = response.headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):  # some send fractions
         return float(value)
@@ -293,7 +295,7 @@ def _pause(attempt: int) -> float:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """What was at the root of an error that libraries have wrapped several times."""
+    """The error at the root of one that libraries have wrapped several times."""
     seen = {id(error)}
     while (inner := error.__cause__ or error.__context__) is not None and id(inner) not in seen:
         seen.add(id(inner))

@@ -149,7 +149,7 @@ class PromptLength(Strict):
     """The section `prompt` of a method that only asks how long a soft prompt is."""
 
     n_prompt_tokens: int = Field(5, ge=1)
-    """T."""
+    """The number of prompt tokens T."""
 
 
 class InitialPromptConfig(PromptLength):
@@ -170,7 +170,7 @@ class HardPromptConfig(InitialPromptConfig):
     """The section `prompt` of a search over p0 + A z whose prompts are rounded to words."""
 
     intrinsic_dim: int = Field(50, ge=1)
-    """d."""
+    """The intrinsic dimension d."""
     projection: Literal["uniform", "normal", "orthonormal"] = "normal"
     """How A (D, d) is drawn: see `bbt.spaces.soft.random_projection`."""
     scale: Literal["paper", "embeddings"] = "embeddings"
@@ -201,7 +201,7 @@ class PopulationConfig(Strict):
     """The section `optimizer` of a search whose optimizer is one of the method's own settings."""
 
     population_size: int = Field(20, ge=2)
-    """n."""
+    """The number of candidates n."""
 
 
 class OptimizerConfig(PopulationConfig):
@@ -242,7 +242,7 @@ class SmallPopulationConfig(OptimizerConfig):
     ones (examples/RESULTS.md)."""
 
     population_size: int = Field(12, ge=2)
-    """n."""
+    """The number of candidates n."""
 
 
 class ObjectiveConfig(Strict):

@@ -58,7 +58,7 @@ class TokenRows:
 
     @property
     def n_examples(self) -> int:
-        """B."""
+        """The number of rows B."""
         return len(self.rows)
 
     @property

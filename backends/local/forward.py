@@ -65,7 +65,7 @@ class Pass:
 
     @property
     def n_tokens(self) -> int:
-        """P."""
+        """The number of tokens P."""
         return sum(group.n_tokens for group in self.groups)
 
 

@@ -42,7 +42,7 @@ class LocalRows:
     head: LabelHead
     """From hidden states to the label words' logits."""
     n_prompt_tokens: int
-    """T."""
+    """The number of prompt tokens T."""
     n_prefix: int
     """Tokens at the left that are the same in every row of a causal LM, computed once a candidate."""
     anchor: Tensor | None = None
@@ -63,7 +63,7 @@ class LocalRows:
 
     @property
     def n_examples(self) -> int:
-        """B."""
+        """The number of rows B."""
         return len(self.rows)
 
     @property

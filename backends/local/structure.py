@@ -47,7 +47,7 @@ class Structure:
     layers_give_tuples: bool
     """A layer returns its hidden states in a tuple."""
     hidden_size: int
-    """H."""
+    """The hidden size H."""
     layernorm: nn.Module | None
     """The LayerNorm after the word embeddings, if nothing but `projection` stands between it and the first layer."""
     projection: nn.Linear | None

@@ -28,7 +28,7 @@ LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 
 class GoneError(Exception):
-    """Who asked has closed the connection."""
+    """The one who asked has closed the connection."""
 
 
 STATUS: dict[type[Exception], int] = {
@@ -199,7 +199,8 @@ def _handler(status: int) -> Any:
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    """The first fault of a JSON body or query, without what was sent: that may not be JSON itself."""
+    """The answer that tells the first fault of a JSON body or query, without what was sent: that may not be JSON
+    itself."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"])

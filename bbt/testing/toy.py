@@ -15,7 +15,7 @@ from bbt.errors import BackendError, LabelWordError
 from bbt.types import Prompts, Scores
 
 HIDDEN = 4
-"""H."""
+"""The hidden size H."""
 VOCABULARY = 50
 """Tokens; the word embedding of token i is i / 100, H times, and the first five are special."""
 MAX_LENGTH = 512
