@@ -1,4 +1,4 @@
-"""Whether what leaves the evaluation path is what a plain forward pass of the untouched model says.
+"""This check finds whether what leaves the evaluation path is what a plain forward pass of the untouched model says.
 
 The plain pass is `model(inputs_embeds=...)` for one row and one prompt at a time; nothing of the evaluation path is in
 it. Rows are of several lengths, up to as long as is worth the time.
@@ -35,15 +35,18 @@ N_PROMPT_TOKENS, N_LABELS = 2, 32
 
 @dataclass(frozen=True)
 class Case:
-    """Rows and prompts (n, T, E), and the scores (n, B, K) that a plain forward pass gives."""
+    """A case on which an evaluator is tried."""
 
     rows: list[TokenRow]
+    """(B,) rows of random tokens."""
     vectors: Tensor
+    """(n, T, E) prompts."""
     expected: Tensor
+    """(n, B, K) scores that a plain forward pass gives."""
 
 
 def checked_evaluator(model: Any, kind: Literal["masked", "causal"], max_length: int, token_budget: int) -> Evaluator:
-    """The fastest evaluator of the model that says what a plain forward pass says.
+    """Find the fastest evaluator of the model that says what a plain forward pass says.
 
     Raises:
         BackendError: none does, or the model is of a kind that cannot be scored with.
@@ -62,7 +65,7 @@ def checked_evaluator(model: Any, kind: Literal["masked", "causal"], max_length:
 
 
 def _ways(model: Any, structure: Structure, words: Tensor) -> Iterator[tuple[Forward, Head]]:
-    """From the fastest to the simplest."""
+    """Yield the ways to evaluate the model, from the fastest to the simplest."""
     decoder = model.get_output_embeddings()
     has_rows = isinstance(decoder, nn.Linear) and decoder.out_features >= len(words)
     for whole in (False, True) if has_rows else (True,):
@@ -78,7 +81,7 @@ def _ways(model: Any, structure: Structure, words: Tensor) -> Iterator[tuple[For
 def _cases(
     model: Any, structure: Structure, kind: str, max_length: int, words: Tensor, label_ids: Tensor
 ) -> Iterator[Case]:
-    """Rows of random tokens, short ones and long ones."""
+    """Yield cases with rows of random tokens, short ones and long ones."""
     n_weights = sum(weight.numel() for weight in structure.trunk.parameters()) - words.numel()
     longest = max(*LONG, int(LONGEST / max(1, n_weights)))
     vectors = words[torch.tensor([[7, 11], [13, 17]], device=words.device) % len(words)].float()
@@ -88,7 +91,7 @@ def _cases(
 
 
 def _row(length: int, kind: str, n_words: int) -> TokenRow:
-    """A row that begins with a prompt; a masked LM is read in the middle, a causal one at the end."""
+    """Make a row that begins with a prompt; a masked LM is read in the middle, a causal one at the end."""
     prompt = [prompt_id(j) for j in range(min(N_PROMPT_TOKENS, length - 1))]
     ids = stable_choice(length, n_words, length - len(prompt))
     read = length - 1 if kind == "causal" else (length + len(prompt)) // 2
@@ -97,7 +100,7 @@ def _row(length: int, kind: str, n_words: int) -> TokenRow:
 
 @torch.inference_mode()
 def _plain(model: Any, words: Tensor, rows: list[TokenRow], vectors: Tensor, label_ids: Tensor) -> Tensor:
-    """(n, B, K) scores of prompts (n, T, E), one by one."""
+    """The scores (n, B, K) of prompts (n, T, E), one by one."""
     found = []
     for prompt in vectors:
         for row in rows:
@@ -109,7 +112,8 @@ def _plain(model: Any, words: Tensor, rows: list[TokenRow], vectors: Tensor, lab
 
 
 def _agrees(evaluator: Evaluator, case: Case, label_ids: Tensor, kind: str) -> bool:
-    """Whether an evaluator's scores are the expected ones; of a broken model nothing can be said."""
+    """Whether an evaluator's scores are the expected ones. It is taken to agree where the expected ones are not
+    numbers: of a broken model nothing can be said."""
     n_prefix = N_PROMPT_TOKENS if kind == "causal" and evaluator.shares_prefixes else 0
     try:
         rows = LocalRows(case.rows, label_ids, evaluator.head.of(label_ids), N_PROMPT_TOKENS, n_prefix)

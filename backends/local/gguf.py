@@ -1,4 +1,4 @@
-"""GGUF files, as llama.cpp keeps its quantised models: unpacked once into a plain `transformers` folder.
+"""GGUF files, as llama.cpp keeps its quantised models, are unpacked once into a plain `transformers` folder.
 
 `transformers` reads them slowly and gives a wrapper that can neither be cast nor saved. So the weights are unpacked to
 fp32 and kept, with the tokenizer, in the user's cache folder under the digest of the file's content; delete the folder
@@ -42,7 +42,7 @@ def smollm2_file() -> Path:
 
 
 def plain_copy(file: Path) -> Path:
-    """The folder with the file's model and tokenizer as `save_pretrained` writes them, made if it is not there.
+    """The folder with the file's model and tokenizer as `save_pretrained` writes them. It is made if it is not there.
 
     Raises:
         BackendError: no such file, not a GGUF file of a causal LM that `transformers` knows, or packages are missing.
@@ -63,7 +63,7 @@ def plain_copy(file: Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where unpacked models are kept: `$XDG_CACHE_HOME/bbt/gguf`, by default under `~/.cache`."""
+    """The folder in which unpacked models are kept: `$XDG_CACHE_HOME/bbt/gguf`, by default under `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bbt" / "gguf"
 
 
@@ -93,7 +93,7 @@ def _unpack(file: Path, folder: Path) -> None:
 
 
 def _plain(file: Path) -> tuple[Any, Any]:
-    """The file's model without the wrapper, in fp32, and its tokenizer."""
+    """Read the file's model without the wrapper, in fp32, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -57,9 +57,6 @@ def perplexity(experiment: Experiment, task: Task) -> float:
 
     Every forward pass of a masked LM is counted: one training row of N tokens is N examples, and a train query is as
     many examples as there are training rows.
-
-    A masked LM's forward pass a token is counted: one training row of N tokens is N examples, and a train query is
-    as many examples as there are training rows.
     """
     e, backend = experiment, require(experiment.backend, LikelihoodBackend)
     start = time.perf_counter()
