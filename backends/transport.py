@@ -68,9 +68,13 @@ class Transport:
     Addresses of this machine are reached past the proxies that the environment names (`http_proxy` and its kin); for
     others its `no_proxy` says which are.
 
-    `api_key_env` names the environment variable that holds the key, sent as a bearer token: a key in a config would be
-    saved with every run. `timeout` is the longest silence in seconds, `retries` how often a request is tried again,
-    `verify` false or a file of certificates to trust instead of the usual authorities.
+    Args:
+        url: the address of the endpoint, http or https.
+        api_key_env: the environment variable that holds the key, which is sent as a bearer token. A key in a config
+            would be saved with every run.
+        timeout: the longest silence in seconds.
+        retries: how often a request is tried again.
+        verify: false, or a file of certificates to trust instead of the usual authorities.
 
     Raises:
         ConfigError: not an http address, or no such environment variable.

@@ -52,7 +52,7 @@ class Answers:
     """(B, K) probabilities of the label words."""
 
     def named(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """For each example the label and the probabilities by the K `names`; the label is None where it is -1."""
+        """The label and the probabilities of each example by the K `names`; the label is None where it is -1."""
         return [
             {
                 "label": names[label] if label >= 0 else None,
@@ -99,8 +99,8 @@ class Predictor:
         self.task, self.classifier = load_classifier(path, self.backend)
 
     def predict(self, texts: Iterable[str], text_pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """For each text the label and the probabilities over the label words; the label is None where all
-        probabilities are equal, as where a sampled answer names no label.
+        """The label and the probabilities over the label words for each text. The label is None where all probabilities
+        are equal, as where a sampled answer names no label.
 
         Raises:
             DataError: one string instead of several, a text that is none, or second texts that are missing, too many

@@ -80,9 +80,17 @@ class HttpBackend:
     """The model that `bbt serve` serves at `url`; for several threads at once.
 
     Rows and the prompt space are sent once; a query is then z up and label scores down. What the server has lost by
-    a restart is sent again. `model` is the name it must serve. `join` lets it compute our requests together with
-    those of others, faster for small ones; the last bits of the scores then depend on who else asks. `timeout` must
-    be longer than one population takes; for `api_key_env`, `retries` and `verify` see `Transport`.
+    a restart is sent again.
+
+    Args:
+        model: the name of the model that the server must serve.
+        url: the address of the server.
+        api_key_env: see `Transport`.
+        timeout: the longest silence in seconds; it must be longer than one population takes.
+        retries: see `Transport`.
+        verify: see `Transport`.
+        join: whether the server may compute our requests together with those of others, which is faster for small
+            ones; the last bits of the scores then depend on who else asks.
 
     Raises:
         EndpointError: no `bbt serve` there that lets us in.

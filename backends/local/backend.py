@@ -28,14 +28,19 @@ TOKEN_BUDGETS = {"cpu": 4096, "cuda": 65536}
 class LocalBackend:
     """A masked or causal LM on this machine, forward pass only.
 
-    `model` is a bundled name, a folder or a name on the hub; `kind` overrides what its config says. `precision: auto`
-    takes bf16 where the chip is fast with it, unless on a trial it does not rank candidates as fp32 does: then a
-    warning says so, and fp32 it is. That is settled here, once; it takes memory for the model in fp32, and about as
-    long as four queries of 32 rows: name a precision to save it. `token_budget` bounds the tokens of one micro-batch,
-    and with them the memory of an evaluation: by default as many as stay in a CPU's caches, or keep a GPU busy
-    (`TOKEN_BUDGETS`); halved for good when memory runs out.
+    It may be called from several threads at once.
 
-    May be called from several threads at once.
+    Args:
+        model: a bundled name, a folder or a name on the hub.
+        kind: masked or causal (none: what the model's config says).
+        device: auto, cpu, cuda or mps; `auto` takes cuda, then mps, then cpu.
+        precision: auto, fp32, bf16 or fp16. `auto` takes bf16 where the chip is fast with it, unless on a trial it does
+            not rank candidates as fp32 does: then a warning says so, and fp32 is taken. That is settled here, once; it
+            takes memory for the model in fp32, and about as long as four queries of 32 rows. Name a precision to save
+            it.
+        revision: the revision on the hub (none: the latest).
+        token_budget: the most tokens of one micro-batch, which bounds the memory of an evaluation (none: as many as
+            stay in a CPU's caches, or keep a GPU busy: `TOKEN_BUDGETS`). It is halved for good when memory runs out.
 
     Raises:
         BackendError: the model cannot be loaded, or its scores are not those of a plain forward pass.

@@ -28,11 +28,18 @@ FIRST_PATIENCE = 30.0
 class PoolBackend:
     """Endpoints of one model, all of the same kind of `backend`, each with its own options.
 
-    Whoever is free takes the next `at_once` candidates; an endpoint that fails is left aside, for longer each time,
-    and comes back; what one is slow with another does too. Scores come in the order of the candidates and do not
-    depend on who computed them, as far as the endpoints agree: a warning says where two differ by more than
-    `tolerance` in a log-probability of the first rows. `retries` are each endpoint's own; after `patience` seconds
-    without any answer the pool gives up.
+    The endpoint that is free takes the next candidates. One that fails is left aside, for longer each time, and comes
+    back; what one is slow with another does too. Scores come in the order of the candidates and do not depend on who
+    computed them, as far as the endpoints agree.
+
+    Args:
+        model: the name of the model that every endpoint must serve.
+        endpoints: the options of each endpoint's backend.
+        backend: the kind of all the endpoints' backends, by name or `module:Class`.
+        at_once: the candidates that an endpoint takes at a time.
+        retries: how often each endpoint tries a request again before another endpoint does it.
+        tolerance: a warning says where two endpoints differ by more than this in a log-probability of the first rows.
+        patience: the seconds without any answer after which the pool gives up.
 
     Raises:
         EndpointError: no endpoint answers.

@@ -1,5 +1,5 @@
-"""All baselines share this training loop: gradient steps on the train rows, a judgement on dev now and then, the best
-state kept."""
+"""This training loop is what all baselines share: gradient steps on the train rows, a judgement on dev now and then,
+the best state kept."""
 
 import math
 import time
@@ -23,7 +23,7 @@ from bbt.runs.observer import Progress
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained."""
+    """What a training trains, and what it becomes."""
 
     parameters: Sequence[Tensor]
     """The tensors that are trained."""
@@ -59,7 +59,7 @@ class Training(SelectingMethod):
 
     @abstractmethod
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
-        """What is to be trained, at its start."""
+        """The subject to be trained, at its start."""
 
     def train(self, experiment: Experiment) -> Trained:
         """Train, and keep the state that dev judges best.

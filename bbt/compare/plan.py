@@ -25,7 +25,7 @@ class Entry(Strict):
 
 
 class TaskEntry(Entry):
-    """A task of a plan."""
+    """An entry of a plan that is a task."""
 
     config: Path | None = None
     """A config file, over whose keys the task's own win."""
@@ -36,7 +36,7 @@ class TaskEntry(Entry):
 
 
 class MethodEntry(Entry):
-    """A method of a plan."""
+    """An entry of a plan that is a method."""
 
     tasks: tuple[str, ...] | None = None
     """The tasks that it is run on (none: all)."""
@@ -46,11 +46,11 @@ class Only(Strict):
     """The runs that a budget is restricted to."""
 
     tasks: tuple[str, ...] | None = None
-    """Names of tasks (none: all)."""
+    """The tasks that are run (none: all)."""
     methods: tuple[str, ...] | None = None
-    """Names of methods (none: all)."""
+    """The methods that are run (none: all)."""
     seeds: tuple[int, ...] | None = None
-    """Seeds (none: all)."""
+    """The seeds that are run (none: all)."""
 
     def allows(self, task: str, method: str, seed: int) -> bool:
         """Whether the budget applies to this run."""
@@ -59,8 +59,8 @@ class Only(Strict):
 
 
 class Plan(Strict):
-    """What is compared. Of the keys of a run's config later ones win: base, the task's file, the task's keys, the
-    method's keys."""
+    """A plan of what is compared. Of the keys of a run's config later ones win: base, the task's file, the task's keys,
+    the method's keys."""
 
     title: str | None = None
     """The page's title (none: the file's name)."""
@@ -71,10 +71,10 @@ class Plan(Strict):
     methods: dict[str, MethodEntry | None] = Field(min_length=1)
     """The methods by the name that the tables give them, in the tables' order."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    """Every task is run by every method with each of them."""
+    """The seeds with which every task is run by every method."""
     budgets: tuple[int, ...] = ()
-    """In queries, for the methods that search by queries, whose runs a larger budget extends; others run once, as
-    their config says (none: so do these)."""
+    """Budgets in queries, for the methods that search by queries, whose runs a larger budget extends; others run once,
+    as their config says (none: so do these)."""
     k: tuple[int, ...] = ()
     """Rows a class: with several the comparison is a learning curve (none: as the configs say)."""
     only: dict[int, Only] = Field(default_factory=dict)
@@ -146,8 +146,8 @@ def load_plan(path: Path) -> Plan:
 
 
 def cells(plan: Plan, folds: int | None = None) -> list[Cell]:
-    """Every run of the plan: small budgets first (with them what has none), then early seeds, so that a comparison
-    cut short is even.
+    """Lay out every run of the plan: small budgets first (with them what has none), then early seeds, so that a
+    comparison cut short is even.
 
     Raises:
         ConfigError: a config that cannot be; names task and method.

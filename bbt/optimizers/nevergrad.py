@@ -73,7 +73,7 @@ class Nevergrad:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(d,) nevergrad's own recommendation."""
+        """The point (d,) that nevergrad itself recommends."""
         with self._inside("failed when it was asked for its recommendation"):
             return np.array(self._optimizer.provide_recommendation().value)
 

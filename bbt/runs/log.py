@@ -76,7 +76,7 @@ class EventLog:
                 os.fsync(handle.fileno())
 
     def of(self, kind: str) -> list[Event]:
-        """All events of one kind."""
+        """All events of one kind, in their order."""
         return [event for event in self.events if event["event"] == kind]
 
 

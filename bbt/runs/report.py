@@ -90,7 +90,7 @@ def plot_convergence(log: EventLog, path: Path, title: str) -> None:
 
 
 def _curve(generations: list[Event]) -> tuple[list[int], list[float], list[float]]:
-    """For each candidate of finite loss: its query number, its loss, and the lowest loss so far."""
+    """Three lists over the candidates of finite loss: each one's query number, its loss, and the lowest loss so far."""
     queries, losses, best = [], [], []
     spent, lowest = 0, float("inf")
     for event in generations:

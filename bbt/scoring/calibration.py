@@ -108,7 +108,7 @@ def held_out(
 
 
 def with_biases(scores: RowScores, biases: tuple[float, ...] | None) -> RowScores:
-    """(B, K) scores of one prompt with its biases (K,) added, if it has any."""
+    """The scores (B, K) of one prompt with its biases (K,) added, if it has any."""
     return scores if biases is None else np.asarray(scores + np.array(biases), dtype=np.float32)
 
 
