@@ -12,7 +12,7 @@ from bbt.runs.estimate import PlannedQueries, Wire
 from bbt.settings import ModelConfig
 
 CHARACTERS_PER_TOKEN = 4
-"""Where there is no tokenizer: the rule of thumb for English."""
+"""The rule of thumb for English, used where there is no tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -110,4 +110,4 @@ WIRES: dict[str, Callable[[ModelGauge, Sequence[Row], int], Wire]] = {
     "text-api": _text,
     "vllm": _embeddings,
 }
-"""Backends that do not exchange plain arrays."""
+"""How a query is measured for the backends that do not exchange plain arrays, by name."""

@@ -234,7 +234,7 @@ def _address(url: str) -> SplitResult:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
             return parts
-    except ValueError:  # brackets that do not close, a port that is no number
+    except ValueError:  # its brackets do not close, or its port is no number
         pass
     raise ConfigError(f"endpoint {url!r}: expected an address such as http://127.0.0.1:8000.")
 
@@ -286,7 +286,7 @@ def _retry_after(response: Response) -> float:
     """The seconds that the endpoint asks to wait: a number or a date (RFC 9110, section 10.2.3); 0 where it asks for
     none."""
     value = response.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):  # some send fractions
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):  # some endpoints send fractions
         return float(value)
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds())

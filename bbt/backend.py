@@ -30,7 +30,7 @@ class Segment:
 
 
 Row: TypeAlias = tuple[Segment, ...]
-"""One rendered example."""
+"""One rendered example: its pieces from left to right."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from bbt.settings import (
 
 StrictModel = TypeVar("StrictModel", bound=Strict)
 FORMAT: typing.Final = "bbt-config/2"
-"""What a run folder's config.yaml says of itself; version 0.1 said nothing, and wrote every section of all methods."""
+"""The format that a run folder's config.yaml names; version 0.1 named none and wrote every section of all methods."""
 
 SECTIONS = ("prompt", "optimizer", "objective", "budget", "selection")
 """The sections that a method may read, each under its name in the file."""
@@ -169,7 +169,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)  # a SafeLoader
+    return yaml.load(text, _Loader)  # `_Loader` is a SafeLoader
 
 
 def validated(model: type[StrictModel], tree: Mapping[str, Any], section: str = "") -> StrictModel:

@@ -17,7 +17,7 @@ def import_matplotlib() -> None:
     except ValueError:
         named = os.environ.pop("MPLBACKEND")
         for part in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-            del sys.modules[part]  # left by the import that failed
+            del sys.modules[part]  # the failed import has left these behind
         try:
             import matplotlib  # noqa: F401
         finally:

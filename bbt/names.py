@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from bbt.errors import ConfigError, unknown
 
 Table: TypeAlias = Mapping[str, tuple[str, str]]
-"""Name -> where the part is (`module:attribute`), and what it is in a few words."""
+"""By name, where a part is (`module:attribute`), and what it is in a few words."""
 
 
 def resolved(what: str, name: str, table: Table) -> Any:

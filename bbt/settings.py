@@ -238,7 +238,7 @@ class OptimizerConfig(PopulationConfig):
 
 
 CalibrationKind: TypeAlias = Literal["none", "fitted", "batch", "content-free"]
-"""How class biases are found: `bbt.scoring.calibration.class_biases`."""
+"""The ways to find class biases: see `bbt.scoring.calibration.class_biases`."""
 
 LOSSES: Table = {
     "cross_entropy": ("bbt.scoring.losses:cross_entropy", "mean negative log-probability of the gold label"),

@@ -25,7 +25,7 @@ def peak_memory_mb(work: Callable[[], Any], device: torch.device) -> tuple[float
         work()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
         return peak, peak
-    _CLEAR.write_text("5")  # see proc(5): resets VmHWM
+    _CLEAR.write_text("5")  # resets VmHWM: see proc(5)
     before = _status_mb("VmRSS")
     work()
     return before, _status_mb("VmHWM")

@@ -21,7 +21,7 @@ from bbt.tasks.task import labels_of
 from bbt.types import Latents, Losses, Prompts, Scores
 
 N_TURNS = 4
-"""Deep prompts: turns of the search that are measured, from the lowest layers to the highest."""
+"""How many turns of a search over deep prompts are measured, from the lowest layers to the highest."""
 
 
 @dataclass(frozen=True)

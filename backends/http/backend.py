@@ -156,7 +156,7 @@ class HttpBackend:
         if held is not None and held.id is not None:
             try:
                 return self._scores(latents, encoded, held)
-            except ProjectionError as error:  # in the server's place is another one since
+            except ProjectionError as error:  # another server has since taken its place
                 self._refused(held, error)
         return self.label_scores(space.prompts(latents), encoded)
 

@@ -19,10 +19,10 @@ FEW_QUERIES = 16
 """Below so many queries a sequence, two fused attentions cost more to start than explicit products."""
 
 TILE = 16
-"""The matrix units' products of so many bf16 keys at a time are fast, what is left over is not."""
+"""The matrix units' products are fast for so many bf16 keys at a time; those left over are slow."""
 
 NOT_UNDERSTOOD = ("sliding_window", "softcap", "s_aux", "position_bias")
-"""What some models ask of an attention function beside queries, keys and values."""
+"""Arguments by which some models ask for more than softmax(q k) v; they are not supported."""
 
 
 @dataclass

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """How far scores may be from plain ones, in standard deviations of the scores."""
 SHORT, LONG = (3, 5), (64,)
-"""Tokens of rows that are scored under two prompts, and under one."""
+"""Lengths in tokens of the rows that are scored under two prompts, and of those scored under one."""
 LONGEST = 1e9
 """Weights of the trunk times tokens of one more long row: a twentieth of a second on one core in fp32."""
 N_PROMPT_TOKENS, N_LABELS = 2, 32
@@ -73,7 +73,7 @@ def _ways(model: Any, structure: Structure, words: Tensor) -> Iterator[tuple[For
         for cut_last in (True, False):
             try:
                 yield Forward(structure, packed_trunk(structure, words, cut_last)), head
-            except Exception as error:  # whatever an unknown architecture makes of what it does not know
+            except Exception as error:  # an unknown architecture may raise anything
                 logger.info("%s cannot be packed: %s", type(model).__name__, error)
         yield Forward(structure, None), head
 
@@ -118,7 +118,7 @@ def _agrees(evaluator: Evaluator, case: Case, label_ids: Tensor, kind: str) -> b
     try:
         rows = LocalRows(case.rows, label_ids, evaluator.head.of(label_ids), N_PROMPT_TOKENS, n_prefix)
         scores = evaluator.label_scores(case.vectors[:, None].cpu().numpy(), rows)
-    except Exception as error:  # see `_ways`
+    except Exception as error:  # as in `_ways`, an unknown architecture may raise anything
         logger.info("%s: %s", type(evaluator.forward.structure.trunk).__name__, error)
         return False
     if not bool(case.expected.isfinite().all()):

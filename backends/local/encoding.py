@@ -16,7 +16,7 @@ from bbt.backend import Row
 from bbt.errors import BackendError, DataError, LabelWordError
 
 MARK = "\U0010fffd"
-"""A private character that no text has (where one has, it becomes U+FFFD): the name of a stand-in holds it."""
+"""A private character that marks the names of stand-ins; no text has it (where one has, it becomes U+FFFD)."""
 PROMPT, MASK = f"{MARK}prompt{MARK}", f"{MARK}mask{MARK}"
 
 
@@ -187,7 +187,7 @@ class RowTokenizer:
         written, spans, after_slot, ended = "", [], True, False
         for number, segment in enumerate(row):
             if segment.kind == "start":
-                continue  # stands left of all that is written
+                continue  # such a prompt stands left of all that is written
             slot = segment.kind in ("prompt", "mask")
             if slot:
                 written = written.removesuffix(" ") if number and row[number - 1].kind == "literal" else written

@@ -55,7 +55,7 @@ def plain_copy(file: Path) -> Path:
         half = Path(tempfile.mkdtemp(dir=folder.parent, prefix="half-"))
         try:
             _unpack(file, half)
-            if not folder.is_dir():  # else another process was faster
+            if not folder.is_dir():  # another process may have been faster
                 os.replace(half, folder)
         finally:
             shutil.rmtree(half, ignore_errors=True)
@@ -81,9 +81,9 @@ def _unpack(file: Path, folder: Path) -> None:
             raise BackendError(f"reading {file.name} needs the package {package}: pip install 'bbt-prompt[gguf]'.")
     LOGGER.warning("unpacking %s once, into %s; this may take a minute.", file.name, cache_folder())
     try:
-        with redirect_stderr(StringIO()):  # a progress bar that nothing else turns off
+        with redirect_stderr(StringIO()):  # hides a progress bar that nothing else turns off
             model, tokenizer = _plain(file)
-    except Exception as error:  # what a reader of bytes raises on a damaged file is not to be foreseen
+    except Exception as error:  # a damaged file may make the reader raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BackendError(
             f"cannot load model {str(file)!r}: it is damaged, or no causal LM that transformers knows ({reason})."

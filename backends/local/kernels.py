@@ -66,7 +66,7 @@ class _LaidOut(nn.Module):
     def __init__(self, linear: Any, gelu: nn.Module | None) -> None:
         super().__init__()
         weight = _weight(linear).detach().contiguous()
-        self._linear = (linear,)  # in a tuple it is no part of this module
+        self._linear = (linear,)  # a tuple keeps PyTorch from taking it as a part of this module
         self._laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, LAID_OUT_FOR)
         self._after, self._form = ("none", "")
         if gelu is not None:

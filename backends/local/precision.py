@@ -22,7 +22,7 @@ from bbt.scoring.losses import cross_entropy
 from bbt.types import Losses, Prompts
 
 AGREEMENT = 0.98
-"""Least mean rank correlation with fp32 at which `auto` takes half precision. On 32 rows of SST-2, where 0.99 was
+"""The least mean rank correlation with fp32 at which `auto` takes half precision. On 32 rows of SST-2, where 0.99 was
 asked for, the bundled models have 0.996 to 0.998; on these fewer rows 0.993: 1 - r is two to three times as large."""
 N_CANDIDATES, N_PROMPT_TOKENS = 20, 5
 
@@ -67,7 +67,7 @@ def settled(source: Source, dtype: torch.dtype, on_trial: bool) -> Settled:
     try:
         half = FrozenModel(source, dtype)
         reason = disagreement(half, full)
-    except Exception as error:  # what a model or a chip makes of a precision that it does not know
+    except Exception as error:  # a model or chip that lacks the precision may raise anything
         reason = f"the model refuses it: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
         if is_out_of_memory(error):
             reason = "there is no memory to compare it with fp32"

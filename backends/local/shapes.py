@@ -26,7 +26,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2-large": ("gpt2", {"n_embd": 1280, "n_layer": 36, "n_head": 20}),
     "gpt2-xl": ("gpt2", {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
 }
-"""Model type and what differs from its default configuration, as the published config.json files have it."""
+"""By name, the model type and what differs from its default configuration, as the published files have it."""
 
 
 def random_config(name: str, revision: str | None = None) -> Any:

@@ -79,7 +79,7 @@ def check_tokenizer(model: str, tokenizer: Any, n_words: int) -> None:
     """
     if not tokenizer.is_fast:
         raise BackendError(f"model {model!r} has no fast tokenizer (tokenizer.json), which truncation needs.")
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up where the files are missing
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes this up where files are missing
         raise BackendError(f"model {model!r} comes without a tokenizer: no tokenizer.json or vocabulary beside it.")
     unused = special_ids(tokenizer) - {*tokenizer("a")["input_ids"], tokenizer.mask_token_id}
     beyond = [token for token, i in tokenizer.get_vocab().items() if i >= n_words and i not in unused]

@@ -63,7 +63,7 @@ class Member:
     @property
     def traffic(self) -> Traffic:
         """The traffic of the endpoint's scoring calls."""
-        backend = self.__dict__.get("backend")  # not to connect for it
+        backend = self.__dict__.get("backend")  # looked up without connecting, which `self.backend` would do
         return backend.traffic if isinstance(backend, RemoteBackend) else Traffic()
 
     def offer(self, round: Round[T], work: Callable[["Member", slice], T]) -> None:

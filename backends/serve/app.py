@@ -42,7 +42,7 @@ STATUS: dict[type[Exception], int] = {
     GoneError: 499,
     ModelError: 500,
 }
-"""How each fault is answered; the body names it and says what to do."""
+"""The HTTP state by which each fault is answered; the body names it and says what to do."""
 
 ARRAY: dict[str, Any] = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 TAKES_ARRAY: dict[str, Any] = {"requestBody": {"required": True, **ARRAY}}

@@ -14,7 +14,7 @@ from backends.serve.keys import Keys, QuotaError
 from backends.serve.metrics import Metrics
 
 OPEN = ("/healthz", "/docs", "/openapi.json")
-"""What needs no key."""
+"""Paths that need no key."""
 
 log = structlog.get_logger("bbt.serve")
 
@@ -125,7 +125,7 @@ class Gate:
 def _length(headers: Headers, method: str) -> int:
     lengths = headers.getlist("content-length")
     if "transfer-encoding" in headers:
-        if lengths:  # RFC 9112, section 6.3: whoever sends both may want to be read in two ways
+        if lengths:  # RFC 9112, section 6.3: both together may be meant to be read in two ways
             raise RefusalError(400, "a body with Content-Length and Transfer-Encoding: send the first alone.")
         raise RefusalError(411, f"a {method} body needs Content-Length.")
     if not lengths:

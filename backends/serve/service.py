@@ -131,7 +131,7 @@ class Service:
         if id in holdings.spaces and holdings.spaces.get(id).checksum() == space.checksum:
             return Registered(id=id)
         recipe = Recipe(space.seed, space.intrinsic_dim, space.projection, space.scale, space.tied)
-        async with self._drawing:  # one at a time: each takes memory several times that of A
+        async with self._drawing:  # one at a time, since each takes several times the memory of A
             drawn = await asyncio.to_thread(_draw, p0, recipe)
         if drawn.checksum() != space.checksum:
             raise ConflictError("the projection drawn here is not the client's: other maths libraries. Send prompts.")

@@ -34,7 +34,7 @@ PLACES = {
     "gpt2": Places("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
 }
-"""Model type -> where its adapters stand."""
+"""Where the adapters of each model type stand."""
 
 
 class Adapter(WeightTraining):

@@ -78,7 +78,7 @@ class Training(SelectingMethod):
             return torch.optim.AdamW(parameters, self.learning_rate, weight_decay=self.weight_decay)
         from transformers import Adafactor
 
-        adafactor: Any = Adafactor  # not typed
+        adafactor: Any = Adafactor  # transformers does not type it
         fixed = {"scale_parameter": False, "relative_step": False}
         return cast(
             torch.optim.Optimizer,

@@ -73,7 +73,7 @@ def complain(line: str) -> None:
 def replace_what_cannot_be_encoded() -> None:
     """Let standard output and error print a question mark for what their encoding has no character for."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not where another object stands for it
+        if hasattr(stream, "reconfigure"):  # another object may stand for the stream
             stream.reconfigure(errors="replace")
 
 

@@ -66,7 +66,7 @@ def show(
     try:
         plot_convergence(folder.log, target, run.name)
         drawn = str(target)
-    except Exception as error:  # whatever matplotlib or the disk says: the table counts
+    except Exception as error:  # the picture may fail in any way; the table counts
         complain(f"warning: no plot at {target}: {type(error).__name__}: {error}")
     if as_json:
         print(json.dumps({**result, "plot": drawn}))

@@ -31,7 +31,7 @@ class InterruptibleBar(Bar):
 
     def progressed(self, progress: Progress) -> None:
         """Move the bar."""
-        if self.interrupted:  # some libraries swallow it while they are imported
+        if self.interrupted:  # some libraries swallow Ctrl-C while they are imported
             raise KeyboardInterrupt
         super().progressed(progress)
 

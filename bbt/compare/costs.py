@@ -19,7 +19,7 @@ COSTS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "bytes up per query": lambda result: _per_query(result, "bytes_up"),
     "bytes down per query": lambda result: _per_query(result, "bytes_down"),
 }
-"""Column of the cost table -> where a result says it."""
+"""The columns of the cost table, and the function that reads each one from a result."""
 
 
 def _per_query(result: dict[str, Any], what: str) -> float:

@@ -14,7 +14,7 @@ from bbt.runs.log import EventLog
 from bbt.types import Event
 
 ARROW = " → "
-"""Between a task and the other test set that its classifier was tested on."""
+"""The sign between a task and the other test set that its classifier was tested on."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def _plots(comparison: Comparison) -> Iterator[tuple[str, str]]:
             for name, plot in plots.items():
                 try:
                     yield name, plot()
-                except Exception as error:  # whatever matplotlib says: the tables count
+                except Exception as error:  # matplotlib may raise anything, and the tables count
                     LOG.warning("no picture of %s: %s: %s", name, type(error).__name__, error)
 
 

@@ -65,7 +65,7 @@ def _sign_flip_p(differences: NDArray[np.float64]) -> float:
     alone are the same. A sampled share counts the differences themselves among the draws (Phipson and Smyth 2010)."""
     own = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
     if len(differences) <= EXACT_SEEDS:
-        sums = differences[:1]  # its other sign gives the same distances
+        sums = differences[:1]  # the flipped sign gives the same distances
         for difference in differences[1:]:
             sums = np.concatenate([sums + difference, sums - difference])
         return float(np.mean(np.abs(sums) >= own))

@@ -86,7 +86,7 @@ class Work:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in list(self._children):
-                    child.kill()  # its log is its checkpoint
+                    child.kill()  # nothing is lost: its log is its checkpoint
                 raise
         return [failure for failure in done if failure]
 

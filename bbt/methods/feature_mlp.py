@@ -25,7 +25,8 @@ from bbt.types import Labels, RowScores
 FILE = "mlp.safetensors"
 
 Pooling: TypeAlias = Literal["read", "mean", "first"]
-"""The hidden state at the position where label words are scored, the mean over the row, or the first token's."""
+"""`read` is the hidden state where label words are scored, `mean` is the mean over the row, and `first` is the first
+token's."""
 
 
 class FeatureMLP(SelectingMethod):
@@ -84,7 +85,7 @@ class FeatureMLP(SelectingMethod):
 
         network = MLPClassifier((self.hidden_size,), solver="lbfgs", alpha=l2, max_iter=500, random_state=seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # what 500 iterations give, dev judges
+            warnings.simplefilter("ignore", ConvergenceWarning)  # dev judges what 500 iterations give
             return make_pipeline(StandardScaler(), network).fit(features.astype(np.float64), labels)
 
 

@@ -210,7 +210,7 @@ class PromptSearch(ABC):
         tests = [(n, Scorer(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
         judged = [dev, train] if e.calibration == "fitted" else [dev]
         if e.references and not s.selection.baselines:
-            tests += [(2, rows) for rows in judged]  # their class biases
+            tests += [(2, rows) for rows in judged]  # what the class biases of the references take
         population, n_judged = s.optimizer.population_size, 1 + s.selection.n_best
         spending = Spending(e.price, e.ledger, ceilings, train, judged, tests, population, n_judged)
         spending.check(self._n_screened)

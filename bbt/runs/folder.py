@@ -76,7 +76,7 @@ class RunFolder:
         self.close()
         shutil.rmtree(self.path)
         for folder in self.path.relative_to(runs).parents[:-1]:
-            with suppress(OSError):  # another run is in it
+            with suppress(OSError):  # a folder that holds another run stays
                 (runs / folder).rmdir()
 
     def write_result(self, result: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from bbt.errors import ConfigError
 from bbt.names import Table, resolved
 
 OBSERVERS: Table = {}
-"""Observers of ours by name; so far there are none, and a config names the user's own."""
+"""Our own observers by name; so far there are none, and a config names the user's."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ Biases: TypeAlias = NDArray[np.float64]
 """(n, K) class biases of n prompts, each prompt's with a sum of zero."""
 
 PRIOR = 1.0
-"""Strength of the prior on fitted biases, in rows: chosen on training rows (docs of the results)."""
+"""The strength of the prior on fitted biases, in rows; it was chosen on training rows."""
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """Texts that say nothing (Zhao et al. 2021, section 5)."""

@@ -18,7 +18,7 @@ from bbt.types import Labels, Losses, Scores
 
 def log_softmax(scores: Scores) -> NDArray[np.float64]:
     """The log-probabilities (n, B, K) over the K label words, in float64, of label scores (n, B, K)."""
-    with np.errstate(invalid="ignore"):  # a broken candidate's NaN is dealt with by `finite_losses`
+    with np.errstate(invalid="ignore"):  # `finite_losses` deals with a broken candidate's NaN
         shifted = scores.astype(np.float64) - scores.max(axis=-1, keepdims=True)
         return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 

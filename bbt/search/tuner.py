@@ -24,7 +24,7 @@ from bbt.types import AnyPrompts, Latents, Losses
 LOG = logging.getLogger(__name__)
 
 EXHAUSTED = 20
-"""Generations without one new prompt after which a search has seen what it will see."""
+"""Generations without one new prompt after which a search over prompts of words ends."""
 
 
 @dataclass(frozen=True)
