@@ -1,4 +1,4 @@
-"""What a run would send to its backend, known without calling it: from a tokenizer and a config alone."""
+"""A gauge measures what a run would send to its backend without calling it: from a tokenizer and a config alone."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,32 +12,39 @@ from bbt.runs.estimate import PlannedQueries, Wire
 from bbt.settings import ModelConfig
 
 CHARACTERS_PER_TOKEN = 4
-"""Where there is no tokenizer: the rule of thumb for English."""
+"""The rule of thumb for English, used where there is no tokenizer."""
 
 
 @dataclass(frozen=True)
 class ModelGauge:
-    """Rows of one run on one model, measured; `count` gives a row's tokens."""
+    """A gauge of the rows of one run on one model."""
 
     model: ModelConfig
+    """The model, and the backend that runs it."""
     plan: PlannedQueries
+    """The queries that the run has planned."""
     kind: str
+    """The language model's kind: masked or causal."""
     hidden_size: int
+    """H (0: it is not known)."""
     counted: str
+    """How tokens are counted, in words for the table."""
     count: Callable[[Row], int]
+    """A function that gives the number of a row's tokens."""
 
     def tokens(self, rows: Sequence[Row]) -> int:
-        """Of these rows, their prompt tokens included."""
+        """The number of tokens of these rows, their prompt tokens included."""
         return sum(map(self.count, rows))
 
     def wire(self, rows: Sequence[Row], n_labels: int) -> Wire:
-        """Bytes of one query on these rows, as the backend sends them; heads of HTTP are estimates."""
+        """How many bytes one query on these rows is, as the backend sends them; the sizes of HTTP's heads are
+        estimates."""
         measure = WIRES.get(self.model.backend, _arrays)
         return measure(self, rows, n_labels)
 
 
 def open_gauge(model: ModelConfig, plan: PlannedQueries) -> ModelGauge:
-    """The gauge of a model for what a run has planned; of a text-only API that of its vocabulary.
+    """Open the gauge of a model for what a run has planned; for a text-only API it is that of its vocabulary.
 
     A model whose tokenizer is not to be had is taken for a causal LM and measured in characters.
     """
@@ -68,20 +75,21 @@ def _by_characters(row: Row) -> int:
 
 
 def _arrays(gauge: ModelGauge, rows: Sequence[Row], n_labels: int) -> Wire:
-    """The prompt's embeddings, and a float32 a label."""
+    """The bytes of a query that sends the prompt's embeddings and receives a float32 for each label."""
     n_tokens = sum(segment.n_tokens for segment in rows[0])
     return Wire(4 * n_tokens * gauge.hidden_size, 4 * len(rows) * n_labels)
 
 
 def _latents(gauge: ModelGauge, rows: Sequence[Row], n_labels: int) -> Wire:
-    """z in float32; rows and space are sent once."""
+    """The bytes of a query that sends z in float32; rows and space are sent once."""
     if gauge.plan.intrinsic_dim is None:
         return _arrays(gauge, rows, n_labels)
     return Wire(4 * gauge.plan.intrinsic_dim, 4 * len(rows) * n_labels)
 
 
 def _embeddings(gauge: ModelGauge, rows: Sequence[Row], n_labels: int) -> Wire:
-    """Every row whole: base64 of its embeddings, or for prompts of words its token ids."""
+    """The bytes of a query that sends every row whole: base64 of its embeddings, or its token ids for prompts of
+    words."""
     down = (370 + 30 * n_labels) * len(rows)
     if gauge.plan.in_words:
         return Wire(6 * gauge.tokens(rows) + 10 * len(rows), down)
@@ -90,7 +98,7 @@ def _embeddings(gauge: ModelGauge, rows: Sequence[Row], n_labels: int) -> Wire:
 
 
 def _text(gauge: ModelGauge, rows: Sequence[Row], n_labels: int) -> Wire:
-    """A request a row."""
+    """The bytes of a query that is a request for each row."""
     options = gauge.model.options
     listed = 0 if options.get("scores") == "answers" else int(options.get("top_logprobs", 20))
     characters = CHARACTERS_PER_TOKEN * gauge.tokens(rows)
@@ -102,4 +110,4 @@ WIRES: dict[str, Callable[[ModelGauge, Sequence[Row], int], Wire]] = {
     "text-api": _text,
     "vllm": _embeddings,
 }
-"""Backends that do not exchange plain arrays."""
+"""How a query is measured for the backends that do not exchange plain arrays, by name."""

@@ -1,4 +1,5 @@
-"""One endpoint over HTTP: what is worth trying again is tried again, anything else is an error for people.
+"""A transport is one endpoint over HTTP: what is worth trying again is tried again, and anything else is an error for
+people.
 
 Tried again, after a pause drawn from [0, 2^attempt * BACKOFF) seconds ("full jitter") or after the time that the
 endpoint asks for: refused and broken connections, time-outs, answers cut short or garbled, and states that `passes`.
@@ -57,7 +58,7 @@ class _PassingError(Exception):
 
 
 def passes(status: int) -> bool:
-    """Whether a state is worth another attempt."""
+    """Whether an HTTP state is worth another attempt."""
     return status in PASSING or (500 <= status <= 599 and status not in LASTING)
 
 
@@ -67,9 +68,13 @@ class Transport:
     Addresses of this machine are reached past the proxies that the environment names (`http_proxy` and its kin); for
     others its `no_proxy` says which are.
 
-    `api_key_env` names the environment variable that holds the key, sent as a bearer token: a key in a config would be
-    saved with every run. `timeout` is the longest silence in seconds, `retries` how often a request is tried again,
-    `verify` false or a file of certificates to trust instead of the usual authorities.
+    Args:
+        url: the address of the endpoint, http or https.
+        api_key_env: the environment variable that holds the key, which is sent as a bearer token. A key in a config
+            would be saved with every run.
+        timeout: the longest silence in seconds.
+        retries: how often a request is tried again.
+        verify: false, or a file of certificates to trust instead of the usual authorities.
 
     Raises:
         ConfigError: not an http address, or no such environment variable.
@@ -109,7 +114,7 @@ class Transport:
         accept: Collection[int] = (),
         counted: bool = True,
     ) -> T:
-        """What `read` makes of the answer to a request.
+        """Send a request and return what `read` makes of the answer.
 
         `read` gets answers below 400, and those whose state is one of `accept`; it raises AnswerError where one is
         damaged. `counted`: the exchange goes into `traffic`, as scoring does and preparations do not.
@@ -185,7 +190,7 @@ class Transport:
 
 
 def read_json(response: Response) -> Any:
-    """The answer's JSON.
+    """Read the answer's JSON.
 
     Raises:
         AnswerError: not JSON.
@@ -197,7 +202,7 @@ def read_json(response: Response) -> Any:
 
 
 def exchange_size(response: Response) -> tuple[int, int]:
-    """Bytes up and down of one exchange as HTTP/1.1 writes them: line, head and body (compressed, if it was)."""
+    """The bytes up and down of one exchange as HTTP/1.1 writes them: line, head and body (compressed, if it was)."""
     request = response.request
     line = f"{request.method} {request.path_url} HTTP/1.1"
     body = len(request.body or b"")
@@ -208,7 +213,7 @@ def exchange_size(response: Response) -> tuple[int, int]:
 
 
 class _Bearer(requests.auth.AuthBase):
-    """The key; set as `auth` so that no .netrc file puts another in its place."""
+    """The key as an `auth` of requests, so that no .netrc file puts another in its place."""
 
     def __init__(self, key: str | None) -> None:
         self._key = key
@@ -229,7 +234,7 @@ def _address(url: str) -> SplitResult:
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
             return parts
-    except ValueError:  # brackets that do not close, a port that is no number
+    except ValueError:  # its brackets do not close, or its port is no number
         pass
     raise ConfigError(f"endpoint {url!r}: expected an address such as http://127.0.0.1:8000.")
 
@@ -266,7 +271,7 @@ def _key(variable: str | None) -> str | None:
 
 
 def _told(response: Response) -> str:
-    """State and the endpoint's own words, which come as {"detail"}, {"error": {"message"}} or plain text."""
+    """The HTTP state and the endpoint's own words, which come as {"detail"}, {"error": {"message"}} or plain text."""
     text = response.text
     try:
         body = response.json()
@@ -278,9 +283,10 @@ def _told(response: Response) -> str:
 
 
 def _retry_after(response: Response) -> float:
-    """Seconds that the endpoint asks to wait: a number or a date (RFC 9110, section 10.2.3); else 0."""
+    """The seconds that the endpoint asks to wait: a number or a date (RFC 9110, section 10.2.3); 0 where it asks for
+    none."""
     value = response.headers.get("Retry-After", "").strip()
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):  # some send fractions
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):  # some endpoints send fractions
         return float(value)
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(timezone.utc)).total_seconds())
@@ -293,7 +299,7 @@ def _pause(attempt: int) -> float:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """What was at the root of an error that libraries have wrapped several times."""
+    """The error at the root of one that libraries have wrapped several times."""
     seen = {id(error)}
     while (inner := error.__cause__ or error.__context__) is not None and id(inner) not in seen:
         seen.add(id(inner))

@@ -18,13 +18,13 @@ class WireError(ValueError):
 
 
 def pack(array: NDArray[np.floating]) -> bytes:
-    """An array of any shape as a body."""
+    """Lay out an array of any shape as a body."""
     numbers = np.ascontiguousarray(array, dtype="<f4").tobytes()
     return numbers + zlib.crc32(numbers).to_bytes(_CHECK_BYTES, "little")
 
 
 def unpack(body: bytes, *shape: int) -> NDArray[np.float32]:
-    """(n, *shape), n as the length of the body tells; read-only.
+    """Read a body as a read-only array (n, *shape); its length tells n.
 
     Raises:
         WireError: not a whole number of such rows, or damaged on the way.

@@ -1,4 +1,4 @@
-"""The `Backend` protocol: the only thing the search knows of a model, and it is forward-only.
+"""The `Backend` protocol is the only thing that the search knows of a model, and it is forward-only.
 
 A row reaches the backend as *segments*: fixed template text, the example's own text (the only part that may
 be truncated), prompt slots and the mask. The backend tokenises them once and scores whole populations after.
@@ -17,61 +17,68 @@ from bbt.types import DeepPrompts, Prompts, RowScores, Scores, TokenIds
 
 @dataclass(frozen=True)
 class Segment:
-    """One piece of a rendered template.
-
-    `literal` is template text, `text` the example's text (truncated first if the row is too long),
-    `prompt` stands for `n_tokens` soft prompt tokens, `start` for as many at the very start of the row, before BOS or
-    [CLS], `mask` for the position whose label words are scored.
-    """
+    """One piece of a rendered template. A row is a sequence of these."""
 
     kind: Literal["literal", "text", "prompt", "start", "mask"]
+    """`literal` is template text, `text` is the example's own text, `prompt` stands for soft prompt tokens, `start` for
+    soft prompt tokens before everything else in the row (BOS and [CLS] included), and `mask` for the position whose
+    label words are scored."""
     text: str = ""
+    """The text of a `literal` or a `text`; where a row is too long for the model, a `text` is cut first."""
     n_tokens: int = 0
+    """T, the number of tokens that a `prompt` or a `start` stands for."""
 
 
 Row: TypeAlias = tuple[Segment, ...]
-"""One rendered example."""
+"""One rendered example: its pieces from left to right."""
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the search may know of a model.
-
-    `embedding_std` is the standard deviation over all word embeddings (BBT's released code scales A by it);
-    `fingerprint` identifies the weights, so that a saved prompt is not used on another model by accident.
-    """
+    """What the search may know of a model."""
 
     name: str
+    """The name by which the model was asked for."""
     kind: Literal["masked", "causal"]
+    """Whether the label words are scored at a mask or after the last token."""
     architecture: str
+    """The model's class as `transformers` calls it, or what an endpoint calls it."""
     hidden_size: int
+    """H, the width of a prompt token's vector, as of a word embedding."""
     n_layers: int
+    """L, the number of layers."""
     vocab_size: int
+    """V, the number of word embeddings."""
     max_length: int
+    """The most tokens that a row may have, prompt tokens included."""
     embedding_std: float
+    """The standard deviation over all numbers of the word embeddings (V, H); BBT's released code scales A by it."""
     fingerprint: str
+    """A digest of the weights, so that a saved prompt is not used on another model by accident."""
     device: str
+    """The device that computes, such as cpu or cuda; of a text-only endpoint its address."""
     precision: str
+    """The floating-point format that the model computes in, such as float32 or bfloat16."""
 
 
 class Encoded(Protocol):
-    """Tokenised rows of one split: opaque to the search but for these counts."""
+    """The tokenised rows of one split, of which the search knows these counts and nothing else."""
 
     @property
     def n_examples(self) -> int:
-        """B."""
+        """The number of rows B."""
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all rows together, prompt tokens included."""
+        """The number of tokens of all rows together, prompt tokens included."""
 
     @property
     def n_truncated(self) -> int:
-        """Rows whose text was cut to fit the model."""
+        """The number of rows whose text was cut to fit the model."""
 
 
 class Backend(Protocol):
-    """A model of which only the forward pass can be had."""
+    """A model that offers its forward pass and nothing else."""
 
     @property
     def info(self) -> ModelInfo:
@@ -99,13 +106,13 @@ class Backend(Protocol):
         """
 
     def embed_text(self, text: str) -> Prompts:
-        """Word embeddings of a text without special tokens: (1, T, H)."""
+        """The word embeddings (1, T, H) of a text, without special tokens."""
 
     def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
-        """Word embeddings of token ids: (1, T, H)."""
+        """The word embeddings (1, T, H) of token ids."""
 
     def ordinary_ids(self) -> list[int]:
-        """Ids of all tokens that are not special: what a random prompt is drawn from."""
+        """The ids of all tokens that are not special, from which a random prompt is drawn."""
 
 
 class Trainable(Protocol):
@@ -120,21 +127,21 @@ class Trainable(Protocol):
         """The `transformers` model (`torch.nn.Module`): thaw its weights or put modules into it."""
 
     def put_prefix(self, n_tokens: int, cache: Callable[[int], Any]) -> None:
-        """From now on keys and values of `n_tokens` tokens stand left of every row in every layer; `cache` makes
-        them, as a `transformers` Cache, for a batch of the size given."""
+        """Put keys and values of `n_tokens` tokens left of every row in every layer, from now on; `cache` makes them,
+        as a `transformers` Cache, for a batch of the size given."""
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> Encoded:
-        """Tokenise rows as `Backend.encode` does, leaving room for the prefix."""
+        """Tokenise rows as `Backend.encode` does, and leave room for the prefix."""
 
     def logits(self, encoded: Encoded, rows: Sequence[int], prompt: Any = None) -> Any:
-        """Logits (b, K) of the rows named, differentiable in the prompt (T, H), or a prompt a row (b, T, H), and in
-        every thawed weight."""
+        """The logits (b, K) of the rows named. They can be differentiated in the prompt, which is one for all rows
+        (T, H) or one for each (b, T, H), and in every thawed weight."""
 
     def scores(self, encoded: Encoded) -> RowScores:
-        """(B, K) logits of all rows, in eval mode and without gradients."""
+        """The logits (B, K) of all rows, in eval mode and without gradients."""
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Token ids as readable text."""
+        """The readable text of token ids."""
 
 
 @runtime_checkable
@@ -142,7 +149,7 @@ class GradientBackend(Backend, Protocol):
     """A backend whose model can be differentiated; remote and forward-only ones cannot."""
 
     def trainable(self) -> Trainable:
-        """A fresh copy of the model. What is done to it leaves the backend as it is."""
+        """Make a fresh copy of the model. What is done to the copy leaves the backend as it is."""
 
 
 @runtime_checkable
@@ -161,20 +168,22 @@ class DeepBackend(Backend, Protocol):
         """
 
     def hidden_stds(self, prompts: DeepPrompts, encoded: Encoded) -> NDArray[np.float64]:
-        """(1, L, T, H) -> (L,) standard deviations of the hidden states that enter each layer on these rows.
+        """The standard deviations (L,) of the hidden states that enter each layer on these rows under a deep prompt
+        (1, L, T, H).
 
-        Layer 0: of all word embeddings, as they are. Above it the values are clipped to mean +- 3 std five times
-        before. Both as in BBTv2's released code.
+        Layer 0's is taken over all word embeddings as they are. Above it the values are first clipped to mean +- 3
+        standard deviations, five times. Both are as in BBTv2's released code.
         """
 
 
 @dataclass(frozen=True)
 class Features:
-    """What the frozen model makes of a row of N tokens: the last hidden states (N, H), and the position `read` at
-    which it scores the label words."""
+    """What the frozen model makes of one row of N tokens."""
 
     hidden_states: NDArray[np.float32]
+    """(N, H) last hidden states."""
     read: int
+    """The position, from 0 on, at which the model scores the label words."""
 
 
 @runtime_checkable
@@ -190,7 +199,7 @@ class LikelihoodBackend(Backend, Protocol):
     """A backend that also says how likely the model finds a text."""
 
     def token_log_likelihoods(self, encoded: Encoded) -> list[NDArray[np.float32]]:
-        """For each row the log-likelihood of each of its tokens, special tokens and the mask left out.
+        """The log-likelihood (in nats) of each token of each row, special tokens and the mask left out.
 
         A causal LM's are conditioned on what stands left of the token, so the first has none. A masked LM's are
         conditioned on the whole row: each token is masked in turn (pseudo-log-likelihood, Salazar et al. 2020,
@@ -204,12 +213,13 @@ class PlainText:
     used without bbt."""
 
     text: str
-    """To be formatted with `text` and, for pairs, `text_pair`; it ends where a causal LM's label word comes, and holds
-    a masked LM's mask token."""
+    """A text to be formatted with `text` and, for pairs, `text_pair`. It ends where a causal LM's label word comes, and
+    holds a masked LM's mask token."""
     add_special_tokens: bool
-    """Whether the tokenizer adds its special tokens, or the text holds them already."""
+    """Whether the tokenizer is to add its special tokens; otherwise the text holds them already."""
     leading_ids: tuple[int, ...]
-    """Tokens that stand before the soft prompt's: a BOS or [CLS], where the prompt does not stand at the very start."""
+    """Ids of the tokens that stand before the soft prompt's, a BOS or [CLS]; empty where the prompt stands at the very
+    start."""
     label_ids: tuple[int, ...]
     """(K,) token ids of the label words."""
 
@@ -219,7 +229,7 @@ class PlainBackend(Backend, Protocol):
     """A backend that can say how its rows look without it."""
 
     def plain_text(self, render: Callable[[str, str], Row], label_words: Sequence[str]) -> PlainText:
-        """What stands for the rows that `render` makes of a text and a second text, exactly.
+        """Describe the rows that `render` makes of a text and a second text, exactly.
 
         Raises:
             BackendError: there is no such text, as where the prompt stands after the text; or a label word is not one
@@ -229,50 +239,56 @@ class PlainBackend(Backend, Protocol):
 
 @dataclass
 class Traffic:
-    """Bytes of answered exchanges with an endpoint, HTTP heads included. What a fault swallowed is counted nowhere:
-    how much of it crossed the wire cannot be known. Tokens are those that the endpoint says it bills; 0: it does not
-    say."""
+    """What the answered exchanges with an endpoint have cost. An exchange that failed is not counted, since nobody can
+    know how much of it crossed the wire."""
 
     bytes_up: int = 0
+    """Bytes sent, HTTP heads included."""
     bytes_down: int = 0
+    """Bytes received, HTTP heads included."""
     tokens_up: int = 0
+    """Tokens sent that the endpoint says it bills (0: it does not say)."""
     tokens_down: int = 0
+    """Tokens generated that the endpoint says it bills (0: it does not say)."""
 
 
 @runtime_checkable
 class RemoteBackend(Protocol):
-    """What a backend behind a wire has besides: the ledger then counts its bytes and not the arrays'."""
+    """The protocol of a backend behind a wire, beside `Backend`: the ledger counts the bytes of its traffic instead of
+    the arrays'."""
 
     @property
     def traffic(self) -> Traffic:
-        """Bytes of all scoring calls so far; what is sent once (rows, a prompt space) is not in it."""
+        """The traffic of all scoring calls so far. What is sent once (rows, a prompt space) is not counted in it."""
 
 
 @runtime_checkable
 class DeviceBackend(Protocol):
-    """What a backend has besides whose model lies in memory of its own, beside the process's."""
+    """The protocol, beside `Backend`, of a backend whose model lies in a memory of its own beside the process's, as on
+    a GPU."""
 
     def peak_memory_mb(self) -> float | None:
-        """The most MB of the device that this process has held at a time; None where the model is in the process's
-        own memory after all."""
+        """The most MB of the device that this process has held at a time; None where the model is in the process's own
+        memory after all."""
 
 
 @runtime_checkable
 class HardBackend(Protocol):
-    """What a backend that takes prompts of words has besides: every text-only endpoint, and local models too."""
+    """The protocol, beside `Backend`, of a backend that takes prompts of words: every text-only endpoint, and local
+    models too."""
 
     def hard_scores(self, token_ids: TokenIds, encoded: Encoded) -> Scores:
         """Score every row under prompts of tokens: (n, T) -> (n, B, K) float32, as `label_scores`."""
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of a text as it stands after other words, without special tokens."""
+        """The token ids of a text as it stands after other words, without special tokens."""
 
     def prompt_text(self, token_ids: Sequence[int]) -> str:
         """The text of a hard prompt's tokens."""
 
 
 def check_anchor(anchor: Prompts, n_prompt_tokens: int, hidden_size: int) -> None:
-    """Every backend's check of an anchor that rows of T > 0 prompt tokens are encoded with.
+    """Check an anchor that rows of T > 0 prompt tokens are to be encoded with; every backend calls this.
 
     Raises:
         BackendError: it is not one prompt (1, T, H).
@@ -297,7 +313,8 @@ _OFFERS: dict[type[Any], str] = {
 
 
 def require(backend: Backend, capability: type[Capability], who: str = "this") -> Capability:
-    """The backend as one that has the capability, a protocol of this module; `who` needs it.
+    """Return the backend as one that has the capability, a protocol of this module. `who` is named in the error as the
+    one that needs it.
 
     Raises:
         BackendError: it has not.

@@ -19,5 +19,5 @@ def one_thread() -> AbstractContextManager[Any]:
 
 @cache
 def _controller() -> ThreadpoolController:
-    """Of the libraries that are loaded now: NumPy's own is."""
+    """Make the controller of the libraries that are loaded now, NumPy's own among them."""
     return ThreadpoolController()

@@ -1,4 +1,4 @@
-"""From a config to the parts of an experiment."""
+"""A config becomes an experiment here: its task, rows, method and log."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,8 @@ def make_experiment(
     observer: Observer | None = None,
     split: Split | None = None,
 ) -> Experiment:
-    """The config's experiment on a backend; on the rows of `split` where they are in memory.
+    """Make the config's experiment on a backend. Its rows are those of `split` where that is given, else those that the
+    config names.
 
     Raises:
         ConfigError, DataError: a task or rows that cannot be used, or a ceiling for a method that searches nothing.
@@ -55,6 +56,6 @@ def make_experiment(
 
 
 def _settings(method: Method) -> dict[str, Any]:
-    """A method's settings and sections in one tree: what its numbers depend on."""
+    """The method's own settings and the sections that it reads in one tree: everything that its numbers depend on."""
     own, sections = method.tree()
     return {**own, **sections}

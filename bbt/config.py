@@ -32,36 +32,48 @@ from bbt.settings import (
 
 StrictModel = TypeVar("StrictModel", bound=Strict)
 FORMAT: typing.Final = "bbt-config/2"
-"""What a run folder's config.yaml says of itself; version 0.1 said nothing, and wrote every section of all methods."""
+"""The format that a run folder's config.yaml names; version 0.1 named none and wrote every section of all methods."""
 
 SECTIONS = ("prompt", "optimizer", "objective", "budget", "selection")
 """The sections that a method may read, each under its name in the file."""
 
 
 class Config(Strict):
-    """One run. `sections` holds what the user gave of `SECTIONS`; `defaults` what stands below that, of which a method
-    takes what it reads: a preset, and what a comparison's methods share."""
+    """The configuration of one run."""
 
     format: Literal["bbt-config/2"] | None = None
+    """The format of the file; one that names another is refused."""
     name: str | None = None
+    """The name of the run's folder (none: it is made of what is run)."""
     preset: str = "default"
+    """The preset whose values the config overrides."""
     seed: int = Field(0, ge=0, lt=2**32)
+    """The seed of everything that the run draws."""
     task: TaskConfig = TaskConfig()
+    """The task: its template, label words and metrics."""
     data: DataConfig = DataConfig()
+    """Where the rows come from."""
     model: ModelConfig = ModelConfig()
+    """The model, and the backend that runs it."""
     method: MethodConfig = MethodConfig()
+    """The method and its own settings."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """What is tested when the method has ended."""
     price: PriceConfig = PriceConfig()
+    """What tokens cost, and the ceiling of the run."""
     calibration: CalibrationKind = "fitted"
     """How class biases are found: see `bbt.scoring.calibration`."""
     observers: tuple[str, ...] = ()
     """Observers of the user's own, as `module:Class`."""
     sections: dict[str, dict[str, Any]] = Field({}, exclude=True)
+    """What the user gave of `SECTIONS`, by name."""
     defaults: dict[str, dict[str, Any]] = Field({}, exclude=True)
+    """What stands below the sections, by name: a preset, and what a comparison's methods share. A method takes what it
+    reads of it."""
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML file, then `key.path=value` overrides.
+    """Read a YAML file, and apply `key.path=value` overrides.
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key or an impossible value.
@@ -73,7 +85,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_run_config(folder: Path | str) -> Config:
-    """The config of a run folder. One of version 0.1 holds every section, whether its method read it or not.
+    """Read the config of a run folder. One of version 0.1 holds every section, whether its method read it or not.
 
     Raises:
         ConfigError: as `load_config`.
@@ -92,7 +104,7 @@ def read_run_config(folder: Path | str) -> Config:
 
 
 def make_config(tree: Mapping[str, Any], shared: Mapping[str, Any] | None = None) -> Config:
-    """A config from nested dicts, on top of its preset. Of the sections in `shared` a method takes what it reads;
+    """Make a config from nested dicts, on top of its preset. Of the sections in `shared` a method takes what it reads;
     those in `tree` it must read.
 
     Raises:
@@ -112,14 +124,14 @@ def make_config(tree: Mapping[str, Any], shared: Mapping[str, Any] | None = None
 
 
 def _section(name: str, value: Any) -> dict[str, Any]:
-    """A section's keys and values; an empty one has none."""
+    """A section's keys and values; an empty section has none."""
     if not isinstance(value or {}, Mapping):
         raise ConfigError(f"config: {name}: expected keys and values, got {value!r}.")
     return dict(value or {})
 
 
 def read_tree(path: Path | str) -> dict[str, Any]:
-    """A YAML file's keys and values.
+    """Read a YAML file's keys and values.
 
     Raises:
         ConfigError: no such file, not YAML, or a key that stands twice.
@@ -140,7 +152,7 @@ class _Loader(yaml.SafeLoader):
     """YAML whose keys differ within a section, as the standard demands; PyYAML alone keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A section.
+        """Read a section.
 
         Raises:
             MarkedYAMLError: a key stands twice.
@@ -157,11 +169,11 @@ class _Loader(yaml.SafeLoader):
 
 
 def _read_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)  # a SafeLoader
+    return yaml.load(text, _Loader)  # `_Loader` is a SafeLoader
 
 
 def validated(model: type[StrictModel], tree: Mapping[str, Any], section: str = "") -> StrictModel:
-    """`tree`, the part of a config that stands under `section`, as a `model`.
+    """Make a `model` of `tree`, the part of a config that stands under `section`.
 
     Raises:
         ConfigError: an unknown key or an impossible value; one line a fault.
@@ -173,7 +185,7 @@ def validated(model: type[StrictModel], tree: Mapping[str, Any], section: str = 
 
 
 def preset(name: str) -> dict[str, Any]:
-    """A preset's values.
+    """The values of a preset.
 
     Raises:
         ConfigError: no such preset.
@@ -187,7 +199,7 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def parse_override(flag: str, text: str, example: str) -> tuple[str, Any]:
-    """Key and value of `key=value`; the value is YAML.
+    """The key and the value of `key=value`; the value is YAML.
 
     Raises:
         ConfigError: no `=`, no key, or a value that is not YAML.
@@ -213,7 +225,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts: `over`'s values, and the base's where it has none."""
+    """Two nested dicts as one: `over`'s values, and the base's where it has none."""
     result = dict(base)
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
@@ -222,7 +234,7 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _explain(model: type[Strict], fault: Any, section: str) -> str:
-    """One pydantic error for people."""
+    """One pydantic error as a line for people."""
     path = [str(part) for part in fault["loc"]]
     if fault["type"] == "extra_forbidden":
         valid = [_dotted(section, *path[:-1], name) for name in _sibling_keys(model, path)]
@@ -238,7 +250,7 @@ def _dotted(section: str, *path: str) -> str:
 
 
 def _sibling_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Names of the keys that may stand where `path` does."""
+    """The names of the keys that may stand where `path` does."""
     for part in path[:-1]:
         kinds = [model.model_fields[part].annotation, *typing.get_args(model.model_fields[part].annotation)]
         model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))

@@ -5,8 +5,8 @@ from typing import Any
 
 
 def first_difference(made: Any, wanted: Any, path: str = "", only_common: bool = False) -> str | None:
-    """The first key in which two trees differ, with both values; None: nowhere. `only_common`: of the keys at the top
-    only those count that both have."""
+    """The first key at which two trees differ, with both values; None where they are equal. With `only_common`, keys at
+    the top count only if both trees have them."""
     if made == wanted:
         return None
     if isinstance(made, Mapping) and isinstance(wanted, Mapping):

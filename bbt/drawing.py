@@ -1,4 +1,4 @@
-"""Figures for files: matplotlib without a window."""
+"""Figures for files are drawn by matplotlib without a window."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ def import_matplotlib() -> None:
     except ValueError:
         named = os.environ.pop("MPLBACKEND")
         for part in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-            del sys.modules[part]  # left by the import that failed
+            del sys.modules[part]  # the failed import has left these behind
         try:
             import matplotlib  # noqa: F401
         finally:
@@ -25,7 +25,7 @@ def import_matplotlib() -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, which no window shows."""
+    """An empty figure, `width` by `height` in inches, that no window shows."""
     import_matplotlib()
     from matplotlib.figure import Figure
 

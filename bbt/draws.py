@@ -24,7 +24,7 @@ def stable_normal(seed: int, n: int) -> NDArray[np.float64]:
     """n standard normal numbers by Box and Muller, rounded to a grid of 2^-20."""
     half = (n + 1) // 2
     normals = np.empty(2 * half)
-    for start in range(0, half, _BLOCK):  # in blocks: A may be large
+    for start in range(0, half, _BLOCK):  # in blocks, since A may be large
         size = min(_BLOCK, half - start)
         radius = np.sqrt(-2.0 * np.log1p(-stable_uniform(seed, size, start)))
         angle = 2.0 * math.pi * stable_uniform(seed, size, half + start)

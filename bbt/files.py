@@ -10,7 +10,8 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """Write a file of bytes in the same way; it gets the mode that any new file has."""
+    """Write a file of bytes so that readers see the old content or the new one; it gets the mode that any new file
+    has."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     partial.replace(path)

@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 from bbt.errors import ConfigError, unknown
 
 Table: TypeAlias = Mapping[str, tuple[str, str]]
-"""Name -> where the part is (`module:attribute`), and what it is in a few words."""
+"""By name, where a part is (`module:attribute`), and what it is in a few words."""
 
 
 def resolved(what: str, name: str, table: Table) -> Any:
-    """What a name stands for: an entry of the table, or a `module:attribute` itself.
+    """Find what a name stands for: an entry of the table, or a `module:attribute` itself.
 
     Raises:
         ConfigError: no such name (the nearest is suggested), or a module or attribute that is not there.

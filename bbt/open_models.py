@@ -19,10 +19,12 @@ MAX_OPEN = 2
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A backend, and the lock that whoever computes with it holds: one thread at a time."""
+    """A backend that several fits share."""
 
     backend: Backend
+    """The backend itself."""
     lock: Any = field(default_factory=RLock)
+    """The lock that whoever computes with the backend holds: one thread at a time."""
 
 
 def open_model(config: ModelConfig) -> OpenModel:
@@ -36,7 +38,7 @@ def open_model(config: ModelConfig) -> OpenModel:
 
 
 def forget_models() -> None:
-    """Let go of all models that no fitted classifier holds."""
+    """Let go of all models but those that fitted classifiers hold."""
     with _LOADING:
         _opened.cache_clear()
 

@@ -1,4 +1,4 @@
-"""`Predictor`: what a run has trained, put to use on new texts."""
+"""A `Predictor` puts what a run has trained to use on new texts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from bbt.types import Labels, RowScores
 
 
 def open_backend(config: ModelConfig) -> Backend:
-    """The backend that a config names.
+    """Open the backend that a config names.
 
     Raises:
         ConfigError: no such backend, or options that it does not take.
@@ -44,14 +44,15 @@ def _opened(backend: str, model: str, options: Mapping[str, Any]) -> Backend:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a classifier says of B examples: the `labels` (B,), -1 where all K scores are equal, and the
-    `probabilities` (B, K) over the label words."""
+    """What a classifier says of B examples."""
 
     labels: Labels
+    """(B,) labels, -1 where all K scores are equal."""
     probabilities: NDArray[np.float64]
+    """(B, K) probabilities of the label words."""
 
     def named(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """For each example the label and the probabilities by the K `names`; the label is None where it is -1."""
+        """The label and the probabilities of each example by the K `names`; the label is None where it is -1."""
         return [
             {
                 "label": names[label] if label >= 0 else None,
@@ -62,7 +63,7 @@ class Answers:
 
 
 def sound_scores(classifier: Classifier, examples: Sequence[Example]) -> RowScores:
-    """(B, K) scores of examples, all of them numbers.
+    """The scores (B, K) of examples, with the check that all of them are numbers.
 
     Raises:
         BackendError: the model's scores of a row are NaN.
@@ -98,8 +99,8 @@ class Predictor:
         self.task, self.classifier = load_classifier(path, self.backend)
 
     def predict(self, texts: Iterable[str], text_pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
-        """For each text the label and the probabilities over the label words; the label is None where all
-        probabilities are equal, as where a sampled answer names no label.
+        """The label and the probabilities over the label words for each text. The label is None where all probabilities
+        are equal, as where a sampled answer names no label.
 
         Raises:
             DataError: one string instead of several, a text that is none, or second texts that are missing, too many
@@ -111,7 +112,7 @@ class Predictor:
         return self.answers(examples).named(self.task.label_names)
 
     def predict_proba(self, texts: Iterable[str], text_pairs: Iterable[str] | None = None) -> NDArray[np.float64]:
-        """(B, K) probabilities of the labels, in the order of `task.label_names`.
+        """The probabilities (B, K) of the labels, in the order of `task.label_names`.
 
         Raises:
             DataError: as `predict`.
@@ -129,7 +130,7 @@ class Predictor:
         return Answers(predicted(scores), np.exp(log_softmax(scores)))
 
     def evaluate(self, task: Task, examples: Sequence[Example]) -> dict[str, float]:
-        """The task's metrics on examples, with the own template and label words.
+        """The task's metrics on examples, in the predictor's own template and label words.
 
         Raises:
             ConfigError: the task has another number of labels.
@@ -138,7 +139,7 @@ class Predictor:
         return own.evaluate(labels_of(examples), self.answers(examples).labels)
 
     def worded(self, task: Task) -> Task:
-        """A task in the own template and label words.
+        """The task in the predictor's own template and label words.
 
         Raises:
             ConfigError: the task has another number of labels.
@@ -159,7 +160,7 @@ class Predictor:
 
 
 def _texts(values: Iterable[str], what: str) -> list[str]:
-    """A list of texts, each of them sound."""
+    """Check that the values are several sound texts, and return them as a list."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise DataError(f"{what} must be several texts, got one {type(values).__name__}: put it in a list, [text].")
     return [checked_text(value, f"{what}[{i}]") for i, value in enumerate(values)]

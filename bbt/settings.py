@@ -47,15 +47,19 @@ Name = Annotated[str, BeforeValidator(_number_as_text)]
 
 
 class ColumnsConfig(Strict):
-    """Names of the columns of the user's data; in files without a header their numbers from the left, from 1 on."""
+    """The columns of the user's data: their names, or in files without a header their numbers from the left, from 1
+    on."""
 
     text: Name = "text"
+    """The column of the text."""
     text_pair: Name | None = None
+    """The column of the second text (none: rows have one text)."""
     label: Name = "label"
+    """The column of the label."""
 
 
 class DataConfig(Strict):
-    """Where the rows come from."""
+    """The section `data`: where the rows come from."""
 
     source: Literal["bundled", "files", "huggingface", "memory"] = "bundled"
     """`memory` says that the rows were handed to `bbt.tune` or a `PromptClassifier`."""
@@ -70,6 +74,8 @@ class DataConfig(Strict):
     test: str | None = None
     """Path of the file of test rows."""
     columns: ColumnsConfig | None = None
+    """The columns of the user's data (none: those of the task's own data set on the hub, else those that
+    `ColumnsConfig` names)."""
     header: bool = True
     """Whether the first line of a csv or tsv names its columns."""
     labels: tuple[Name, ...] | None = None
@@ -77,6 +83,7 @@ class DataConfig(Strict):
     path: str | None = None
     """The data set's name on the hub, or a folder in its format."""
     subset: str | None = None
+    """The name of the data set's configuration on the hub (none: it has only one)."""
     splits: tuple[str, ...] | None = Field(None, min_length=2, max_length=3)
     """Names of the hub's splits for train and test, or for train, dev and test."""
     note: str | None = None
@@ -86,18 +93,19 @@ class DataConfig(Strict):
     folds: int | None = Field(None, ge=2)
     """Train and dev rows are pooled and cut anew: dev is the `fold`-th of so many parts, train the others."""
     fold: int = Field(0, ge=0)
+    """The number of the part that is dev, from 0 on."""
 
     @field_validator("k", mode="before")
     @classmethod
     def _some_or_all(cls, k: object) -> object:
-        """One sentence for both kinds of value."""
+        """Check `k` so that one sentence tells of both kinds of value."""
         if k != "all" and (not isinstance(k, int) or isinstance(k, bool) or k < 1):
             raise ValueError("need a whole number of at least 1, or all")
         return k
 
 
 class ModelConfig(Strict):
-    """The model, and the backend that runs it."""
+    """The section `model`: the model, and the backend that runs it."""
 
     backend: str = "local"
     """One of ours by name, or `module:Class`."""
@@ -108,11 +116,12 @@ class ModelConfig(Strict):
 
 
 class MethodConfig(Strict):
-    """A method by name (bbt ls methods) or `module:Class`, and its own settings, which the method checks."""
+    """The section `method`: a method and its own settings, which the method checks."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     name: str = "black-box"
+    """The method's name (bbt ls methods), or `module:Class`."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -121,24 +130,25 @@ class MethodConfig(Strict):
 
 
 class PriceConfig(Strict):
-    """Money, in any currency. A search stops before the run, its test included, would have cost more than `ceiling`."""
+    """The section `price`: money, in any currency."""
 
     up: float = Field(0.0, ge=0)
-    """For a million tokens sent."""
+    """Money for a million tokens sent."""
     down: float = Field(0.0, ge=0)
-    """For a million tokens received."""
+    """Money for a million tokens received."""
     ceiling: float | None = Field(None, gt=0)
+    """A search stops before the run, its test included, would have cost more than this (none: it does not)."""
 
     def of(self, tokens_up: float, tokens_down: float) -> float:
-        """What these tokens cost."""
+        """The money that these tokens cost."""
         return (tokens_up * self.up + tokens_down * self.down) / 1e6
 
 
 class EvaluationConfig(Strict):
-    """What is tested when the method has ended."""
+    """The section `evaluation`: what is tested when the method has ended."""
 
     rows: int | None = Field(None, ge=0)
-    """At most so many test rows, the same draw for every run (none: all; 0: nothing is tested)."""
+    """The most test rows, the same draw for every run (none: all; 0: nothing is tested)."""
     references: bool = True
     """Whether what the method started from (the manual and the untuned prompt) is tested too."""
     also_test: dict[str, str | None] = {}
@@ -149,7 +159,7 @@ class PromptLength(Strict):
     """The section `prompt` of a method that only asks how long a soft prompt is."""
 
     n_prompt_tokens: int = Field(5, ge=1)
-    """T."""
+    """The number of prompt tokens T."""
 
 
 class InitialPromptConfig(PromptLength):
@@ -163,14 +173,14 @@ class InitialPromptConfig(PromptLength):
     text: str | None = None
     """The text of `init: text`, repeated or cut to T tokens."""
     n_screened: int = Field(10, ge=1)
-    """So many random draws are scored, a query each, and the one of lowest training loss is p0."""
+    """How many random draws are scored, a query each; the one of lowest training loss is p0."""
 
 
 class HardPromptConfig(InitialPromptConfig):
     """The section `prompt` of a search over p0 + A z whose prompts are rounded to words."""
 
     intrinsic_dim: int = Field(50, ge=1)
-    """d."""
+    """The intrinsic dimension d."""
     projection: Literal["uniform", "normal", "orthonormal"] = "normal"
     """How A (D, d) is drawn: see `bbt.spaces.soft.random_projection`."""
     scale: Literal["paper", "embeddings"] = "embeddings"
@@ -201,34 +211,34 @@ class PopulationConfig(Strict):
     """The section `optimizer` of a search whose optimizer is one of the method's own settings."""
 
     population_size: int = Field(20, ge=2)
-    """n."""
+    """The number of candidates n."""
 
 
 class OptimizerConfig(PopulationConfig):
-    """The section `optimizer`."""
+    """The section `optimizer`, with what proposes candidates."""
 
     name: str = "cma-separable"
     """One of ours or of nevergrad's (bbt ls optimizers), or `module:Class`."""
     sigma0: float = Field(1.0, gt=0)
     """Standard deviation of the first population."""
     bounds: tuple[float, float] | None = None
-    """Limits of each coordinate of z."""
+    """The lowest and the highest value of each coordinate of z (none: no limit)."""
     step_size_rule: Literal["csa", "tpa"] = "csa"
-    """CMA-ES's rule for sigma."""
+    """The rule by which CMA-ES adapts sigma."""
     learning_rate: float = Field(0.1, gt=0)
     """The zeroth-order estimate's step in units of sigma0."""
 
     @field_validator("bounds")
     @classmethod
     def _around_zero(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
-        """The search starts at z = 0."""
+        """Refuse bounds that leave out z = 0, where the search starts."""
         if bounds and not bounds[0] < 0 < bounds[1]:
             raise ValueError("need low < 0 < high")
         return bounds
 
 
 CalibrationKind: TypeAlias = Literal["none", "fitted", "batch", "content-free"]
-"""How class biases are found: `bbt.scoring.calibration.class_biases`."""
+"""The ways to find class biases: see `bbt.scoring.calibration.class_biases`."""
 
 LOSSES: Table = {
     "cross_entropy": ("bbt.scoring.losses:cross_entropy", "mean negative log-probability of the gold label"),
@@ -242,11 +252,11 @@ class SmallPopulationConfig(OptimizerConfig):
     ones (examples/RESULTS.md)."""
 
     population_size: int = Field(12, ge=2)
-    """n."""
+    """The number of candidates n."""
 
 
 class ObjectiveConfig(Strict):
-    """The section `objective`."""
+    """The section `objective`, with the training loss."""
 
     loss: str | None = None
     """cross_entropy, hinge, negative_metric or `module:function` (none: the released code's choice for the task)."""
@@ -256,35 +266,36 @@ class ObjectiveConfig(Strict):
     @field_validator("loss")
     @classmethod
     def _known(cls, loss: str | None) -> str | None:
-        """A misspelt loss is found before a model is loaded."""
+        """Refuse a misspelt loss, before a model is loaded."""
         if loss is not None and loss not in LOSSES and ":" not in loss:
             raise ValueError(f"expected {', '.join(LOSSES)} or module:function")
         return loss
 
 
 class BudgetConfig(Strict):
-    """The section `budget`, in queries: one candidate on the whole training set."""
+    """The section `budget`. A query is one candidate on the whole training set."""
 
     queries: int = Field(2000, ge=1)
+    """Train queries of the search, at most."""
     dev_every: int = Field(100, ge=1)
     """Train queries between two dev checks."""
     patience: int | None = Field(None, ge=1)
-    """A run ends for good after so many dev checks without a better candidate."""
+    """Dev checks without a better candidate after which a run ends for good (none: it does not)."""
 
 
 class CriterionConfig(Strict):
     """The section `selection` of a method that keeps the best of the states that dev judges."""
 
     by: Literal["metric", "loss"] = "loss"
-    """The task's first metric with ties broken by cross-entropy, or cross-entropy alone."""
+    """What dev judges by: the task's first metric with ties broken by cross-entropy, or cross-entropy alone."""
 
 
 class SelectionConfig(CriterionConfig):
     """The section `selection` of a search."""
 
     n_best: int = Field(1, ge=0)
-    """So many candidates of lowest training loss since the last check are judged beside the distribution's mean."""
+    """How many candidates of lowest training loss since the last check are judged beside the distribution's mean."""
     baselines: bool = True
-    """The untuned prompt is judged too, and the manual prompt stays unless the best of all clearly beats it."""
+    """Whether the untuned prompt is judged too, and the manual prompt stays unless the best of all clearly beats it."""
     margin: float = Field(1.0, ge=0)
-    """Standard errors of the difference on dev by which it must be beaten."""
+    """The standard errors of the difference on dev by which the manual prompt must be beaten."""

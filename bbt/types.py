@@ -1,4 +1,4 @@
-"""Array aliases and the letters used in every docstring.
+"""Aliases of array types, and the letters that every docstring uses.
 
 n candidates, T prompt tokens, H hidden size, L layers, d intrinsic dimension, D = T * H,
 B examples, K label words.

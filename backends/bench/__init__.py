@@ -1,4 +1,4 @@
-"""How fast a model scores prompts: against plain transformers, and against what the chip can do."""
+"""The bench measures how fast a model scores prompts: against plain transformers, and against what the chip can do."""
 
 from backends.bench.measure import measure
 from backends.bench.table import table

@@ -1,4 +1,4 @@
-"""One evaluation, by our backend and by the plain loop, with the seconds of each part."""
+"""One evaluation is made by our backend and by the plain loop, with the seconds of each part."""
 
 import time
 from collections.abc import Iterator
@@ -16,33 +16,38 @@ PARTS = ("optimizer", "projection", "scoring", "loss")
 
 @dataclass
 class Evaluation:
-    """One generation (with deep prompts one a turn): latents (n, d), scores (n, B, K), losses (n,), seconds by part."""
+    """What scoring one generation gave, turn by turn, and how long it took. With deep prompts each measured layer has a
+    turn, else there is one."""
 
     latents: list[Latents] = field(default_factory=list)
+    """(n, d) candidates of each turn."""
     scores: list[Scores] = field(default_factory=list)
+    """(n, B, K) label scores of each turn."""
     losses: list[Losses] = field(default_factory=list)
+    """(n,) losses of each turn."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    """Seconds by part."""
 
     @property
     def n_queries(self) -> int:
-        """Candidates scored on all rows."""
+        """The number of candidates scored on all rows."""
         return sum(map(len, self.losses))
 
     @property
     def queries_per_second(self) -> float:
-        """The optimizer's time apart."""
+        """Queries a second, without the optimizer's time."""
         return self.n_queries / (sum(self.seconds.values()) - self.seconds["optimizer"])
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """Count what happens inside to a part."""
+        """A context whose time is counted for a part."""
         start = time.perf_counter()
         yield
         self.seconds[part] += time.perf_counter() - start
 
 
 def ours(work: Generations, seed: int) -> Evaluation:
-    """Whole populations: ask, project, score, take the loss, tell."""
+    """Evaluate whole populations: ask, project, score, take the loss, tell."""
     done = Evaluation()
     for layer in work.layers:
         with done.timing("optimizer"):
@@ -62,7 +67,7 @@ def ours(work: Generations, seed: int) -> Evaluation:
 
 
 def plainly(work: Generations, loop: PlainLoop, population: list[Latents], seed: int) -> Evaluation:
-    """The same candidates one at a time: project one, score it, take its loss."""
+    """Evaluate the same candidates one at a time: project one, score it, take its loss."""
     done = Evaluation(latents=population)
     for layer, latents in zip(work.layers, population, strict=True):
         with done.timing("scoring"):

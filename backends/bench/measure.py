@@ -1,4 +1,4 @@
-"""The measurement: warm up, then the chip's best, ours and the plain loop in turn, again and again."""
+"""A measurement warms up, then times the chip's best, ours and the plain loop in turn, again and again."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -53,7 +53,7 @@ def measure(
 
 
 def _warmed_up(work: Generations, device: torch.device) -> tuple[tuple[float, float], int]:
-    """The first evaluation: memory before and at its peak, and the operations that it took."""
+    """Make the first evaluation: returns the memory before and at its peak, and the operations that it took."""
     executed = 0
 
     def first() -> None:
@@ -64,7 +64,7 @@ def _warmed_up(work: Generations, device: torch.device) -> tuple[tuple[float, fl
 
 
 def _plain_loop(work: Generations, against: Against) -> PlainLoop:
-    """The model as transformers loaded it, or the same in fp32, warmed up on one candidate."""
+    """The plain loop over the model as transformers loaded it, or over the same in fp32, warmed up on one candidate."""
     w, backend, model = work.workload, work.backend, work.backend.model
     if against == "plain-fp32" and model.dtype != torch.float32:
         model = load(w.model, backend.info.kind, torch.device(backend.info.device), torch.float32, None).model
@@ -74,7 +74,7 @@ def _plain_loop(work: Generations, against: Against) -> PlainLoop:
 
 
 def _facts(work: Generations) -> dict[str, Any]:
-    """What was measured."""
+    """The facts of what was measured."""
     w, info = work.workload, work.backend.info
     lengths = [len(row.ids) for row in work.encoded.rows]
     return {
@@ -96,7 +96,7 @@ def _facts(work: Generations) -> dict[str, Any]:
 def _speed(
     work: Generations, mine: Sequence[Evaluation], rates: Sequence[float], executed: int, trunk_share: float
 ) -> dict[str, Any]:
-    """Rates of whole evaluations; `executed` are the matrix products' operations in one."""
+    """The rates of whole evaluations; `executed` are the matrix products' operations in one."""
     per_second = [e.queries_per_second for e in mine]
     queries = mine[0].n_queries
     done = [executed / queries * q for q in per_second]
@@ -113,7 +113,7 @@ def _speed(
 
 
 def _parts(mine: Sequence[Evaluation], shares: dict[str, float]) -> dict[str, float]:
-    """Median milliseconds a generation; scoring is shared out as the profiler saw it."""
+    """The median milliseconds of a generation by part; scoring is shared out as the profiler saw it."""
     seconds = {part: float(np.median([e.seconds[part] for e in mine])) for part in PARTS}
     scoring = seconds.pop("scoring")
     seconds |= {part: share * scoring for part, share in shares.items()}
@@ -121,7 +121,7 @@ def _parts(mine: Sequence[Evaluation], shares: dict[str, float]) -> dict[str, fl
 
 
 def _compared(mine: Sequence[Evaluation], plain: Sequence[Evaluation]) -> dict[str, Any]:
-    """Speed-up pair by pair, and how far the scores (less their free constants) and rankings agree."""
+    """The speed-up pair by pair, and how far the scores (less their free constants) and the rankings agree."""
     pairs = list(zip(mine, plain, strict=True))
     differences, correlations = [], []
     for a, b in pairs:
@@ -139,5 +139,5 @@ def _compared(mine: Sequence[Evaluation], plain: Sequence[Evaluation]) -> dict[s
 
 
 def _spread(values: Sequence[float]) -> list[float]:
-    """[median, minimum, maximum]."""
+    """The median, minimum and maximum of values."""
     return [float(np.median(values)), float(min(values)), float(max(values))]

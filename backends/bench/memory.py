@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work."""
+"""The peak memory of a piece of work is measured here."""
 
 import resource
 import sys
@@ -12,7 +12,7 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_memory_mb(work: Callable[[], Any], device: torch.device) -> tuple[float, float]:
-    """MB in use before `work`, and at its peak: PyTorch's allocations on a GPU, the resident set on a CPU.
+    """The MB in use before `work` and at its peak: PyTorch's allocations on a GPU, the resident set on a CPU.
 
     Linux lets a process reset its peak resident set; elsewhere it is the peak since the process began.
     """
@@ -25,7 +25,7 @@ def peak_memory_mb(work: Callable[[], Any], device: torch.device) -> tuple[float
         work()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
         return peak, peak
-    _CLEAR.write_text("5")  # see proc(5): resets VmHWM
+    _CLEAR.write_text("5")  # resets VmHWM: see proc(5)
     before = _status_mb("VmRSS")
     work()
     return before, _status_mb("VmHWM")

@@ -1,4 +1,4 @@
-"""Where the time of scoring goes."""
+"""The time of scoring is shared out among its parts here."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from backends.bench.rates import now
 def scoring_shares(
     work: Callable[[], Evaluation], trunk: nn.Module, head: nn.Module, device: torch.device
 ) -> dict[str, float]:
-    """Shares of the scoring's seconds: embedding (rows and prompts put together, scores taken back: all that is
+    """The shares of the scoring's seconds: embedding (rows and prompts put together, scores taken back: all that is
     outside the model), trunk, and head.
 
     One evaluation is watched for them, and on a GPU waited for at each part, which costs shares less than seconds.

@@ -1,4 +1,4 @@
-"""The plain loop that our speed is measured against: what one writes with `transformers` alone.
+"""The plain loop is what our speed is measured against: what one writes with `transformers` alone.
 
 One forward pass a candidate from Python; every row padded to the longest; the head over the whole vocabulary at
 every position. Attention is what `transformers` takes by itself, so that only our own work is measured.
@@ -16,7 +16,8 @@ from bbt.types import Prompts, Scores
 
 
 class PlainLoop:
-    """Scores candidates one by one on rows that are already tokenised; `label_ids` (K,) are the label words'."""
+    """A loop that scores candidates one by one on rows that are already tokenised; `label_ids` (K,) are the label
+    words'."""
 
     def __init__(self, model: Any, rows: Sequence[TokenRow], label_ids: Sequence[int]) -> None:
         self._model = model
@@ -33,7 +34,7 @@ class PlainLoop:
 
     @torch.no_grad()
     def scores(self, prompt: Prompts) -> Scores:
-        """One prompt (T, H), or one deep prompt (L, T, H) added layer by layer -> (B, K)."""
+        """The scores (B, K) of one prompt (T, H), or of one deep prompt (L, T, H) that is added layer by layer."""
         vectors = torch.tensor(prompt, device=self._words.device).to(self._words.dtype)
         first = vectors if vectors.ndim == 2 else vectors[0]
         embeddings = self._words[self._ids.clamp(min=0)]
@@ -48,7 +49,8 @@ class PlainLoop:
         return np.asarray(chosen.float().cpu().numpy())
 
     def _add_before_layers(self, vectors: Tensor) -> list[Any]:
-        """Hooks that add vectors[i] (T, H) to the hidden states at the prompt's places before layer i >= 1."""
+        """Add vectors[i] (T, H) to the hidden states at the prompt's places before layer i >= 1, by hooks that are
+        returned."""
         layers = layers_of(self._model)
         return [
             layer.register_forward_pre_hook(self._adding(vectors[i]), with_kwargs=True)

@@ -1,4 +1,4 @@
-"""Operations: how many an evaluation takes, and how many a second the chip can do at best."""
+"""Operations are counted here: how many an evaluation takes, and how many a second the chip can do at best."""
 
 import math
 import time
@@ -18,7 +18,8 @@ SECONDS = 0.2
 
 
 def operations(work: Callable[[], Any]) -> int:
-    """Multiplications and additions of all matrix products and attention in `work`, as PyTorch executes them."""
+    """Count the multiplications and additions of all matrix products and attention in `work`, as PyTorch executes
+    them."""
     formulas = {  # PyTorch counts the GPU's attention only, and none of oneDNN's own operators
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_operations,
         torch.ops.mkldnn._linear_pointwise: _linear_operations,
@@ -31,13 +32,13 @@ def operations(work: Callable[[], Any]) -> int:
 def _attention_operations(
     query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *args: Any, **kwargs: Any
 ) -> int:
-    """Two products a head: (N, d) x (d, M) and (N, M) x (M, d)."""
+    """The operations of two products in each head: (N, d) x (d, M) and (N, M) x (M, d)."""
     batch, heads, n, size = query
     return 4 * batch * heads * n * key[2] * size
 
 
 def _linear_operations(x: tuple[int, ...], weight: tuple[int, ...], *args: Any, **kwargs: Any) -> int:
-    """x (..., I) times w (O, I)."""
+    """The operations of x (..., I) times w (O, I)."""
     return 2 * math.prod(x) * weight[0]
 
 
@@ -56,7 +57,7 @@ class MatrixRate:
         self._best = self._operands(self.shape)
 
     def measure(self) -> float:
-        """The best shape's rate now, in operations a second."""
+        """Measure the best shape's rate now, in operations a second."""
         return self._rate(*self._best)
 
     def _operands(self, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
@@ -75,7 +76,7 @@ class MatrixRate:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, when all work given to the device is done."""
+    """The clock in seconds, read when all work given to the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

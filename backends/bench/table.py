@@ -1,11 +1,11 @@
-"""A measurement as rows for people."""
+"""A measurement becomes rows for people here."""
 
 from collections.abc import Sequence
 from typing import Any
 
 
 def table(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """(what, how much) of a result of `measure`; medians with (minimum to maximum)."""
+    """Pairs (what, how much) of a result of `measure`; figures are medians with (minimum to maximum)."""
     shortest, mean, longest = result["row_tokens"]
     rate = result["matrix_rate"]
     rows = [
@@ -39,6 +39,6 @@ def _deep(result: dict[str, Any]) -> str:
 
 
 def spread(values: Sequence[float], unit: float = 1.0, suffix: str = "") -> str:
-    """Median (minimum to maximum)."""
+    """The text of a median (minimum to maximum)."""
     median, low, high = (f"{value / unit:.3g}" for value in values)
     return f"{median} ({low} to {high}){suffix}"

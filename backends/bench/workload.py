@@ -1,4 +1,4 @@
-"""What is measured: rows, a model, and one generation of candidates after another."""
+"""A workload says what is measured: rows, a model, and one generation of candidates after another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,34 +21,43 @@ from bbt.tasks.task import labels_of
 from bbt.types import Latents, Losses, Prompts, Scores
 
 N_TURNS = 4
-"""Deep prompts: turns of the search that are measured, from the lowest layers to the highest."""
+"""How many turns of a search over deep prompts are measured, from the lowest layers to the highest."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A generation's work; the defaults are BBT's (arXiv 2201.03514, Table 1).
-
-    Rows are the 16-shot training rows of a bundled `task` or of the `data` file, or rows of `lengths` tokens of text;
-    `n_rows` repeats or cuts them. With `deep` every layer has a prompt, and the candidates of a turn differ in one
-    layer's (BBTv2, arXiv 2205.11200).
-    """
+    """The work of a generation; the defaults are BBT's (arXiv 2201.03514, Table 1)."""
 
     model: str = "minilm-mlm"
+    """A bundled name, a folder, a hub name, or `random:SHAPE`."""
     task: str = "sst2"
+    """The task that gives template and label words, and its 16-shot training rows where it is bundled."""
     data: Path | None = None
+    """A file of the task's rows, of which 16 a class are taken (none: the bundled rows)."""
     lengths: tuple[int, ...] = ()
+    """Rows of so many tokens of text are made instead (empty: the task's rows are taken)."""
     n_rows: int | None = None
+    """The rows are repeated or cut to so many (none: as they are)."""
     population_size: int = 20
+    """n, the candidates of a generation."""
     n_prompt_tokens: int = 50
+    """The number of prompt tokens T."""
     intrinsic_dim: int = 500
+    """The intrinsic dimension d."""
     optimizer: str = "cma-separable"
+    """The name of the optimizer."""
     deep: bool = False
+    """Whether every layer has a prompt, and the candidates of a turn differ in one layer's (BBTv2, arXiv
+    2205.11200)."""
     device: str = "auto"
+    """Where the model computes: auto, cpu, cuda or mps."""
     precision: str = "auto"
+    """What the model computes in: auto, fp32, bf16 or fp16."""
     token_budget: int | None = None
+    """The most tokens of one micro-batch (none: the backend's default for the device)."""
 
     def examples(self, task: Task) -> list[Example]:
-        """The rows.
+        """The rows that are scored.
 
         Raises:
             DataError: the task is not bundled, or the file does not hold 32 rows a class.
@@ -64,7 +73,7 @@ class Workload:
 
 
 class Generations:
-    """A workload on its backend."""
+    """A workload on its backend, which yields one turn of candidates after another."""
 
     def __init__(self, workload: Workload) -> None:
         backend = LocalBackend(
@@ -85,7 +94,7 @@ class Generations:
 
     @cached_property
     def space(self) -> PromptSpace:
-        """p0 of random vocabulary tokens, and A as in BBT's released code."""
+        """The space: p0 of random vocabulary tokens, and A as in BBT's released code."""
         w, ids = self.workload, self.backend.ordinary_ids()
         p0 = self.backend.embed_ids([ids[i] for i in stable_choice(0, len(ids), w.n_prompt_tokens)])
         scale = normal_scale(self.backend.info.embedding_std, w.intrinsic_dim, 1.0)
@@ -100,7 +109,7 @@ class Generations:
         return sorted({int((i + 0.5) * n_layers / N_TURNS) for i in range(N_TURNS)})
 
     def prompts(self, latents: Latents, layer: int, seed: int = 0) -> Prompts:
-        """The candidates of a turn; with deep prompts all share what a `seed` puts before the other layers."""
+        """The prompts of a turn's candidates; deep ones all share what a `seed` puts before the other layers."""
         prompts = self.space.prompts(latents)
         if not self.workload.deep:
             return prompts
@@ -113,10 +122,10 @@ class Generations:
         return deep
 
     def scores(self, prompts: Prompts) -> Scores:
-        """(n, B, K) of a turn's prompts."""
+        """The scores (n, B, K) of a turn's prompts."""
         score = getattr(self.backend, "deep_label_scores" if self.workload.deep else "label_scores")
         return np.asarray(score(prompts, self.encoded))
 
     def losses(self, scores: Scores) -> Losses:
-        """(n,)."""
+        """The losses (n,) of a turn's scores (n, B, K)."""
         return cross_entropy(scores, self.labels)

@@ -1,4 +1,4 @@
-"""`HttpBackend`: a model behind `bbt serve` that looks like any other."""
+"""An `HttpBackend` is a model behind `bbt serve` that looks like any other."""
 
 import threading
 import warnings
@@ -19,60 +19,78 @@ ATTEMPTS = 3
 
 @dataclass
 class Part:
-    """Rows that were registered together: what was sent, and what the server made of it."""
+    """Rows that were registered together."""
 
     body: dict[str, object]
+    """What was sent: the rows and label words as JSON."""
     known: RowsId
+    """What the server made of them."""
 
 
 @dataclass
 class Anchor:
-    """A prompt (1, T, H) that the server holds under an id."""
+    """A prompt that the server holds to score rows with."""
 
     prompt: Prompts
+    """(1, T, H) the prompt."""
     id: str
+    """The id under which the server holds it."""
 
 
 @dataclass(frozen=True)
 class HttpRows:
-    """One split, in as many parts as the server's limit on rows asks for, and what it was encoded with."""
+    """The rows of one split, in as many parts as the server's limit on rows asks for."""
 
     parts: list[Part]
+    """The parts, in the rows' order."""
     n_prompt_tokens: int
+    """The number of prompt tokens T."""
     n_labels: int
+    """The number of label words K."""
     anchor: Anchor | None = None
+    """The prompt that the rows were encoded with (none: they have none)."""
 
     @property
     def n_examples(self) -> int:
-        """B."""
+        """The number of rows B."""
         return sum(part.known.n_examples for part in self.parts)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all rows, prompt tokens included."""
+        """The tokens of all rows, prompt tokens included."""
         return sum(part.known.n_tokens for part in self.parts)
 
     @property
     def n_truncated(self) -> int:
-        """Rows whose text was cut."""
+        """The number of rows whose text was cut."""
         return sum(part.known.n_truncated for part in self.parts)
 
 
 @dataclass
 class Held:
-    """A prompt space, and the id under which the server holds it; None: the server draws another A."""
+    """A prompt space that the server may hold."""
 
     space: PromptSpace
+    """The space, p0 + A z."""
     id: str | None = None
+    """The id under which the server holds it (none: the server draws another A, so that prompts must travel)."""
 
 
 class HttpBackend:
     """The model that `bbt serve` serves at `url`; for several threads at once.
 
     Rows and the prompt space are sent once; a query is then z up and label scores down. What the server has lost by
-    a restart is sent again. `model` is the name it must serve. `join` lets it compute our requests together with
-    those of others, faster for small ones; the last bits of the scores then depend on who else asks. `timeout` must
-    be longer than one population takes; for `api_key_env`, `retries` and `verify` see `Transport`.
+    a restart is sent again.
+
+    Args:
+        model: the name of the model that the server must serve.
+        url: the address of the server.
+        api_key_env: see `Transport`.
+        timeout: the longest silence in seconds; it must be longer than one population takes.
+        retries: see `Transport`.
+        verify: see `Transport`.
+        join: whether the server may compute our requests together with those of others, which is faster for small
+            ones; the last bits of the scores then depend on who else asks.
 
     Raises:
         EndpointError: no `bbt serve` there that lets us in.
@@ -100,11 +118,11 @@ class HttpBackend:
 
     @property
     def traffic(self) -> Traffic:
-        """Bytes of all scoring calls."""
+        """The traffic of all scoring calls."""
         return self._client.traffic
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> HttpRows:
-        """Register the anchor, and the rows, which the server tokenises; see `Backend.encode`."""
+        """Register the anchor and the rows, which the server tokenises; see `Backend.encode`."""
         if not rows:
             raise BackendError("there are no rows to encode.")
         n_prompt_tokens, known = sum(segment.n_tokens for segment in rows[0]), None
@@ -118,7 +136,7 @@ class HttpBackend:
         return HttpRows(parts, n_prompt_tokens, len(label_words), known)
 
     def label_scores(self, prompts: Prompts, encoded: HttpRows) -> Scores:
-        """(n, T, H) -> (n, B, K); the prompts themselves travel.
+        """The scores (n, B, K) of prompts (n, T, H), which travel themselves.
 
         Raises:
             BackendError: prompts of another shape.
@@ -132,32 +150,33 @@ class HttpBackend:
         return self._scores(prompts[:1], encoded, None).repeat(len(prompts), axis=0)
 
     def latent_scores(self, latents: Latents, space: PromptSpace, encoded: HttpRows) -> Scores:
-        """(n, d) -> (n, B, K); z travels, in float32 as `PromptSpace.prompts` rounds it. Where the server cannot draw
-        the same A, prompts travel."""
+        """The scores (n, B, K) of latents (n, d), which travel in float32 as `PromptSpace.prompts` rounds them. Where
+        the server cannot draw the same A, prompts travel."""
         held = self._held(space) if space.recipe is not None else None
         if held is not None and held.id is not None:
             try:
                 return self._scores(latents, encoded, held)
-            except ProjectionError as error:  # in the server's place is another one since
+            except ProjectionError as error:  # another server has since taken its place
                 self._refused(held, error)
         return self.label_scores(space.prompts(latents), encoded)
 
     def embed_text(self, text: str) -> Prompts:
-        """Word embeddings of a text: (1, T, H)."""
+        """The word embeddings (1, T, H) of a text."""
         return self._client.embeddings({"text": text}, self.info.hidden_size)
 
     def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
-        """Word embeddings of token ids: (1, T, H). A server tells those of so many tokens only; each is asked for
+        """The word embeddings (1, T, H) of token ids. A server tells those of so many tokens only; each is asked for
         once."""
         different, places = np.unique(np.array(token_ids, dtype=np.int64), return_inverse=True)
         return self._client.embeddings({"ids": different.tolist()}, self.info.hidden_size)[:, places]
 
     def ordinary_ids(self) -> list[int]:
-        """Ids of all tokens that are not special."""
+        """The ids of all tokens that are not special."""
         return [i for start, stop in self._client.token_ranges() for i in range(start, stop)]
 
     def _held(self, space: PromptSpace) -> Held:
-        """The space as the server has it; registered when it is first seen. As many are kept as the server keeps."""
+        """The space as the server has it. It is registered when it is first seen, and as many are kept as the server
+        keeps."""
         with self._registering:
             for held in self._spaces:
                 if held.space is space:
@@ -175,7 +194,7 @@ class HttpBackend:
         warnings.warn(f"{self._client.url}: {error} Prompts are sent instead of z.", stacklevel=4)
 
     def _scores(self, arrays: Latents | Prompts, encoded: HttpRows, held: Held | None) -> Scores:
-        """Scores of latents in a space or of prompts, in requests that the server takes."""
+        """The scores of latents in a space or of prompts, asked for in requests that the server takes."""
         n = len(arrays)
         scores = np.empty((n, encoded.n_examples, encoded.n_labels), np.float32)
         row = 0
@@ -187,7 +206,7 @@ class HttpBackend:
         return scores
 
     def _part(self, arrays: Latents | Prompts, part: Part, held: Held | None, rows: HttpRows) -> Scores:
-        """One request; what the server has forgotten is registered again.
+        """Send one request; what the server has forgotten is registered again.
 
         Raises:
             EndpointError: it forgets at once, as others register more than it keeps.

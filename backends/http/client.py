@@ -1,4 +1,4 @@
-"""The requests of `bbt serve`'s version 1, and what its answers mean."""
+"""A client makes the requests of `bbt serve`'s version 1, and understands its answers."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ TOLD = (400, 403, 404, 409, 422)
 
 
 class NotRegisteredError(EndpointError):
-    """The server knows an id no more: it was restarted, or had to make room."""
+    """The server does not know an id any more: it was restarted, or had to make room."""
 
 
 class ProjectionError(Exception):
@@ -32,21 +32,26 @@ class ProjectionError(Exception):
 
 @dataclass(frozen=True)
 class Takes:
-    """What one request to the server may have; see `backends.serve.limits`."""
+    """The most that one request to the server may have; see `backends.serve.limits`."""
 
     body_bytes: int
+    """Bytes of a request's body."""
     rows: int
+    """Rows of one registration."""
     candidates: int
+    """Candidates n of one request."""
     sequences: int
+    """Rows times candidates of one request."""
     kept_spaces: int
+    """Prompt spaces that a key has registered; the least used goes first."""
 
     @property
     def rows_at_once(self) -> int:
-        """Rows of a registration, few enough to be scored under one candidate at least."""
+        """The rows of a registration, few enough to be scored under at least one candidate."""
         return min(self.rows, self.sequences)
 
     def candidates_at_once(self, candidate: tuple[int, ...], n_rows: int) -> int:
-        """How many candidates of this shape one request may hold on so many rows."""
+        """The number of candidates of this shape that one request may hold on so many rows."""
         bytes_a_candidate = max(1, 4 * math.prod(candidate))
         by_bytes, by_sequences = (self.body_bytes - 4) // bytes_a_candidate, self.sequences // n_rows
         return max(1, min(self.candidates, by_bytes, by_sequences))
@@ -57,13 +62,18 @@ class RowsId:
     """A row set as the server knows it."""
 
     id: str
+    """The id under which the server holds it."""
     n_examples: int
+    """The number of rows B."""
     n_tokens: int
+    """Tokens of all rows, prompt tokens included."""
     n_truncated: int
+    """Rows whose text was cut."""
 
 
 class Client:
-    """A `bbt serve` at `url`; the options are `HttpBackend`'s. `info` has facts about its model, `takes` its limits.
+    """The client of a `bbt serve` at `url`; the options are `HttpBackend`'s. `info` has facts about its model, `takes`
+    its limits.
 
     Raises:
         EndpointError: this is no `bbt serve`, or one of another version.
@@ -84,31 +94,32 @@ class Client:
 
     @property
     def traffic(self) -> Traffic:
-        """Bytes of all scoring calls."""
+        """The traffic of all scoring calls."""
         return self._transport.traffic
 
     def token_ranges(self) -> list[list[int]]:
-        """Token ids that are not special, as half-open ranges."""
+        """The ids of tokens that are not special, as half-open ranges."""
         ranges: list[list[int]] = self._ask("GET", "/v1/tokens", read_json)["ranges"]
         return ranges
 
     def embeddings(self, words: dict[str, Any], hidden_size: int) -> Prompts:
-        """(1, T, H) word embeddings of a `text` or of `ids`."""
+        """The word embeddings (1, T, H) of a `text` or of `ids`."""
         read = lambda response: unpack(response.content, hidden_size)[None]  # noqa: E731
         return self._ask("POST", "/v1/embeddings", read, json=words)
 
     def register_rows(self, body: dict[str, Any], anchor: str | None = None) -> RowsId:
-        """Rows and label words, to be scored with an `anchor`: refused where the model can have none."""
+        """Register rows and label words that are to be scored with an `anchor`; the server refuses where the model can
+        have none."""
         path = "/v1/rows" + (f"?anchor={anchor}" if anchor else "")
         return RowsId(**self._ask("POST", path, read_json, json=body))
 
     def register_prompt(self, prompt: Prompts) -> str:
-        """A prompt (1, T, H): its id."""
+        """Register a prompt (1, T, H) and return its id."""
         path = f"/v1/prompts?n_prompt_tokens={prompt.shape[1]}"
         return str(self._ask("POST", path, read_json, data=pack(prompt))["id"])
 
     def register_space(self, space: PromptSpace) -> str:
-        """A space that was drawn by its recipe: its id.
+        """Register a space that was drawn by its recipe, and return its id.
 
         Raises:
             ProjectionError: the server draws another A.
@@ -129,7 +140,7 @@ class Client:
     def scores(
         self, arrays: NDArray[Any], rows: RowsId, n_labels: int, space: str | None, anchor: str | None
     ) -> Scores:
-        """(n, B, K) of latents (n, d) in a space, or of prompts (n, T, H).
+        """The scores (n, B, K) of latents (n, d) in a space, or of prompts (n, T, H).
 
         Raises:
             NotRegisteredError: an id that the server does not know (any more).
@@ -160,7 +171,7 @@ class Client:
         return self._transport.call(method, path, sound, headers=headers, accept=TOLD, counted=counted, **content)
 
     def _fault(self, response: Response) -> Exception:
-        """The error that the server names."""
+        """The error that the server names in its answer."""
         try:
             body = response.json()
             name, detail = str(body["error"]), str(body["detail"])

@@ -1,4 +1,4 @@
-"""Models of `transformers` on this machine.
+"""This backend runs models of `transformers` on this machine.
 
 `LocalBackend` is imported when it is asked for: the files beside it that need no PyTorch (rows to token ids, where a
 model's files are) then cost no seconds.

@@ -1,4 +1,4 @@
-"""Attention over packed sequences: each token sees its own sequence and the prefix of its candidate.
+"""Attention over packed sequences lets each token see its own sequence and the prefix of its candidate.
 
 Registered with transformers as an attention implementation, so that it serves every model that lets its attention
 be chosen. Within a sequence it is PyTorch's fused attention, for all sequences of one length at once.
@@ -19,10 +19,10 @@ FEW_QUERIES = 16
 """Below so many queries a sequence, two fused attentions cost more to start than explicit products."""
 
 TILE = 16
-"""The matrix units' products of so many bf16 keys at a time are fast, what is left over is not."""
+"""The matrix units' products are fast for so many bf16 keys at a time; those left over are slow."""
 
 NOT_UNDERSTOOD = ("sliding_window", "softcap", "s_aux", "position_bias")
-"""What some models ask of an attention function beside queries, keys and values."""
+"""Arguments by which some models ask for more than softmax(q k) v; they are not supported."""
 
 
 @dataclass
@@ -30,13 +30,13 @@ class Attending:
     """What the attention of one layer is told of the tokens that it is given."""
 
     groups: tuple[Group, ...]
-    """How they lie."""
+    """How the tokens lie."""
     left: tuple[Tensor, Tensor] | None = None
     """Keys and values, each (n, heads, N, head size), of what stands left of every sequence of a candidate."""
     given: tuple[Tensor, Tensor] | None = None
     """Keys and values of all tokens, each (1, heads, P, head size): the queries are of one token a sequence."""
     only_keys: bool = False
-    """Nothing is attended to: keys and values are all that is wanted."""
+    """Whether nothing is attended to, since keys and values are all that is wanted."""
     kept: list[tuple[Tensor, Tensor]] | None = None
     """Where there is a list, keys and values of all tokens are put into it."""
 
@@ -51,7 +51,7 @@ def attention(
     scaling: float | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """(1, heads, P, head size) queries, keys, values -> (1, P, heads, head size).
+    """Attend: queries, keys and values (1, heads, P, head size) -> (1, P, heads, head size).
 
     Raises:
         NotImplementedError: the model wants more than softmax(q k) v.
@@ -83,18 +83,18 @@ def attention(
 
 
 def _every_head(states: Tensor, n_heads: int) -> Tensor:
-    """Keys or values that several query heads share, once for each of them."""
+    """The keys or values that several query heads share, once for each of these heads."""
     return states if states.shape[1] == n_heads else states.repeat_interleave(n_heads // states.shape[1], dim=1)
 
 
 def _by_sequence(states: Tensor, group: Group) -> Tensor:
-    """(heads, tokens, head size) -> (n, heads, b, N, head size)."""
+    """The states of a group's tokens by sequence: (heads, tokens, head size) -> (n, heads, b, N, head size)."""
     heads, _, size = states.shape
     return states.view(heads, group.n_candidates, group.n_rows, -1, size).transpose(0, 1)
 
 
 def _within(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: bool) -> Tensor:
-    """Attention within sequences: all of shape (n, heads, b, N, head size)."""
+    """Attend within sequences: everything is of shape (n, heads, b, N, head size)."""
     q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
     mask = None
     if not causal and q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] > 1:
@@ -104,7 +104,7 @@ def _within(query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: b
 
 
 def _whole_tiles(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys and values (S, heads, N, size) with masked ones after them up to a multiple of TILE, and the mask."""
+    """The keys and values (S, heads, N, size) with masked ones after them up to a multiple of TILE, and the mask."""
     length = key.shape[2]
     missing = -length % TILE
     if not missing:
@@ -118,7 +118,7 @@ def _whole_tiles(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | N
 def _after_prefix(
     query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], scaling: float, causal: bool
 ) -> Tensor:
-    """Attention within sequences and to the prefix of their candidate, without a copy of it for each sequence."""
+    """Attend within sequences and to the prefix of their candidate, without a copy of it for each sequence."""
     if query.device.type == "cpu" and query.shape[3] >= FEW_QUERIES:
         return _merged(query, key, value, prefix, scaling, causal)
     return _explicit(query, key, value, prefix, scaling, causal)
@@ -127,7 +127,7 @@ def _after_prefix(
 def _merged(
     query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], scaling: float, causal: bool
 ) -> Tensor:
-    """Two fused attentions, weighted by the sums of their exponentials."""
+    """Attend twice, by fused attentions, and weight the two by the sums of their exponentials."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     n, heads, b, length, size = query.shape
     q, k, v = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
@@ -142,7 +142,7 @@ def _merged(
 def _explicit(
     query: Tensor, key: Tensor, value: Tensor, prefix: tuple[Tensor, Tensor], scaling: float, causal: bool
 ) -> Tensor:
-    """One softmax over the scores of both, as batched matrix products."""
+    """Attend by one softmax over the scores of both, as batched matrix products."""
     n, heads, b, length, size = query.shape
     q = torch.mul(query, scaling, out=torch.empty(query.shape, dtype=query.dtype, device=query.device))
     k, v = (states.reshape(-1, states.shape[3], size) for states in (key, value))
@@ -159,5 +159,5 @@ def _explicit(
 
 
 def of_candidates(states: Tensor, group: Group) -> Tensor:
-    """Keys or values (1, heads, P, head size) of one sequence a candidate -> (n, heads, N, head size)."""
+    """The keys or values (1, heads, P, head size) of one sequence for each candidate -> (n, heads, N, head size)."""
     return _by_sequence(states[0], group)[:, :, 0].contiguous()

@@ -1,4 +1,4 @@
-"""`LocalBackend`: whole populations through the forward pass of a `transformers` model."""
+"""A `LocalBackend` puts whole populations through the forward pass of a `transformers` model."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -28,14 +28,19 @@ TOKEN_BUDGETS = {"cpu": 4096, "cuda": 65536}
 class LocalBackend:
     """A masked or causal LM on this machine, forward pass only.
 
-    `model` is a bundled name, a folder or a name on the hub; `kind` overrides what its config says. `precision: auto`
-    takes bf16 where the chip is fast with it, unless on a trial it does not rank candidates as fp32 does: then a
-    warning says so, and fp32 it is. That is settled here, once; it takes memory for the model in fp32, and about as
-    long as four queries of 32 rows: name a precision to save it. `token_budget` bounds the tokens of one micro-batch,
-    and with them the memory of an evaluation: by default as many as stay in a CPU's caches, or keep a GPU busy
-    (`TOKEN_BUDGETS`); halved for good when memory runs out.
+    It may be called from several threads at once.
 
-    May be called from several threads at once.
+    Args:
+        model: a bundled name, a folder or a name on the hub.
+        kind: masked or causal (none: what the model's config says).
+        device: auto, cpu, cuda or mps; `auto` takes cuda, then mps, then cpu.
+        precision: auto, fp32, bf16 or fp16. `auto` takes bf16 where the chip is fast with it, unless on a trial it does
+            not rank candidates as fp32 does: then a warning says so, and fp32 is taken. That is settled here, once; it
+            takes memory for the model in fp32, and about as long as four queries of 32 rows. Name a precision to save
+            it.
+        revision: the revision on the hub (none: the latest).
+        token_budget: the most tokens of one micro-batch, which bounds the memory of an evaluation (none: as many as
+            stay in a CPU's caches, or keep a GPU busy: `TOKEN_BUDGETS`). It is halved for good when memory runs out.
 
     Raises:
         BackendError: the model cannot be loaded, or its scores are not those of a plain forward pass.
@@ -60,7 +65,7 @@ class LocalBackend:
 
     @property
     def token_budget(self) -> int:
-        """Tokens of one micro-batch, at most."""
+        """The most tokens of one micro-batch."""
         return self._evaluator.token_budget
 
     def peak_memory_mb(self) -> float | None:
@@ -70,12 +75,13 @@ class LocalBackend:
 
     @property
     def model(self) -> Any:
-        """The model as transformers loaded it: what a plain forward pass goes through, and no evaluation."""
+        """The model as transformers loaded it. A plain forward pass goes through it, and no evaluation does."""
         return self._frozen.model
 
     @property
     def trunk(self) -> nn.Module:
-        """What an evaluation calls once a micro-batch before the rows' head: for whoever measures it."""
+        """The module that an evaluation calls once for each micro-batch before the rows' head, for whoever measures
+        it."""
         return self._evaluator.forward.packed or self._evaluator.forward.structure.trunk
 
     @cached_property
@@ -100,7 +106,8 @@ class LocalBackend:
         return self._frozen.encode(rows, label_words, anchor)
 
     def label_scores(self, prompts: Prompts, encoded: LocalRows) -> Scores:
-        """(n, T, H) -> (n, B, K) logits of the label words, in micro-batches of at most `token_budget` tokens.
+        """The logits (n, B, K) of the label words under prompts (n, T, H), in micro-batches of at most `token_budget`
+        tokens.
 
         Raises:
             BackendError: prompts of another shape, or one sequence alone does not fit into memory.
@@ -111,7 +118,7 @@ class LocalBackend:
         return self._scores(prompts[:, None], encoded)
 
     def deep_label_scores(self, prompts: DeepPrompts, encoded: LocalRows) -> Scores:
-        """(n, L, T, H) -> (n, B, K); see `DeepBackend.deep_label_scores`.
+        """The logits (n, B, K) under deep prompts (n, L, T, H); see `DeepBackend.deep_label_scores`.
 
         The shared hidden states are kept beside the rows if they have at most `KEPT_BYTES`.
         """
@@ -119,7 +126,8 @@ class LocalBackend:
         return self._scores(prompts, encoded)
 
     def hidden_stds(self, prompts: DeepPrompts, encoded: LocalRows) -> NDArray[np.float64]:
-        """(1, L, T, H) -> (L,); see `DeepBackend.hidden_stds`."""
+        """The standard deviations (L,) of the hidden states under a deep prompt (1, L, T, H); see
+        `DeepBackend.hidden_stds`."""
         self._check_deep(prompts, encoded)
         states = self._evaluator.hidden_states(prompts, encoded)
         return np.array([self.info.embedding_std, *map(clipped_std, states)])
@@ -143,7 +151,7 @@ class LocalBackend:
         return [Features(s.numpy(), row.read) for s, row in zip(states, encoded.rows, strict=True)]
 
     def token_log_likelihoods(self, encoded: LocalRows) -> list[NDArray[np.float32]]:
-        """How likely each row's tokens are; see `LikelihoodBackend.token_log_likelihoods`."""
+        """The log-likelihoods of each row's tokens; see `LikelihoodBackend.token_log_likelihoods`."""
         if self._frozen.kind == "causal":
             return [causal_log_likelihoods(self.model, ids).numpy() for ids in encoded.ids]
         mask = self._frozen.tokenizer.mask_token_id
@@ -154,12 +162,12 @@ class LocalBackend:
         ]
 
     def hard_scores(self, token_ids: TokenIds, encoded: LocalRows) -> Scores:
-        """(n, T) -> (n, B, K): the scores of the tokens' word embeddings."""
+        """The logits (n, B, K) under prompts of tokens (n, T): those of the tokens' word embeddings."""
         words = self.embed_ids(token_ids.ravel().tolist())
         return self.label_scores(words.reshape(*token_ids.shape, words.shape[-1]), encoded)
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of a text as it stands after other words."""
+        """The token ids of a text as it stands after other words."""
         return self._frozen.row_tokenizer.text_ids(text)
 
     def prompt_text(self, token_ids: Sequence[int]) -> str:
@@ -167,26 +175,26 @@ class LocalBackend:
         return self._frozen.row_tokenizer.text(token_ids)
 
     def plain_text(self, render: Callable[[str, str], Row], label_words: Sequence[str]) -> PlainText:
-        """What the bare tokenizer needs for the same rows; see `PlainBackend.plain_text`."""
+        """Describe what the bare tokenizer needs for the same rows; see `PlainBackend.plain_text`."""
         return plain_text(
             self._frozen.tokenizer, self._frozen.row_tokenizer, render, label_words, self._frozen.kind == "causal"
         )
 
     def embed_text(self, text: str) -> Prompts:
-        """Word embeddings of a text: (1, T, H)."""
+        """The word embeddings (1, T, H) of a text."""
         return self.embed_ids(self._frozen.row_tokenizer.text_ids(text))
 
     def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
-        """Word embeddings of token ids: (1, T, H)."""
+        """The word embeddings (1, T, H) of token ids."""
         rows = self._words[torch.tensor(list(token_ids), dtype=torch.long, device=self._words.device)]
         return np.asarray(rows.float().cpu().numpy()[None])
 
     def ordinary_ids(self) -> list[int]:
-        """Ids of all tokens that are not special."""
+        """The ids of all tokens that are not special."""
         return ordinary_ids(self._frozen.tokenizer, len(self._words))
 
     def trainable(self) -> TrainableModel:
-        """The model once more, with fp32 weights and gradients; see `GradientBackend.trainable`."""
+        """Load the model once more, with fp32 weights and gradients; see `GradientBackend.trainable`."""
         source = self._frozen.source
         model = load(source.name, source.kind, source.device, torch.float32, source.revision).model
         return TrainableModel(model, self._frozen)

@@ -1,4 +1,4 @@
-"""How a population times rows is cut into micro-batches, and where the tokens of one lie.
+"""A population times rows is cut into micro-batches here, and the tokens of each are laid out.
 
 A micro-batch is one row of tokens: sequences end to end, those of one length next to each other, no padding.
 """
@@ -15,37 +15,44 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Candidates [start, stop) times the rows named, rows of one length next to each other."""
+    """A block of candidates times rows; rows of one length stand next to each other."""
 
     start: int
+    """The block's first candidate."""
     stop: int
+    """The candidate after its last."""
     rows: tuple[int, ...]
+    """The rows, by number."""
 
     @property
     def chosen(self) -> slice:
-        """The candidates."""
+        """The candidates as a slice of the population."""
         return slice(self.start, self.stop)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences of one length: `n_rows` rows of candidate 0, then of candidate 1, ..."""
+    """Sequences of one length: the rows of candidate 0, then those of candidate 1, and so on."""
 
     n_candidates: int
+    """The number of candidates."""
     n_rows: int
+    """The number of rows of each candidate."""
     length: int
+    """The tokens N of each sequence."""
 
     @property
     def n_tokens(self) -> int:
-        """Of all of them."""
+        """The tokens of all the sequences."""
         return self.n_candidates * self.n_rows * self.length
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the P tokens of S sequences come from, and what is read of them."""
+    """Where the P tokens of a micro-batch's S sequences come from, and what is read of them."""
 
     groups: tuple[Group, ...]
+    """The sequences by length, in the order in which they lie."""
     source: Index
     """(P,) where each token stands in the rows laid end to end."""
     candidates: Index
@@ -55,7 +62,7 @@ class Layout:
     read: Index
     """(S,) token from whose hidden state each sequence is scored."""
     sequences: tuple[Index, Index]
-    """(S,), (S,) candidate, and row, of each sequence."""
+    """(S,) candidate, counted from the batch's first, and (S,) row of each sequence."""
 
 
 def micro_batches(
@@ -75,7 +82,7 @@ def micro_batches(
 
 
 def _row_groups(lengths: Sequence[int], limit: int, one_length: bool) -> list[tuple[int, ...]]:
-    """Rows, longest first, in groups of at most `limit` tokens (one row at least)."""
+    """The rows, longest first, in groups of at most `limit` tokens (one row at least)."""
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if groups:
@@ -88,7 +95,8 @@ def _row_groups(lengths: Sequence[int], limit: int, one_length: bool) -> list[tu
 
 
 def laid_out(batch: MicroBatch, starts: Index, lengths: Sequence[int], reads: Sequence[int], skip: int = 0) -> Layout:
-    """Rows begin at `starts` in the rows laid end to end; the first `skip` tokens of each are left out."""
+    """Lay out a micro-batch whose rows begin at `starts` in the rows laid end to end; the first `skip` tokens of each
+    are left out."""
     n = batch.stop - batch.start
     groups, sources, candidates, positions, read, who, which = [], [], [], [], [], [], []
     n_tokens = 0

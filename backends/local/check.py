@@ -1,4 +1,4 @@
-"""Whether what leaves the evaluation path is what a plain forward pass of the untouched model says.
+"""This check finds whether what leaves the evaluation path is what a plain forward pass of the untouched model says.
 
 The plain pass is `model(inputs_embeds=...)` for one row and one prompt at a time; nothing of the evaluation path is in
 it. Rows are of several lengths, up to as long as is worth the time.
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 """How far scores may be from plain ones, in standard deviations of the scores."""
 SHORT, LONG = (3, 5), (64,)
-"""Tokens of rows that are scored under two prompts, and under one."""
+"""Lengths in tokens of the rows that are scored under two prompts, and of those scored under one."""
 LONGEST = 1e9
 """Weights of the trunk times tokens of one more long row: a twentieth of a second on one core in fp32."""
 N_PROMPT_TOKENS, N_LABELS = 2, 32
@@ -35,15 +35,18 @@ N_PROMPT_TOKENS, N_LABELS = 2, 32
 
 @dataclass(frozen=True)
 class Case:
-    """Rows and prompts (n, T, E), and the scores (n, B, K) that a plain forward pass gives."""
+    """A case on which an evaluator is tried."""
 
     rows: list[TokenRow]
+    """(B,) rows of random tokens."""
     vectors: Tensor
+    """(n, T, E) prompts."""
     expected: Tensor
+    """(n, B, K) scores that a plain forward pass gives."""
 
 
 def checked_evaluator(model: Any, kind: Literal["masked", "causal"], max_length: int, token_budget: int) -> Evaluator:
-    """The fastest evaluator of the model that says what a plain forward pass says.
+    """Find the fastest evaluator of the model that says what a plain forward pass says.
 
     Raises:
         BackendError: none does, or the model is of a kind that cannot be scored with.
@@ -62,7 +65,7 @@ def checked_evaluator(model: Any, kind: Literal["masked", "causal"], max_length:
 
 
 def _ways(model: Any, structure: Structure, words: Tensor) -> Iterator[tuple[Forward, Head]]:
-    """From the fastest to the simplest."""
+    """Yield the ways to evaluate the model, from the fastest to the simplest."""
     decoder = model.get_output_embeddings()
     has_rows = isinstance(decoder, nn.Linear) and decoder.out_features >= len(words)
     for whole in (False, True) if has_rows else (True,):
@@ -70,7 +73,7 @@ def _ways(model: Any, structure: Structure, words: Tensor) -> Iterator[tuple[For
         for cut_last in (True, False):
             try:
                 yield Forward(structure, packed_trunk(structure, words, cut_last)), head
-            except Exception as error:  # whatever an unknown architecture makes of what it does not know
+            except Exception as error:  # an unknown architecture may raise anything
                 logger.info("%s cannot be packed: %s", type(model).__name__, error)
         yield Forward(structure, None), head
 
@@ -78,7 +81,7 @@ def _ways(model: Any, structure: Structure, words: Tensor) -> Iterator[tuple[For
 def _cases(
     model: Any, structure: Structure, kind: str, max_length: int, words: Tensor, label_ids: Tensor
 ) -> Iterator[Case]:
-    """Rows of random tokens, short ones and long ones."""
+    """Yield cases with rows of random tokens, short ones and long ones."""
     n_weights = sum(weight.numel() for weight in structure.trunk.parameters()) - words.numel()
     longest = max(*LONG, int(LONGEST / max(1, n_weights)))
     vectors = words[torch.tensor([[7, 11], [13, 17]], device=words.device) % len(words)].float()
@@ -88,7 +91,7 @@ def _cases(
 
 
 def _row(length: int, kind: str, n_words: int) -> TokenRow:
-    """A row that begins with a prompt; a masked LM is read in the middle, a causal one at the end."""
+    """Make a row that begins with a prompt; a masked LM is read in the middle, a causal one at the end."""
     prompt = [prompt_id(j) for j in range(min(N_PROMPT_TOKENS, length - 1))]
     ids = stable_choice(length, n_words, length - len(prompt))
     read = length - 1 if kind == "causal" else (length + len(prompt)) // 2
@@ -97,7 +100,7 @@ def _row(length: int, kind: str, n_words: int) -> TokenRow:
 
 @torch.inference_mode()
 def _plain(model: Any, words: Tensor, rows: list[TokenRow], vectors: Tensor, label_ids: Tensor) -> Tensor:
-    """(n, B, K) scores of prompts (n, T, E), one by one."""
+    """The scores (n, B, K) of prompts (n, T, E), one by one."""
     found = []
     for prompt in vectors:
         for row in rows:
@@ -109,12 +112,13 @@ def _plain(model: Any, words: Tensor, rows: list[TokenRow], vectors: Tensor, lab
 
 
 def _agrees(evaluator: Evaluator, case: Case, label_ids: Tensor, kind: str) -> bool:
-    """Whether an evaluator's scores are the expected ones; of a broken model nothing can be said."""
+    """Whether an evaluator's scores are the expected ones. It is taken to agree where the expected ones are not
+    numbers: of a broken model nothing can be said."""
     n_prefix = N_PROMPT_TOKENS if kind == "causal" and evaluator.shares_prefixes else 0
     try:
         rows = LocalRows(case.rows, label_ids, evaluator.head.of(label_ids), N_PROMPT_TOKENS, n_prefix)
         scores = evaluator.label_scores(case.vectors[:, None].cpu().numpy(), rows)
-    except Exception as error:  # see `_ways`
+    except Exception as error:  # as in `_ways`, an unknown architecture may raise anything
         logger.info("%s: %s", type(evaluator.forward.structure.trunk).__name__, error)
         return False
     if not bool(case.expected.isfinite().all()):

@@ -1,4 +1,4 @@
-"""Rows of segments -> token ids with the prompt's places and the position to read.
+"""Rows of segments become token ids here, with the prompt's places and the position to read.
 
 A row is tokenised in one piece, as the model would meet it: the template as it is written, newlines too, and only the
 tokenizer's own rule for spaces is applied. Special tokens that the template writes are special tokens; in the text of
@@ -16,72 +16,79 @@ from bbt.backend import Row
 from bbt.errors import BackendError, DataError, LabelWordError
 
 MARK = "\U0010fffd"
-"""A private character that no text has (where one has, it becomes U+FFFD): the name of a stand-in holds it."""
+"""A private character that marks the names of stand-ins; no text has it (where one has, it becomes U+FFFD)."""
 PROMPT, MASK = f"{MARK}prompt{MARK}", f"{MARK}mask{MARK}"
 
 
 def prompt_id(j: Any) -> Any:
-    """The negative number (or tensor of them) that stands in the token ids for soft prompt token j; its own
-    inverse."""
+    """The negative number (or tensor of them) that stands in the token ids for soft prompt token j. The function is its
+    own inverse."""
     return -1 - j
 
 
 def ordinary_ids(tokenizer: Any, n_words: int) -> list[int]:
-    """Ids of all tokens that are not special and have one of the model's `n_words` word embeddings."""
+    """The ids of all tokens that are not special and have one of the model's `n_words` word embeddings."""
     special = special_ids(tokenizer)
     return [i for i in range(min(len(tokenizer), n_words)) if i not in special]
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of the special tokens: those with a role, and those that were added as special."""
+    """The ids of the special tokens: those with a role, and those that were added as special."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(i for i, token in added if token.special)}
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row: `ids` with `prompt_id(j)` where soft token j stands; the label words are scored from the hidden
-    state at `read`."""
+    """One tokenised row of N tokens."""
 
     ids: tuple[int, ...]
+    """(N,) token ids, with `prompt_id(j)` where soft token j stands."""
     read: int
+    """The position from whose hidden state the label words are scored."""
     truncated: bool
+    """Whether its text was cut."""
 
 
 @dataclass
 class TokenRows:
-    """One split, tokenised, with the label words' ids."""
+    """The rows of one split, tokenised, with the label words."""
 
     rows: list[TokenRow]
+    """(B,) the rows."""
     label_ids: list[int]
+    """(K,) token ids of the label words."""
     n_prompt_tokens: int
+    """The number of prompt tokens T."""
 
     @property
     def n_examples(self) -> int:
-        """B."""
+        """The number of rows B."""
         return len(self.rows)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all rows, prompt tokens included."""
+        """The tokens of all rows, prompt tokens included."""
         return sum(len(row.ids) for row in self.rows)
 
     @property
     def n_truncated(self) -> int:
-        """Rows whose text was cut."""
+        """The number of rows whose text was cut."""
         return sum(row.truncated for row in self.rows)
 
 
 @dataclass(frozen=True)
 class _Token:
-    """`text` is the number of the segment whose own text the token belongs to; None: the template."""
+    """A token, and where it comes from."""
 
     id: int
+    """The token's id, or a negative `prompt_id`."""
     text: int | None = None
+    """The number of the segment whose own text the token belongs to (none: it belongs to the template)."""
 
 
 class RowTokenizer:
-    """Tokenises rows for one model: special tokens around, the mask where the template says.
+    """A tokenizer of rows for one model: it puts special tokens around them, and the mask where the template says.
 
     `causal` puts no mask: the label word is the token after the last one, so the mask must come last.
 
@@ -112,11 +119,11 @@ class RowTokenizer:
 
     @property
     def special_ids(self) -> tuple[list[int], list[int]]:
-        """Tokens that stand left and right of every row's text."""
+        """The ids of the tokens that stand left and right of every row's text."""
         return self._left, self._right
 
     def label_ids(self, label_words: Sequence[str], row: Row) -> list[int]:
-        """Token ids of the label words as they come after what stands left of the mask in `row`.
+        """The token ids of the label words as they come after what stands left of the mask in `row`.
 
         Raises:
             LabelWordError: a word is not one token (shows its pieces), or two words are the same token.
@@ -142,8 +149,8 @@ class RowTokenizer:
         return TokenRows([self.row(row) for row in rows], label_ids, n_prompt_tokens)
 
     def row(self, row: Row, reserved: int = 0) -> TokenRow:
-        """Tokenise one row; if it is longer than the model less the `reserved` positions, its longest text is cut
-        from the end, token by token.
+        """Tokenise one row. If it is longer than the model less the `reserved` positions, its longest text is cut from
+        the end, token by token.
 
         Raises:
             BackendError: the template alone does not fit, or a causal template goes on after the mask or is empty.
@@ -162,25 +169,25 @@ class RowTokenizer:
         return self._truncated(tokens, read, self._max_length - reserved)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Token ids as readable text."""
+        """The readable text of token ids."""
         return str(self._tokenizer.decode(list(token_ids)))
 
     def ordinary_places(self, row: TokenRow) -> list[int]:
-        """Places of a masked LM's row that hold words: neither special tokens nor the mask that is read."""
+        """The places of a masked LM's row that hold words: neither special tokens nor the mask that is read."""
         return [i for i in range(len(self._left), len(row.ids) - len(self._right)) if i != row.read]
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of a text alone, without special tokens, as it stands after other words; its newlines are kept."""
+        """The ids of a text alone, without special tokens, as it stands after other words; its newlines are kept."""
         text = text.strip(" ")
         return self._ids(" " + text if self._keeps_space and not text[:1].isspace() else text)
 
     def _written(self, row: Row) -> tuple[str, list[tuple[int, int, int]]]:
-        """The row as one string with stand-ins for prompt tokens, mask and the template's special tokens; and
+        """The row as one string with stand-ins for prompt tokens, mask and the template's special tokens, and the
         (number, start, end) in characters of the segments that are an example's text."""
         written, spans, after_slot, ended = "", [], True, False
         for number, segment in enumerate(row):
             if segment.kind == "start":
-                continue  # stands left of all that is written
+                continue  # such a prompt stands left of all that is written
             slot = segment.kind in ("prompt", "mask")
             if slot:
                 written = written.removesuffix(" ") if number and row[number - 1].kind == "literal" else written
@@ -208,7 +215,7 @@ class RowTokenizer:
         ]
 
     def _meant(self, token_id: int, n_prompt: int) -> int:
-        """What a token of a written row stands for, after `n_prompt` soft tokens."""
+        """The id that a token of a written row stands for, after `n_prompt` soft tokens."""
         if token_id == self._prompt:
             return int(prompt_id(n_prompt))
         return self._stands_for.get(token_id, token_id)
@@ -247,7 +254,7 @@ class RowTokenizer:
         return list(self._coded(_readable(text))["input_ids"])
 
     def _coded(self, text: str, **options: Any) -> Any:
-        """The one place where text is tokenised: special tokens in it are text, all but the stand-ins."""
+        """Tokenise a text; no other place does. Special tokens in it are text, all but the stand-ins."""
         return self._marking(text, add_special_tokens=False, split_special_tokens=True, verbose=False, **options)
 
 
@@ -288,7 +295,7 @@ def _with_stand_ins(tokenizer: Any) -> Any:
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts left and right of a text."""
+    """The ids that the tokenizer puts left and right of a text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
@@ -296,8 +303,8 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _cut_places(texts: Sequence[int | None], excess: int) -> set[int]:
-    """Places of the tokens to drop, `excess` of them if the texts have so many: always the last one of the text that
-    is longest by then."""
+    """The places of the tokens to drop, `excess` of them if the texts have so many. Each is the last one of the text
+    that is longest by then."""
     places: dict[int, list[int]] = {}
     for place, text in enumerate(texts):
         if text is not None:
@@ -309,7 +316,7 @@ def _cut_places(texts: Sequence[int | None], excess: int) -> set[int]:
 
 
 def _left_of_mask(row: Row) -> str:
-    """What the template has there; nothing where an example's own text or the prompt stands beside the mask."""
+    """The template's text left of the mask; empty where an example's own text or the prompt stands beside the mask."""
     kinds = [segment.kind for segment in row]
     left = row[kinds.index("mask") - 1] if "mask" in kinds[1:] else None
     return left.text if left and left.kind == "literal" else ""

@@ -1,4 +1,4 @@
-"""Populations through a frozen model: cut into micro-batches, embedded, scored."""
+"""An evaluator puts populations through a frozen model: they are cut into micro-batches, embedded and scored."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class Evaluator:
-    """Scores whole populations; micro-batches have at most `token_budget` tokens.
+    """A scorer of whole populations, in micro-batches of at most `token_budget` tokens.
 
     Safe to be called from several threads: what belongs to a call travels in its arguments. Models that keep the
     frequencies of the last batch are called by one thread at a time.
@@ -39,11 +39,11 @@ class Evaluator:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Keys and values of a prefix are computed once a candidate."""
+        """Whether keys and values of a prefix are computed once for each candidate."""
         return not self._one_length
 
     def label_scores(self, prompts: DeepPrompts, rows: LocalRows) -> Scores:
-        """(n, L, T, H), L = 1 for prompts of the input alone, -> (n, B, K).
+        """The scores (n, B, K) of deep prompts (n, L, T, H); L = 1 for prompts of the input alone.
 
         Raises:
             BackendError: one sequence alone does not fit into memory.
@@ -51,7 +51,7 @@ class Evaluator:
         return self._fitting(rows, partial(self._scores, prompts, rows))
 
     def hidden_states(self, prompts: DeepPrompts, rows: LocalRows) -> Iterator[Tensor]:
-        """(tokens, H) hidden states of all rows that enter layers 1, 2, ... under one prompt (1, L, T, H)."""
+        """Yield the hidden states (tokens, H) of all rows that enter layers 1, 2, ... under one prompt (1, L, T, H)."""
         vectors, below = self.tensor(prompts), None
         for layer in range(1, prompts.shape[1]):
             states = self._fitting(rows, partial(self._states, layer, vectors, rows, below))
@@ -59,12 +59,13 @@ class Evaluator:
             yield states
 
     def tensor(self, array: NDArray[Any]) -> Tensor:
-        """A copy on the device, floats as float32: PyTorch warns of arrays that are read-only."""
+        """Copy an array to the device, floats as float32. It is copied because PyTorch warns of arrays that are
+        read-only."""
         dtype = np.float32 if array.dtype.kind == "f" else array.dtype
         return torch.from_numpy(np.array(array, dtype=dtype)).to(self.words.device, non_blocking=True)
 
     def _fitting(self, rows: LocalRows, compute: Callable[[int], T]) -> T:
-        """What is computed with the budget; the same again with half of it, as long as memory runs out."""
+        """What `compute` makes with the budget; where memory runs out, it is tried again with half of the budget."""
         while True:
             budget = self.token_budget
             try:
@@ -90,7 +91,7 @@ class Evaluator:
         return np.asarray(torch.cat(scores).cpu().numpy(), dtype=np.float32)
 
     def _scores_of_block(self, vectors: Tensor, rows: LocalRows, shared: Shared | None, budget: int) -> Tensor:
-        """(n, L, T, H) -> (n, B, K)."""
+        """The scores (n, B, K) of as many candidates' vectors (n, L, T, H) as are computed at a time."""
         scores = torch.empty(len(vectors), rows.n_examples, len(rows.label_ids), device=vectors.device)
         left = self._left(vectors, rows, shared) if rows.n_prefix else None
         lengths = [length - rows.n_prefix for length in rows.lengths]
@@ -104,7 +105,7 @@ class Evaluator:
         return scores
 
     def _left(self, vectors: Tensor, rows: LocalRows, shared: Shared | None) -> KeysAndValues:
-        """Keys and values of the rows' common left part, once for each candidate."""
+        """The keys and values of the rows' common left part, once for each candidate."""
         layout = laid_out(MicroBatch(0, len(vectors), (0,)), rows.starts, [rows.n_prefix], [rows.n_prefix - 1])
         embeddings, call = self._embedded(layout, vectors, rows, shared)
         call.only_keys = True
@@ -112,7 +113,8 @@ class Evaluator:
         return call.kept
 
     def _shared(self, prompts: DeepPrompts, vectors: Tensor, rows: LocalRows, budget: int) -> Shared | None:
-        """What enters the lowest layer at which the candidates differ; None: nothing is shared, or it is too large."""
+        """The states that enter the lowest layer at which the candidates differ; None where nothing is shared, or it is
+        too large."""
         found = rows.shared
         kept = found if found and found.holds_for(prompts) else None
         layer = lowest_difference(prompts) if len(prompts) > 1 else kept.layer if kept else 0
@@ -127,7 +129,8 @@ class Evaluator:
 
     @torch.inference_mode()
     def _states(self, layer: int, vectors: Tensor, rows: LocalRows, below: Shared | None, budget: int) -> Tensor:
-        """(tokens, H) hidden states of all rows that enter a layer, from those that enter a lower one if given."""
+        """The hidden states (tokens, H) of all rows that enter a layer, computed from those that enter a lower one if
+        they are given."""
         states: Tensor | None = None
         for batch in micro_batches(rows.lengths, 1, budget, self._one_length):
             layout = laid_out(batch, rows.starts, rows.lengths, rows.reads)
@@ -142,7 +145,7 @@ class Evaluator:
         return states
 
     def _embedded(self, layout: Layout, vectors: Tensor, rows: LocalRows, below: Shared | None) -> tuple[Tensor, Pass]:
-        """Input embeddings (P, E) under prompts (n, L, T, H), and the pass that adds the deeper prompts and the
+        """The input embeddings (P, E) under prompts (n, L, T, H), and the pass that adds the deeper prompts and the
         difference from the anchor in their places, and goes on from the states `below`."""
         ids = rows.tokens[layout.source]
         soft = np.flatnonzero(ids < 0)
@@ -164,7 +167,7 @@ class Evaluator:
         return embeddings, call
 
     def _after_layernorm(self, offset: Tensor) -> Tensor:
-        """(M, E) after the embedding LayerNorm -> what that is (M, H) where the first layer begins."""
+        """What stands after the embedding LayerNorm, (M, E), as it is where the first layer begins, (M, H)."""
         projection = self.forward.structure.projection
         return offset if projection is None else functional.linear(offset, projection.weight.float())
 

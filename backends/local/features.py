@@ -1,4 +1,5 @@
-"""What the frozen model makes of whole rows: their last hidden states, and how likely it finds their tokens."""
+"""Features are what the frozen model makes of whole rows: their last hidden states, and how likely it finds their
+tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,8 @@ HEAD_TOKENS = 1024
 
 @torch.inference_mode()
 def hidden_states(model: Any, rows: Sequence[Tensor], token_budget: int) -> list[Tensor]:
-    """Last hidden states (N, H) of each row of token ids (N,), in micro-batches of at most `token_budget` tokens."""
+    """The last hidden states (N, H) of each row of token ids (N,), in micro-batches of at most `token_budget`
+    tokens."""
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in micro_batches([len(row) for row in rows], 1, token_budget):
         ids, mask = _padded([rows[i] for i in batch.rows])
@@ -27,7 +29,7 @@ def hidden_states(model: Any, rows: Sequence[Tensor], token_budget: int) -> list
 
 @torch.inference_mode()
 def masked_log_likelihoods(model: Any, row: Tensor, places: Sequence[int], mask_id: int) -> Tensor:
-    """(P,) log-likelihoods of a row's tokens at P places, each masked in turn."""
+    """The log-likelihoods (P,) of a row's tokens at P places, each masked in turn."""
     at = torch.tensor(places, device=row.device)
     found = []
     for some in torch.split(at, max(1, HEAD_TOKENS // len(row))):
@@ -40,15 +42,15 @@ def masked_log_likelihoods(model: Any, row: Tensor, places: Sequence[int], mask_
 
 @torch.inference_mode()
 def causal_log_likelihoods(model: Any, row: Tensor) -> Tensor:
-    """(N - 1,) log-likelihoods of a row's tokens from the second on, given what stands left of them."""
+    """The log-likelihoods (N - 1,) of a row's tokens from the second on, given what stands left of them."""
     return _of_tokens(model(input_ids=row[None]).logits[0, :-1], row[1:]).cpu()
 
 
 def _of_tokens(logits: Tensor, ids: Tensor) -> Tensor:
-    """(P, V) logits -> (P,) log-probabilities of the tokens that stand there."""
+    """The log-probabilities (P,) that logits (P, V) give to the tokens that stand there."""
     return logits.float().log_softmax(-1).gather(-1, ids[:, None])[:, 0]
 
 
 def _padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Token ids (B, N) filled up at the right, and the mask (B, N) of what counts."""
+    """The token ids (B, N) filled up at the right, and the mask (B, N) of what counts."""
     return pad_sequence(list(rows), batch_first=True), pad_sequence([torch.ones_like(row) for row in rows], True)

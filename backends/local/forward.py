@@ -24,29 +24,29 @@ class Pass:
     """What one forward pass is told beside its embeddings."""
 
     groups: tuple[Group, ...]
-    """How the P tokens lie."""
+    """How the P tokens of the micro-batch lie."""
     positions: Tensor
     """(P,) place of each token in its row."""
     read: Tensor
     """(S,) tokens whose last hidden states are wanted."""
     places: Tensor
-    """(M,) tokens of prompts."""
+    """(M,) tokens that are prompts'."""
     offsets: dict[int, Tensor] = field(default_factory=dict)
-    """By layer: what is added at the prompts' places (M, H) to the states that enter it."""
+    """By layer, what is added (M, H) at the prompts' places to the states that enter it."""
     first: int = 0
-    """Layers below this one are passed by."""
+    """The lowest layer that is computed; those below it are passed by."""
     states: Tensor | None = None
-    """(P, H) what enters layer `first`, if any is passed by."""
+    """(P, H) states that enter layer `first`, if any layer is passed by."""
     stop: int | None = None
-    """Layers from this one on are passed by."""
+    """The lowest layer that is not computed, with those above it (none: all are computed)."""
     left: KeysAndValues | None = None
-    """Keys and values of what stands left of every sequence."""
+    """By layer, keys and values of what stands left of every sequence."""
     only_keys: bool = False
-    """Nothing is read: `kept` is all that is wanted."""
+    """Whether nothing is read, since `kept` is all that is wanted."""
     kept: KeysAndValues = field(default_factory=dict)
-    """With `only_keys`, where the pass leaves its keys and values."""
+    """By layer, the keys and values that the pass leaves here with `only_keys`."""
     reached: Tensor | None = None
-    """With `stop`, where the pass leaves the states (P, H) that entered that layer, before anything was added."""
+    """(P, H) states that entered layer `stop`, before anything was added; the pass leaves them here."""
 
     def entering(self, layer: int, hidden: Tensor) -> Tensor:
         """The hidden states that enter a layer, from those that the model would have it enter with."""
@@ -60,17 +60,17 @@ class Pass:
         return hidden
 
     def computes(self, layer: int) -> bool:
-        """Whether the layer is not passed by."""
+        """Whether the layer is computed in this pass, and not passed by."""
         return self.first <= layer and (self.stop is None or layer < self.stop)
 
     @property
     def n_tokens(self) -> int:
-        """P."""
+        """The number of tokens P."""
         return sum(group.n_tokens for group in self.groups)
 
 
 class Layer(nn.Module):
-    """A layer of the packed trunk, or of the trunk apart in one `call`."""
+    """A layer of the packed trunk, or of the trunk apart, which then serves one `call` only."""
 
     def __init__(self, layer: nn.Module, index: int, gives_tuple: bool, call: Pass | None = None) -> None:
         super().__init__()
@@ -100,17 +100,18 @@ class Layer(nn.Module):
         return output
 
     def keep(self, call: Pass, keys: Tensor, values: Tensor) -> None:
-        """Leave what a pass over prefixes is made for."""
+        """Leave in the pass the keys and values that a pass over prefixes is made for."""
         (group,) = call.groups
         call.kept[self._index] = of_candidates(keys, group), of_candidates(values, group)
 
     def given_back(self, hidden: Tensor) -> Any:
-        """Hidden states as the layer's output."""
+        """The hidden states in the form of the layer's output."""
         return (hidden,) if self._gives_tuple else hidden
 
 
 class LastLayer(Layer):
-    """The last layer of the packed trunk: keys and values of all tokens, and the rest for what is read.
+    """The last layer of the packed trunk. It computes keys and values of all tokens, and everything else only for what
+    is read.
 
     `keys_only` is the layer without what comes after its attention.
     """
@@ -120,7 +121,7 @@ class LastLayer(Layer):
         self.keys_only = keys_only
 
     def packed(self, hidden: Tensor, call: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The layer's output where it is read, zeros elsewhere: models count on as many tokens as before."""
+        """The layer's output where it is read, and zeros elsewhere, since models count on as many tokens as before."""
         kept: list[tuple[Tensor, Tensor]] = []
         self.keys_only(hidden, *args, packed=Attending(call.groups, only_keys=True, kept=kept), **kwargs)
         if call.only_keys:
@@ -136,14 +137,14 @@ class LastLayer(Layer):
 
 
 def _at(value: Any, call: Pass) -> Any:
-    """Of anything (1, P, ...) the tokens that are read."""
+    """The tokens that are read, out of anything (1, P, ...)."""
     if isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == call.n_tokens:
         return value[:, call.read]
     return tuple(_at(item, call) for item in value) if isinstance(value, tuple) else value
 
 
 class Forward:
-    """Forward passes through a model's trunk: `packed` if there is a packed copy of it, else apart."""
+    """The forward passes through a model's trunk: through `packed` if there is a packed copy of it, else apart."""
 
     def __init__(self, structure: Structure, packed: nn.Module | None) -> None:
         self.structure, self.packed = structure, packed
@@ -151,7 +152,7 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self, embeddings: Tensor, call: Pass) -> Tensor:
-        """Embeddings (P, E) -> the last hidden states (S, H) that are read."""
+        """Compute the last hidden states (S, H) that are read, from embeddings (P, E)."""
         if self.packed is not None:
             positions = call.positions[None] + self._first_position
             output = self.packed(inputs_embeds=embeddings[None], position_ids=positions, packed=call)

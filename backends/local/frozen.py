@@ -1,4 +1,4 @@
-"""A frozen model in one precision: loaded, checked, and ready to tokenise rows and to score them."""
+"""A frozen model is a model in one precision: loaded, checked, and ready to tokenise rows and to score them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,11 +25,13 @@ class Source:
     name: str
     """A bundled name, a folder or a name on the hub."""
     kind: Kind | None
-    """Masked or causal; None: what its config says."""
+    """Masked or causal (none: what the model's config says)."""
     device: torch.device
+    """The device that computes."""
     revision: str | None
+    """The revision on the hub (none: the latest)."""
     token_budget: int
-    """Tokens of one micro-batch, at most."""
+    """The most tokens of one micro-batch."""
 
 
 class FrozenModel:
@@ -48,17 +50,17 @@ class FrozenModel:
 
     @property
     def words(self) -> Tensor:
-        """(vocabulary, E) word embeddings."""
+        """The word embeddings (vocabulary, E)."""
         return self.evaluator.words
 
     @cached_property
     def embedding_std(self) -> float:
-        """Standard deviation over all word embeddings."""
+        """The standard deviation over all numbers of the word embeddings."""
         return float(self.words.double().std().item())
 
     @cached_property
     def max_length(self) -> int:
-        """Positions that the model has and its tokenizer admits."""
+        """The number of positions that the model has and its tokenizer admits."""
         limit = int(getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length)
         return min(limit - first_position(self.model.base_model), int(self.tokenizer.model_max_length))
 

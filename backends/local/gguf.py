@@ -1,4 +1,4 @@
-"""GGUF files, as llama.cpp keeps its quantised models: unpacked once into a plain `transformers` folder.
+"""GGUF files, as llama.cpp keeps its quantised models, are unpacked once into a plain `transformers` folder.
 
 `transformers` reads them slowly and gives a wrapper that can neither be cast nor saved. So the weights are unpacked to
 fp32 and kept, with the tokenizer, in the user's cache folder under the digest of the file's content; delete the folder
@@ -42,7 +42,7 @@ def smollm2_file() -> Path:
 
 
 def plain_copy(file: Path) -> Path:
-    """The folder with the file's model and tokenizer as `save_pretrained` writes them, made if it is not there.
+    """The folder with the file's model and tokenizer as `save_pretrained` writes them. It is made if it is not there.
 
     Raises:
         BackendError: no such file, not a GGUF file of a causal LM that `transformers` knows, or packages are missing.
@@ -55,7 +55,7 @@ def plain_copy(file: Path) -> Path:
         half = Path(tempfile.mkdtemp(dir=folder.parent, prefix="half-"))
         try:
             _unpack(file, half)
-            if not folder.is_dir():  # else another process was faster
+            if not folder.is_dir():  # another process may have been faster
                 os.replace(half, folder)
         finally:
             shutil.rmtree(half, ignore_errors=True)
@@ -63,7 +63,7 @@ def plain_copy(file: Path) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where unpacked models are kept: `$XDG_CACHE_HOME/bbt/gguf`, by default under `~/.cache`."""
+    """The folder in which unpacked models are kept: `$XDG_CACHE_HOME/bbt/gguf`, by default under `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bbt" / "gguf"
 
 
@@ -81,9 +81,9 @@ def _unpack(file: Path, folder: Path) -> None:
             raise BackendError(f"reading {file.name} needs the package {package}: pip install 'bbt-prompt[gguf]'.")
     LOGGER.warning("unpacking %s once, into %s; this may take a minute.", file.name, cache_folder())
     try:
-        with redirect_stderr(StringIO()):  # a progress bar that nothing else turns off
+        with redirect_stderr(StringIO()):  # hides a progress bar that nothing else turns off
             model, tokenizer = _plain(file)
-    except Exception as error:  # what a reader of bytes raises on a damaged file is not to be foreseen
+    except Exception as error:  # a damaged file may make the reader raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BackendError(
             f"cannot load model {str(file)!r}: it is damaged, or no causal LM that transformers knows ({reason})."
@@ -93,7 +93,7 @@ def _unpack(file: Path, folder: Path) -> None:
 
 
 def _plain(file: Path) -> tuple[Any, Any]:
-    """The file's model without the wrapper, in fp32, and its tokenizer."""
+    """Read the file's model without the wrapper, in fp32, and its tokenizer."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""The gradient side of a local model: the forward path's rows, prompt places and head, differentiable."""
+"""The gradient side of a local model has the forward path's rows, prompt places and head, and can be differentiated."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class TrainableModel:
-    """See `bbt.backend.Trainable`: `model` is a copy with fp32 weights of what the `frozen` one was loaded from."""
+    """The trainable copy of a local model (see `bbt.backend.Trainable`): `model` has fp32 weights of what the `frozen`
+    one was loaded from."""
 
     def __init__(self, model: Any, frozen: "FrozenModel") -> None:
         self.model = model
@@ -39,7 +40,7 @@ class TrainableModel:
         return self._frozen.encode(rows, label_words, reserved=self._n_prefix)
 
     def logits(self, encoded: "LocalRows", rows: Sequence[int], prompt: Tensor | None = None) -> Tensor:
-        """(b, K) logits of the rows named, with gradients.
+        """The logits (b, K) of the rows named, with gradients.
 
         Rows without a soft prompt go in by their token ids, as a user's own call of the model or of PEFT has them:
         RoBERTa counts its positions otherwise from embeddings, and then forgets a prefix.
@@ -56,7 +57,7 @@ class TrainableModel:
             return cast(Tensor, self._head.of(encoded.label_ids)(states))
 
     def _with_prompt(self, ids: Tensor, prompt: Tensor) -> Tensor:
-        """(b, N, H) embeddings of ids (b, N) with the prompt, one (T, H) for all rows or one (b, T, H) each."""
+        """The embeddings (b, N, H) of ids (b, N) with the prompt, one (T, H) for all rows or one (b, T, H) for each."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids.clamp(min=0))
         soft, own = ids < 0, prompt.expand(len(ids), -1, -1)
         embeddings[soft] = own[soft.nonzero()[:, 0], prompt_id(ids[soft])]
@@ -64,7 +65,7 @@ class TrainableModel:
 
     @torch.no_grad()
     def scores(self, encoded: "LocalRows") -> RowScores:
-        """(B, K) logits of all rows, without gradients, in micro-batches."""
+        """The logits (B, K) of all rows, without gradients, in micro-batches."""
         scores = torch.empty(encoded.n_examples, len(encoded.label_ids))
         training = self.model.training
         self.model.eval()
@@ -74,12 +75,12 @@ class TrainableModel:
         return np.asarray(scores.numpy())
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """Token ids as readable text."""
+        """The readable text of token ids."""
         return self._frozen.row_tokenizer.text(token_ids)
 
 
 def _padding_mask(lengths: Tensor, width: int, past_length: int) -> Tensor | None:
-    """(S, past + N) of ones where a token stands; None where nothing is padded."""
+    """The mask (S, past + N) of ones where a token stands; None where nothing is padded."""
     if bool((lengths == width).all()):
         return None
     places = torch.arange(past_length + width, device=lengths.device)

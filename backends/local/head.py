@@ -1,4 +1,4 @@
-"""From the hidden states that are read to the logits of the label words.
+"""The head makes the logits of the label words from the hidden states that are read.
 
 The head is the model's own forward pass with its trunk replaced by one that gives back what it is given, so that
 whatever a model does after its trunk (transforms, caps, scales) is done here too.
@@ -15,7 +15,7 @@ from backends.local.structure import Structure, replaced
 
 
 class Head:
-    """Makes heads for label words out of a model's own.
+    """A maker of heads for label words, out of a model's own head.
 
     In general only the label words' rows of the decoder are computed, all of it in fp32: K rows cost nothing, while
     bf16 would round a logit of 100, as causal LMs have them, to 0.5, and rounding in what stands before the decoder
@@ -39,21 +39,21 @@ class Head:
 
 
 class LabelHead(nn.Module):
-    """Hidden states (S, H) -> logits (S, K) in fp32."""
+    """The head for some label words: hidden states (S, H) -> logits (S, K) in fp32."""
 
     def __init__(self, head: nn.Module, picked: Tensor | None = None) -> None:
         super().__init__()
         self._head, self._picked = head, picked
 
     def forward(self, states: Tensor) -> Tensor:
-        """The model's own head on sequences of one position."""
+        """Put the states through the model's own head as sequences of one position."""
         states = states[:, None] if self._picked is not None else states[:, None].float()
         logits = self._head(inputs_embeds=states).logits[:, 0]
         return cast(Tensor, (logits if self._picked is None else logits[:, self._picked]).float())
 
 
 class _GivesBack(nn.Module):
-    """In the trunk's place: its attributes, and for its output what it is given."""
+    """A module in the trunk's place that has its attributes and gives back what it is given."""
 
     def __init__(self, structure: Structure) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class _GivesBack(nn.Module):
 
 
 class _LabelRows(nn.Module):
-    """In the decoder's place: its rows of some tokens, in fp32."""
+    """A module in the decoder's place that has the decoder's rows of some tokens, in fp32."""
 
     def __init__(self, decoder: Any, ids: Tensor) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class _LabelRows(nn.Module):
 
 
 def _in_full_precision(model: Any, trunk: nn.Module, decoder: Any) -> dict[nn.Module, nn.Module]:
-    """The modules between trunk and decoder that hold half-precision weights of their own, and fp32 copies of them."""
+    """The modules between trunk and decoder that hold half-precision weights of their own, with fp32 copies of them."""
     kept = {*trunk.modules(), *(decoder.modules() if decoder is not None else ())}
     found: dict[nn.Module, nn.Module] = {}
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Where a model's files may come from: a folder, the hub, or copies of the hub's files on this machine."""
+"""A model's files may come from a folder, from the hub, or from copies of the hub's files on this machine."""
 
 import threading
 from pathlib import Path
@@ -11,8 +11,8 @@ SECONDS = 3.0
 
 
 def where(source: str, revision: str | None) -> dict[str, Any]:
-    """What `from_pretrained` is told: the revision, and whether only files on this machine are looked at. They are
-    of a folder, offline (HF_HUB_OFFLINE) and while the hub is silent.
+    """The arguments for `from_pretrained`: the revision, and whether only files on this machine are looked at. That is
+    so for a folder, offline (HF_HUB_OFFLINE) and while the hub is silent.
 
     Raises:
         OSError: the model is on no disk of this machine and the hub is out of reach.
@@ -36,7 +36,7 @@ def where(source: str, revision: str | None) -> dict[str, Any]:
 
 
 def _answers(url: str) -> bool:
-    """Whether anything comes back in time; whom to trust is for the hub's own client to judge."""
+    """Whether any answer comes back in time; whom to trust is for the hub's own client to judge."""
     answered: list[bool] = []
 
     def ask() -> None:

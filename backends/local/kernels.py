@@ -1,4 +1,4 @@
-"""Faster ways to compute what a model's linear layers and activations say.
+"""A model's linear layers and activations are computed here in faster ways.
 
 On a CPU in bf16: weights laid out for the matrix units once, and GELU taken while the product is in cache.
 Everywhere: the tanh form of GELU in one kernel, where transformers takes eight.
@@ -19,7 +19,7 @@ LAID_OUT_FOR = 2048
 
 
 def faster_modules(layer: nn.Module) -> dict[nn.Module, nn.Module]:
-    """For every linear layer and activation of a layer that has a faster form here."""
+    """The faster module for each linear layer and activation of a layer that has one here."""
     found: dict[nn.Module, nn.Module] = {m: _GELUTanh() for m in layer.modules() if isinstance(m, GELU_TANH)}
     if not _has_laid_out_products(next(layer.parameters())):
         return found
@@ -32,7 +32,7 @@ def faster_modules(layer: nn.Module) -> dict[nn.Module, nn.Module]:
 
 
 def _activated(layer: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
-    """The linear layer that widens and the GELU after it, where a block has one of each."""
+    """Yield the linear layer that widens and the GELU after it, where a block has one of each."""
     for block in layer.modules():
         children = list(block.children())
         wide = [child for child in children if isinstance(child, nn.Linear | Conv1D) and _widens(child)]
@@ -47,13 +47,14 @@ def _widens(linear: Any) -> bool:
 
 
 def _weight(linear: Any) -> Tensor:
-    """(out, in); GPT-2's layers hold it transposed."""
+    """The weights (out, in) of a linear layer; GPT-2's hold them transposed."""
     weight: Tensor = linear.weight
     return weight.T if isinstance(linear, Conv1D) else weight
 
 
 def _has_laid_out_products(weight: Tensor) -> bool:
-    """PyTorch's compiler uses these operators of oneDNN; they are not public, so they may go one day."""
+    """Whether PyTorch has the operators of oneDNN that its compiler uses; they are not public, so they may go one
+    day."""
     if weight.device.type != "cpu" or weight.dtype != torch.bfloat16:
         return False
     return hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -65,7 +66,7 @@ class _LaidOut(nn.Module):
     def __init__(self, linear: Any, gelu: nn.Module | None) -> None:
         super().__init__()
         weight = _weight(linear).detach().contiguous()
-        self._linear = (linear,)  # in a tuple it is no part of this module
+        self._linear = (linear,)  # a tuple keeps PyTorch from taking it as a part of this module
         self._laid_out = torch.ops.mkldnn._reorder_linear_weight(weight, LAID_OUT_FOR)
         self._after, self._form = ("none", "")
         if gelu is not None:
@@ -73,13 +74,13 @@ class _LaidOut(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """As the layer had them."""
+        """The weights as the layer had them."""
         weight: Tensor = self._linear[0].weight
         return weight
 
     @property
     def bias(self) -> Tensor | None:
-        """As the layer had it."""
+        """The bias as the layer had it."""
         bias: Tensor | None = self._linear[0].bias
         return bias
 

@@ -1,4 +1,4 @@
-"""From a bundled name, a folder, a GGUF file or a hub name to a frozen model and its tokenizer."""
+"""A bundled name, a folder, a GGUF file or a hub name becomes a frozen model and its tokenizer here."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` takes cuda, then mps, then cpu.
+    """The device by its name; `auto` takes cuda, then mps, then cpu.
 
     Raises:
         BackendError: an unknown device, or one that this machine or PyTorch build lacks.
@@ -34,7 +34,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """`auto` takes bf16 where the chip has matrix units for it, else fp32.
+    """The precision by its name; `auto` takes bf16 where the chip has matrix units for it, else fp32.
 
     Raises:
         BackendError: an unknown precision.
@@ -55,16 +55,20 @@ def _has_bf16_matrix_units(device: torch.device) -> bool:
 
 
 class Loaded(NamedTuple):
-    """A model (frozen, in eval mode) and what is known of it."""
+    """A model, and what is known of it."""
 
     model: Any
+    """The `transformers` model, frozen and in eval mode."""
     tokenizer: Any
+    """Its fast tokenizer."""
     kind: Kind
+    """Masked or causal."""
     fingerprint: str
+    """A digest of its weights: see `fingerprint`."""
 
 
 def load(model: str, kind: Kind | None, device: torch.device, dtype: torch.dtype, revision: str | None) -> Loaded:
-    """A model on the device with its fast tokenizer, whether it is a masked or a causal LM, and its fingerprint.
+    """Load a model on the device with its fast tokenizer, whether it is a masked or a causal LM, and its fingerprint.
 
     Raises:
         BackendError: not found, of another kind, without a language-model head or other weights of its own, without
@@ -102,7 +106,7 @@ def load(model: str, kind: Kind | None, device: torch.device, dtype: torch.dtype
 
 
 def _check_weights(model: str, loaded: Any, missing: Iterable[str]) -> None:
-    """A weight that the checkpoint lacks would be drawn at random.
+    """Refuse a checkpoint that lacks weights, since they would be drawn at random.
 
     Raises:
         BackendError: names the missing weights.
@@ -117,7 +121,7 @@ def _check_weights(model: str, loaded: Any, missing: Iterable[str]) -> None:
 
 
 def fingerprint(model: Any) -> str:
-    """Twelve hex digits over names, shapes and 64 values of every weight, rounded to bf16: tells models apart in
+    """Twelve hex digits over names, shapes and 64 values of every weight, rounded to bf16: they tell models apart in
     milliseconds. The model is in fp32 or bf16, or in the precision of its checkpoint, so that no value is rounded
     twice."""
     digest = hashlib.sha256()

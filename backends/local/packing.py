@@ -1,4 +1,4 @@
-"""Makes a packed copy of a trunk, once, when a model is loaded; `Forward` runs it.
+"""The packed copy of a trunk is made here, once, when a model is loaded; `Forward` runs it.
 
 The copy shares the weights. In it, attention is ours, linear layers and activations are faster ones, and the layers
 stand in wrappers that know what to do with a `Pass`.
@@ -19,7 +19,7 @@ from backends.local.structure import Structure, replaced, watched
 
 
 def packed_trunk(structure: Structure, words: Tensor, cut_last: bool) -> nn.Module:
-    """A copy of the trunk that takes packed rows. With `cut_last` its last layer computes only what is read.
+    """Make a copy of the trunk that takes packed rows. With `cut_last` its last layer computes only what is read.
 
     Raises:
         Exception: whatever an unknown architecture makes of what it does not know.
@@ -47,14 +47,14 @@ def packed_trunk(structure: Structure, words: Tensor, cut_last: bool) -> nn.Modu
 
 
 class _Unchanged(nn.Module):
-    """Gives back what it is given."""
+    """A module that gives back what it is given."""
 
     def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden
 
 
 class _Blank(nn.Module):
-    """Zeros of another width, which take no memory."""
+    """A module that gives zeros of another width, which take no memory."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _Blank(nn.Module):
 
 
 def _keys_only(trunk: nn.Module, layer: nn.Module, words: Tensor) -> nn.Module:
-    """The layer without what it does after its attention, which is seen by watching it.
+    """Make a layer without what it does after its attention, which is found by watching it.
 
     Raises:
         NotImplementedError: what comes after its attention gives something else than one tensor.
@@ -99,7 +99,7 @@ def _keys_only(trunk: nn.Module, layer: nn.Module, words: Tensor) -> nn.Module:
 
 
 def _noting(module: nn.Module, told: list[Attending], later: dict[nn.Module, nn.Module]) -> Any:
-    """A hook that notes a module that begins when the attention has its keys and values."""
+    """Make a hook that notes a module that begins when the attention has its keys and values."""
 
     def begin(_: nn.Module, args: Any) -> None:
         if told and told[-1].kept:

@@ -1,4 +1,5 @@
-"""What stands for a template's rows in plain `transformers`: a text that the bare tokenizer splits as bbt does."""
+"""A template's rows are described here for plain `transformers`: as a text that the bare tokenizer splits as bbt
+does."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ PROBES = (("a film", "it was slow"), ("Two  words, 3.5 % - and\nmore!", "Zo\u00e
 def plain_text(
     tokenizer: Any, rows: RowTokenizer, render: Callable[[str, str], Row], label_words: Sequence[str], causal: bool
 ) -> PlainText:
-    """See `PlainBackend.plain_text`.
+    """Describe the rows; see `PlainBackend.plain_text`.
 
     Raises:
         BackendError: the prompt stands neither at the start nor before everything else, or no text has these tokens.
@@ -51,7 +52,7 @@ def _has_prompt_inside(row: Row) -> bool:
 
 
 def _written(row: Row, mask: str) -> str:
-    """The row as a text to be formatted; the space before a causal LM's label word belongs to the word."""
+    """The row as a text to be formatted. The space before a causal LM's label word belongs to the word."""
     pieces = {"literal": lambda s: s.text.replace("{", "{{").replace("}", "}}"), "text": lambda s: s.text}
     written = ""
     for segment in row:
@@ -63,7 +64,7 @@ def _written(row: Row, mask: str) -> str:
 
 
 def _candidates(written: str, tokenizer: Any, rows: RowTokenizer, inside: bool) -> Iterator[tuple[str, bool]]:
-    """Texts, and whether the tokenizer adds its special tokens, the plainest first."""
+    """Yield texts, the plainest first, and whether the tokenizer is to add its special tokens."""
     left, right = ("".join(tokenizer.convert_ids_to_tokens(ids)) for ids in rows.special_ids)
     left = "" if inside else left
     for text in dict.fromkeys((written, written.removeprefix(" "))):
@@ -73,6 +74,6 @@ def _candidates(written: str, tokenizer: Any, rows: RowTokenizer, inside: bool) 
 
 
 def _agrees(tokenizer: Any, rows: RowTokenizer, row: Row, text: str, adds: bool, leading: Sequence[int]) -> bool:
-    """Whether the text has the row's tokens, but for soft ones and those that stand before them."""
+    """Whether the text has the row's tokens, apart from soft ones and those that stand before them."""
     ids = [i for i in rows.row(row).ids if i >= 0]
     return ids == [*leading, *tokenizer(text, add_special_tokens=adds)["input_ids"]]

@@ -1,4 +1,4 @@
-"""Half precision where it ranks candidates as full precision does, settled when a backend is made.
+"""Half precision is taken where it ranks candidates as full precision does. That is settled when a backend is made.
 
 The trial is on neutral texts of its own and pairs of common words: what is asked is only whether rounding changes
 which of two prompts is the better one.
@@ -22,7 +22,7 @@ from bbt.scoring.losses import cross_entropy
 from bbt.types import Losses, Prompts
 
 AGREEMENT = 0.98
-"""Least mean rank correlation with fp32 at which `auto` takes half precision. On 32 rows of SST-2, where 0.99 was
+"""The least mean rank correlation with fp32 at which `auto` takes half precision. On 32 rows of SST-2, where 0.99 was
 asked for, the bundled models have 0.996 to 0.998; on these fewer rows 0.993: 1 - r is two to three times as large."""
 N_CANDIDATES, N_PROMPT_TOKENS = 20, 5
 
@@ -47,12 +47,13 @@ class Settled:
     """The model in the precision that was settled, and what does not depend on it."""
 
     model: FrozenModel
+    """The model in the precision that was settled."""
     embedding_std: float
-    """Of the word embeddings in fp32, so that A is the same in every precision."""
+    """The standard deviation of the word embeddings in fp32, so that A is the same in every precision."""
 
 
 def settled(source: Source, dtype: torch.dtype, on_trial: bool) -> Settled:
-    """The model in `dtype`, or where that is on trial and fails it in fp32, with a warning.
+    """Load the model in `dtype`; where that is on trial and fails, load it in fp32, with a warning.
 
     Raises:
         BackendError: it cannot be loaded, or not be scored with.
@@ -66,7 +67,7 @@ def settled(source: Source, dtype: torch.dtype, on_trial: bool) -> Settled:
     try:
         half = FrozenModel(source, dtype)
         reason = disagreement(half, full)
-    except Exception as error:  # what a model or a chip makes of a precision that it does not know
+    except Exception as error:  # a model or chip that lacks the precision may raise anything
         reason = f"the model refuses it: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
         if is_out_of_memory(error):
             reason = "there is no memory to compare it with fp32"
@@ -78,7 +79,7 @@ def settled(source: Source, dtype: torch.dtype, on_trial: bool) -> Settled:
 
 
 def disagreement(half: FrozenModel, full: FrozenModel) -> str | None:
-    """Why half precision cannot be trusted to rank this model's candidates; None where it can.
+    """The reason why half precision cannot be trusted to rank this model's candidates; None where it can.
 
     A population as a search begins with it (20 candidates around five random tokens, spread as in BBT's released code)
     is scored on `TEXTS` in both precisions; the mean over pairs of label words of the losses' rank correlation decides.
@@ -91,13 +92,13 @@ def disagreement(half: FrozenModel, full: FrozenModel) -> str | None:
 
 
 def rank_correlation(a: Losses, b: Losses) -> float:
-    """Spearman's rank correlation of two (n,) without ties."""
+    """Spearman's rank correlation of two sets of losses (n,) without ties."""
     n, distance = len(a), a.argsort().argsort() - b.argsort().argsort()
     return float(1.0 - 6.0 * (distance**2).sum() / (n * (n**2 - 1)))
 
 
 def losses_in_both(half: FrozenModel, full: FrozenModel) -> Iterator[tuple[Losses, Losses]]:
-    """For each pair of label words the losses (n,) of the same candidates in both precisions."""
+    """Yield, for each pair of label words, the losses (n,) of the same candidates in both precisions."""
     prompts, labels, words = _population(full), np.arange(len(TEXTS)) % 2, _label_words(full)
     encoded = [(model.evaluator, model.encode([_row(text) for text in TEXTS], words)) for model in (half, full)]
     scores = [evaluator.label_scores(prompts[:, None], rows) for evaluator, rows in encoded]
@@ -107,7 +108,7 @@ def losses_in_both(half: FrozenModel, full: FrozenModel) -> Iterator[tuple[Losse
 
 
 def _population(model: FrozenModel) -> Prompts:
-    """(n, T, E) around the embeddings of random tokens, one embedding's spread away."""
+    """Prompts (n, T, E) around the embeddings of random tokens, one embedding's spread away."""
     words, n_tokens = model.words, N_PROMPT_TOKENS
     ids = torch.tensor(stable_choice(0, len(words), n_tokens), device=words.device)
     p0 = words[ids].float().cpu().numpy()[None]
@@ -127,7 +128,7 @@ def _row(text: str) -> Row:
 
 
 def _label_words(model: FrozenModel) -> list[str]:
-    """Pairs of words that are one token each, and all different.
+    """Words for the trial, pair after pair: each is one token, and all are different.
 
     Raises:
         BackendError: not even random tokens make a pair.
@@ -147,7 +148,7 @@ def _label_words(model: FrozenModel) -> list[str]:
 
 
 def _pairs(model: FrozenModel) -> Iterator[tuple[str, str]]:
-    """Common words, then the texts of random tokens."""
+    """Yield pairs of common words, then pairs of the texts of random tokens."""
     yield from PAIRS
     for seed in range(100):
         first, second = (model.row_tokenizer.text([int(i)]).strip() for i in stable_choice(seed, len(model.words), 2))
@@ -160,7 +161,8 @@ def _in_full(model: FrozenModel) -> Settled:
 
 
 def _full_embedding_std(source: Source, half: FrozenModel) -> float:
-    """Of the fp32 weights, which are loaded for it where the stored ones may be finer than the half ones."""
+    """The standard deviation of the fp32 word embeddings. The weights are loaded for it where the stored ones may be
+    finer than the half ones."""
     try:
         model = load(source.name, source.kind, torch.device("cpu"), torch.float32, source.revision).model
     except (MemoryError, RuntimeError):

@@ -1,4 +1,4 @@
-"""`LocalRows`: one split, tokenised, with the head for its label words."""
+"""`LocalRows` are the rows of one split, tokenised, with the head for its label words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,31 +18,32 @@ KEPT_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Shared:
-    """What the candidates of a turn share (BBTv2): hidden states under the lower prompts."""
+    """The hidden states that the candidates of a turn share (BBTv2), under the prompts of the lower layers."""
 
     layer: int
-    """The layer that they enter."""
+    """The layer that the states enter."""
     lower: DeepPrompts
     """(layer, T, H) prompts of the layers below it."""
     states: Tensor
     """(tokens, H) of all rows end to end."""
 
     def holds_for(self, prompts: DeepPrompts) -> bool:
-        """All candidates (n, L, T, H) have these lower prompts."""
+        """Whether all candidates (n, L, T, H) have these lower prompts."""
         return bool((prompts[:, : self.layer] == self.lower).all())
 
 
 @dataclass
 class LocalRows:
-    """One split, tokenised."""
+    """The rows of one split, tokenised for a local model."""
 
     rows: list[TokenRow]
+    """(B,) rows of token ids."""
     label_ids: Tensor
     """(K,) token ids of the label words."""
     head: LabelHead
-    """From hidden states to the label words' logits."""
+    """The head that makes the label words' logits from hidden states."""
     n_prompt_tokens: int
-    """T."""
+    """The number of prompt tokens T."""
     n_prefix: int
     """Tokens at the left that are the same in every row of a causal LM, computed once a candidate."""
     anchor: Tensor | None = None
@@ -58,27 +59,27 @@ class LocalRows:
 
     @cached_property
     def ids(self) -> list[Tensor]:
-        """Each row's token ids, on the device."""
+        """The token ids of each row, on the device."""
         return [torch.tensor(row.ids, device=self.label_ids.device) for row in self.rows]
 
     @property
     def n_examples(self) -> int:
-        """B."""
+        """The number of rows B."""
         return len(self.rows)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all rows, prompt tokens included."""
+        """The tokens of all rows, prompt tokens included."""
         return len(self.tokens)
 
     @property
     def n_truncated(self) -> int:
-        """Rows whose text was cut."""
+        """The number of rows whose text was cut."""
         return sum(row.truncated for row in self.rows)
 
 
 def common_prefix(rows: Sequence[TokenRow]) -> int:
-    """Tokens at the left that all rows share, leaving every row at least its read position to compute."""
+    """The number of tokens at the left that all rows share; every row keeps at least its read position to compute."""
     shortest, first = min(row.read for row in rows), rows[0].ids
     return next((i for i in range(shortest) if any(row.ids[i] != first[i] for row in rows)), shortest)
 
@@ -90,7 +91,7 @@ def lowest_difference(prompts: DeepPrompts) -> int:
 
 
 def clipped_std(values: Tensor) -> float:
-    """Standard deviation after five rounds of clipping to mean +- 3 std, as in BBTv2's released code."""
+    """The standard deviation after five rounds of clipping to mean +- 3 std, as in BBTv2's released code."""
     values = values.float()
     for _ in range(5):
         std, mean = torch.std_mean(values)

@@ -1,4 +1,4 @@
-"""Models of a known shape with random weights, for measuring speed and memory where no weights are at hand.
+"""Models of a known shape with random weights serve to measure speed and memory where no weights are at hand.
 
 `random:roberta-large` names a shape of `SHAPES`; `random:FOLDER` takes the configuration, and the tokenizer if it
 has one, of a folder, a bundled model or a hub name. A shape comes with the tokenizer of a bundled model.
@@ -26,7 +26,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2-large": ("gpt2", {"n_embd": 1280, "n_layer": 36, "n_head": 20}),
     "gpt2-xl": ("gpt2", {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
 }
-"""Model type and what differs from its default configuration, as the published config.json files have it."""
+"""By name, the model type and what differs from its default configuration, as the published files have it."""
 
 
 def random_config(name: str, revision: str | None = None) -> Any:
@@ -59,7 +59,7 @@ def random_tokenizer(name: str, kind: Literal["masked", "causal"], revision: str
 
 
 def random_model(auto: Any, config: Any, device: torch.device) -> Any:
-    """The model with the random weights of seed 0, drawn in fp32 so that every precision rounds the same ones."""
+    """Make the model with the random weights of seed 0, drawn in fp32 so that every precision rounds the same ones."""
     with torch.random.fork_rng(), device:
         torch.manual_seed(0)
         return auto.from_config(config, dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""From a model's name to where its files are, and what its config and tokenizer tell, before a weight is read.
+"""A model's name leads to where its files are, and to what its config and tokenizer tell, before a weight is read.
 
 PyTorch and `transformers` take seconds to import; nothing here does so before it must.
 """
@@ -22,8 +22,8 @@ def known_models() -> list[str]:
 
 
 def resolve(model: str) -> str:
-    """A bundled name becomes its folder, a GGUF file the folder of its plain copy; anything else is left to
-    `transformers`.
+    """The name that `transformers` is given: a bundled name becomes its folder, a GGUF file the folder of its plain
+    copy, and anything else is left as it is.
 
     Raises:
         BackendError: a GGUF file that cannot be read.
@@ -37,7 +37,7 @@ def resolve(model: str) -> str:
 
 @contextmanager
 def cannot_load(model: str) -> Iterator[None]:
-    """What `transformers` and its helpers raise becomes one line that says what a model may be.
+    """A context in which an exception of `transformers` and its helpers becomes one line that says what a model may be.
 
     Raises:
         BackendError: in place of the exception.
@@ -57,7 +57,8 @@ def cannot_load(model: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no report of weights that are not used; what is missing is an error of ours."""
+    """A context without progress bars and without reports of weights that are not used; what is missing is an error of
+    ours."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # ours is the only one
@@ -78,7 +79,7 @@ def check_tokenizer(model: str, tokenizer: Any, n_words: int) -> None:
     """
     if not tokenizer.is_fast:
         raise BackendError(f"model {model!r} has no fast tokenizer (tokenizer.json), which truncation needs.")
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes up where the files are missing
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers makes this up where files are missing
         raise BackendError(f"model {model!r} comes without a tokenizer: no tokenizer.json or vocabulary beside it.")
     unused = special_ids(tokenizer) - {*tokenizer("a")["input_ids"], tokenizer.mask_token_id}
     beyond = [token for token, i in tokenizer.get_vocab().items() if i >= n_words and i not in unused]
@@ -91,7 +92,7 @@ def check_tokenizer(model: str, tokenizer: Any, n_words: int) -> None:
 
 
 def checked_kind(model: str, config: Any, kind: Kind | None) -> Kind:
-    """The kind asked for, or the config's own.
+    """The kind asked for, or else the config's own.
 
     Raises:
         BackendError: a model of neither kind, or that `transformers` does not have in the kind asked for.
@@ -111,7 +112,8 @@ def checked_kind(model: str, config: Any, kind: Kind | None) -> Kind:
 
 
 def kind_of(config: Any) -> Kind:
-    """From the architecture in config.json; a model type known to one auto class only decides otherwise."""
+    """The kind that the architectures in config.json name; where they name none, masked if `transformers` has a masked
+    LM of that model type, else causal."""
     names = " ".join(config.architectures or [])
     if "MaskedLM" in names or "ForPreTraining" in names:
         return "masked"

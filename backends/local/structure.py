@@ -1,4 +1,4 @@
-"""What a transformers model is made of, found by watching one forward pass: no architecture needs code of its own.
+"""The parts of a transformers model are found by watching one forward pass: no architecture needs code of its own.
 
 The *trunk* turns embeddings into the last hidden states; what comes after it is the head. The *layers* are a chain
 inside the trunk.
@@ -21,12 +21,16 @@ LENGTH_DEPENDENT = ("longrope", "dynamic")
 
 @dataclass(eq=False)
 class Visit:
-    """One call of a module: the first tensor that it was given, and what it gave back."""
+    """One call of a module."""
 
     module: nn.Module
+    """The module that was called."""
     hidden: Tensor | None
+    """The first tensor that it was given."""
     output: Any = None
+    """What it gave back."""
     ended: bool = False
+    """Whether the call has ended."""
 
     @property
     def states(self) -> Any:
@@ -39,21 +43,23 @@ class Structure:
     """The parts of a model."""
 
     trunk: nn.Module
-    """What turns embeddings (S, N, E) into the last hidden states (S, N, H)."""
+    """The module that turns embeddings (S, N, E) into the last hidden states (S, N, H)."""
     output_type: type[Any]
-    """What the trunk puts its last hidden states into."""
+    """The type of output in which the trunk puts its last hidden states."""
     layers: tuple[nn.Module, ...]
-    """From the bottom up, each fed with what the one below it gives; empty if there is no such chain."""
+    """(L,) layers from the bottom up, each fed with what the one below it gives; empty if there is no such chain."""
     layers_give_tuples: bool
-    """A layer returns its hidden states in a tuple."""
+    """Whether a layer returns its hidden states in a tuple."""
     hidden_size: int
-    """H."""
+    """The hidden size H."""
     layernorm: nn.Module | None
-    """The LayerNorm after the word embeddings, if nothing but `projection` stands between it and the first layer."""
+    """The LayerNorm after the word embeddings (none: something besides `projection` stands between it and the first
+    layer)."""
     projection: nn.Linear | None
-    """What widens the embeddings to the hidden size after that LayerNorm."""
+    """The layer that widens the embeddings to the hidden size after that LayerNorm (none: they have it)."""
     depends_on_length: bool
-    """A row's scores depend on the longest row beside it, and rows must not be computed at the same time."""
+    """Whether a row's scores depend on the longest row beside it, so that rows must not be computed at the same
+    time."""
 
     def require_layernorm(self) -> None:
         """Check that a difference can be added after the embedding LayerNorm.
@@ -80,7 +86,7 @@ class Structure:
 
 
 def structure_of(model: Any) -> Structure:
-    """Watch a model with two rows of three tokens.
+    """Find a model's parts by watching it with two rows of three tokens.
 
     Raises:
         BackendError: it is an encoder-decoder, or has no part that gives hidden states.
@@ -144,7 +150,7 @@ def _chain(trunk: nn.Module, visits: list[Visit]) -> list[Visit]:
 
 
 def _is_fed_on(chain: list[Visit]) -> bool:
-    """Every member takes (2, 3, H) states, and what the one before it gives."""
+    """Whether every member takes states (2, 3, H), and takes what the one before it gives."""
     hidden = chain[0].hidden
     shape = None if hidden is None else hidden.shape
     below = (None, *(visit.states for visit in chain))
@@ -160,7 +166,7 @@ def _is_fed_on(chain: list[Visit]) -> bool:
 def _embedding_layernorm(
     trunk: nn.Module, chain: list[Visit], visits: list[Visit]
 ) -> tuple[nn.Module | None, nn.Linear | None]:
-    """The LayerNorm of `embeddings`, and the projection between it and the first layer."""
+    """Find the LayerNorm of `embeddings`, and the projection between it and the first layer."""
     layernorm = getattr(getattr(trunk, "embeddings", None), "LayerNorm", None)
     begun = [visit.module for visit in visits]
     if not chain or layernorm not in begun:
@@ -177,7 +183,8 @@ def _size(module: nn.Module) -> int:
 
 
 def replaced(module: nn.Module, by: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """The same module with others in the places of some that it holds; everything else, weights included, is shared."""
+    """The module with others in the places of some that it holds: a copy where anything changes, which shares
+    everything else, weights included."""
     if module in by:
         return by[module]
     children = {name: child and replaced(child, by) for name, child in module._modules.items()}
@@ -190,7 +197,7 @@ def replaced(module: nn.Module, by: Mapping[nn.Module, nn.Module]) -> nn.Module:
 
 
 def word_embeddings(model: Any) -> Tensor:
-    """(vocabulary, E) what enters the model for each token: Gemma's embeddings are scaled first."""
+    """The vectors (vocabulary, E) that enter the model for each token: Gemma's embeddings are scaled first."""
     module = model.get_input_embeddings()
     if type(module) is nn.Embedding:
         return module.weight
@@ -199,7 +206,7 @@ def word_embeddings(model: Any) -> Tensor:
 
 
 def first_position(trunk: nn.Module) -> int:
-    """The id of a row's first position: RoBERTa's come after the padding index."""
+    """The id of a row's first position: RoBERTa's ids come after the padding index."""
     embeddings = getattr(trunk, "embeddings", None)
     offset = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
     return 0 if offset is None else int(offset) + 1

@@ -1,4 +1,4 @@
-"""Several endpoints of one model as one backend."""
+"""A pool makes several endpoints of one model look like one backend."""
 
 from backends.pool.backend import PoolBackend
 

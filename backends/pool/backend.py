@@ -1,4 +1,4 @@
-"""`PoolBackend`: candidates shared out over endpoints of the same model."""
+"""A `PoolBackend` shares candidates out over endpoints of the same model."""
 
 import threading
 import warnings
@@ -28,11 +28,18 @@ FIRST_PATIENCE = 30.0
 class PoolBackend:
     """Endpoints of one model, all of the same kind of `backend`, each with its own options.
 
-    Whoever is free takes the next `at_once` candidates; an endpoint that fails is left aside, for longer each time,
-    and comes back; what one is slow with another does too. Scores come in the order of the candidates and do not
-    depend on who computed them, as far as the endpoints agree: a warning says where two differ by more than
-    `tolerance` in a log-probability of the first rows. `retries` are each endpoint's own; after `patience` seconds
-    without any answer the pool gives up.
+    The endpoint that is free takes the next candidates. One that fails is left aside, for longer each time, and comes
+    back; what one is slow with another does too. Scores come in the order of the candidates and do not depend on who
+    computed them, as far as the endpoints agree.
+
+    Args:
+        model: the name of the model that every endpoint must serve.
+        endpoints: the options of each endpoint's backend.
+        backend: the kind of all the endpoints' backends, by name or `module:Class`.
+        at_once: the candidates that an endpoint takes at a time.
+        retries: how often each endpoint tries a request again before another endpoint does it.
+        tolerance: a warning says where two endpoints differ by more than this in a log-probability of the first rows.
+        patience: the seconds without any answer after which the pool gives up.
 
     Raises:
         EndpointError: no endpoint answers.
@@ -68,7 +75,7 @@ class PoolBackend:
 
     @property
     def traffic(self) -> Traffic:
-        """Bytes of all scoring calls of all endpoints."""
+        """The traffic of all scoring calls of all endpoints."""
         parts = [member.traffic for member in self._members]
         return Traffic(*(sum(getattr(part, field.name) for part in parts) for field in fields(Traffic)))
 
@@ -83,7 +90,7 @@ class PoolBackend:
         return encoded
 
     def label_scores(self, prompts: Prompts, encoded: PoolRows) -> Scores:
-        """(n, T, H) -> (n, B, K), in parts of `at_once` candidates.
+        """The scores (n, B, K) of prompts (n, T, H), in parts of `at_once` candidates.
 
         Raises:
             BackendError: prompts of another shape.
@@ -94,23 +101,23 @@ class PoolBackend:
         )
 
     def latent_scores(self, latents: Latents, space: PromptSpace, encoded: PoolRows) -> Scores:
-        """(n, d) -> (n, B, K): z travels to endpoints that can hold the space."""
+        """The scores (n, B, K) of latents (n, d): z travels to endpoints that can hold the space."""
         return self._scores(latents, encoded, lambda member, part: member.latent_scores(latents[part], space, encoded))
 
     def embed_text(self, text: str) -> Prompts:
-        """Word embeddings of a text: (1, T, H)."""
+        """The word embeddings (1, T, H) of a text."""
         return self._ask_any(lambda member: member.backend.embed_text(text))
 
     def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
-        """Word embeddings of token ids: (1, T, H)."""
+        """The word embeddings (1, T, H) of token ids."""
         return self._ask_any(lambda member: member.backend.embed_ids(token_ids))
 
     def ordinary_ids(self) -> list[int]:
-        """Ids of all tokens that are not special."""
+        """The ids of all tokens that are not special."""
         return self._ask_any(lambda member: member.backend.ordinary_ids())
 
     def _ask_any(self, question: Callable[[Member], T], patience: float | None = None) -> T:
-        """The answer of whoever is free first."""
+        """The answer of the endpoint that is free first."""
         return self._share_out(1, 1, lambda member, part: question(member), patience)[0]
 
     def _scores(self, arrays: Latents | Prompts, encoded: PoolRows, score: Callable[[Member, slice], Scores]) -> Scores:
@@ -136,7 +143,8 @@ class PoolBackend:
         return round.results(patience or self._patience)
 
     def _admit(self, member: Member) -> None:
-        """Once for each endpoint: the same model, and the same scores of one row under an empty prompt of zeros.
+        """Check an endpoint once, before it works: it must serve the same model, and give the same scores of one row
+        under an empty prompt of zeros.
 
         Raises:
             BackendError: another model.

@@ -1,4 +1,4 @@
-"""One endpoint of a pool: connected when it answers, left aside when it does not."""
+"""A member is one endpoint of a pool: it is connected when it answers, and left aside when it does not."""
 
 import queue
 import threading
@@ -23,14 +23,20 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class PoolRows:
-    """One split; each endpoint encodes it when it first meets it."""
+    """The rows of one split; each endpoint encodes them when it first meets them."""
 
     rows: Sequence[Row]
+    """(B,) the rows as segments."""
     label_words: Sequence[str]
+    """(K,) the label words to score."""
     anchor: Prompts | None = None
+    """(1, T, H) the prompt that the rows are encoded with (none: they have none)."""
     n_examples: int = 0
+    """The number of rows B."""
     n_tokens: int = 0
+    """Tokens of all rows, prompt tokens included."""
     n_truncated: int = 0
+    """Rows whose text was cut."""
 
 
 class Member:
@@ -47,7 +53,7 @@ class Member:
 
     @cached_property
     def backend(self) -> Backend:
-        """Connected when first needed.
+        """The endpoint's backend, connected when it is first needed.
 
         Raises:
             EndpointError: it does not answer.
@@ -56,12 +62,12 @@ class Member:
 
     @property
     def traffic(self) -> Traffic:
-        """Bytes of its scoring calls."""
-        backend = self.__dict__.get("backend")  # not to connect for it
+        """The traffic of the endpoint's scoring calls."""
+        backend = self.__dict__.get("backend")  # looked up without connecting, which `self.backend` would do
         return backend.traffic if isinstance(backend, RemoteBackend) else Traffic()
 
     def offer(self, round: Round[T], work: Callable[["Member", slice], T]) -> None:
-        """Take part in a round: `work` does one part."""
+        """Take part in a round, in which `work` does one part."""
         self._rounds.put((round, work))
 
     def encoded(self, rows: PoolRows) -> Encoded:
@@ -71,7 +77,7 @@ class Member:
         return self._encoded[rows]
 
     def latent_scores(self, latents: Latents, space: PromptSpace, rows: PoolRows) -> Scores:
-        """Scores of the space's prompts."""
+        """The scores of the prompts that latents (n, d) stand for in a space."""
         backend, encoded = self.backend, self.encoded(rows)
         if isinstance(backend, LatentBackend):
             return backend.latent_scores(latents, space, encoded)

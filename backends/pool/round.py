@@ -1,4 +1,4 @@
-"""One piece of work shared out over endpoints: parts to take, parts under way, results in their order."""
+"""A round is one piece of work shared out over endpoints: parts to take, parts under way, results in their order."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ SLOW = 3.0
 
 
 class Round(Generic[T]):
-    """0 to n in parts of `at_once`, whose bounds do not depend on who computes them.
+    """The numbers from 0 to n in parts of `at_once`, whose bounds do not depend on who computes them.
 
     Endpoints take parts until none is left; whoever has nothing to do takes over what another is slow with, and the
     first result counts.
@@ -42,7 +42,7 @@ class Round(Generic[T]):
         return None
 
     def put(self, part: slice, result: T) -> None:
-        """A part's result, unless another was first."""
+        """Take in a part's result, unless another endpoint's came first."""
         with self._changed:
             if part.start not in self._results:
                 self._results[part.start] = result
@@ -51,7 +51,7 @@ class Round(Generic[T]):
                 self._changed.notify_all()
 
     def give_back(self, part: slice, error: EndpointError) -> None:
-        """An endpoint could not do a part: somebody else may."""
+        """Take back a part that an endpoint could not do, so that another may."""
         with self._changed:
             self._last_fault = str(error)
             if self._under_way.pop(part.start, None):
@@ -59,13 +59,13 @@ class Round(Generic[T]):
                 self._changed.notify_all()
 
     def fail(self, error: Exception) -> None:
-        """A fault that no other endpoint would mend."""
+        """End the round by a fault that no other endpoint would mend."""
         with self._changed:
             self._error = error
             self._changed.notify_all()
 
     def results(self, patience: float) -> list[T]:
-        """All results in order.
+        """Wait for all results, and return them in order.
 
         Raises:
             EndpointError: no part was finished for `patience` seconds.
@@ -88,7 +88,7 @@ class Round(Generic[T]):
         return self._error is not None or len(self._results) == self._n_parts
 
     def _slow(self) -> slice | None:
-        """The part that is longest under way, if it is slow."""
+        """The part that has been under way for longest, if it is slow."""
         if not self._under_way or not self._seconds:
             return None
         part, start = min(self._under_way.values(), key=lambda running: running[1])

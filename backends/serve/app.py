@@ -28,7 +28,7 @@ LOCAL_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
 
 
 class GoneError(Exception):
-    """Who asked has closed the connection."""
+    """The one who asked has closed the connection."""
 
 
 STATUS: dict[type[Exception], int] = {
@@ -42,7 +42,7 @@ STATUS: dict[type[Exception], int] = {
     GoneError: 499,
     ModelError: 500,
 }
-"""How each fault is answered; the body names it and says what to do."""
+"""The HTTP state by which each fault is answered; the body names it and says what to do."""
 
 ARRAY: dict[str, Any] = {"content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 TAKES_ARRAY: dict[str, Any] = {"requestBody": {"required": True, **ARRAY}}
@@ -199,7 +199,8 @@ def _handler(status: int) -> Any:
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
-    """The first fault of a JSON body or query, without what was sent: that may not be JSON itself."""
+    """The answer that tells the first fault of a JSON body or query, without what was sent: that may not be JSON
+    itself."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"])

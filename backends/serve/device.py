@@ -1,4 +1,4 @@
-"""The one thread that owns the model: what is asked of it waits in line, and scoring requests that fit are joined.
+"""One thread owns the model: what is asked of it waits in line, and scoring requests that fit are joined.
 
 Populations go through the model in parts. Between them the thread sees who has gone away, and no request makes more
 prompts at once than a part has.
@@ -29,7 +29,7 @@ log = structlog.get_logger("bbt.serve")
 
 
 class BusyError(Exception):
-    """The line is full; `wait` is in how many seconds there should be room."""
+    """The line is full. In `wait` seconds there should be room."""
 
     def __init__(self, wait: float) -> None:
         super().__init__("the server is busy")
@@ -37,7 +37,7 @@ class BusyError(Exception):
 
 
 class ModelError(Exception):
-    """The model failed at a request that is sound; how is in the log and not for the caller."""
+    """The model failed at a request that is sound. How it failed is in the log, and not for the caller."""
 
     def __init__(self) -> None:
         super().__init__("the model failed; the server's log says how")
@@ -45,23 +45,27 @@ class ModelError(Exception):
 
 @dataclass(eq=False)
 class Scoring:
-    """`prompts(some)` (n, T, H), made on the model's thread, to be scored on `encoded` rows.
-
-    `join`: may become one population with other requests, which keeps a GPU busy when they are small; the last bits
-    of the scores then depend on them.
-    """
+    """A request for the scores of prompts on encoded rows."""
 
     n: int
+    """The number of candidates."""
     prompts: Callable[[slice], Prompts]
+    """A function that makes the prompts (n', T, H) of some candidates, on the model's thread."""
     encoded: Encoded
+    """The rows to score."""
     join: bool = False
+    """Whether it may become one population with other requests, which keeps a GPU busy when they are small; the last
+    bits of the scores then depend on them."""
     answer: "Future[Scores]" = field(default_factory=Future)
+    """The scores (n, B, K), once all parts are computed."""
     parts: list[Scores] = field(default_factory=list)
+    """The scores computed so far, in the candidates' order."""
     abandoned: bool = False
+    """Whether who waited for the answer has gone away."""
 
     @property
     def over(self) -> bool:
-        """Nobody waits for it any more, or it has failed."""
+        """Whether nobody waits for it any more, or it has failed."""
         return self.abandoned or self.answer.done()
 
     def left(self, answer: "asyncio.Future[Scores]") -> None:
@@ -75,14 +79,16 @@ class Scoring:
 
 @dataclass(eq=False)
 class Call:
-    """Anything else for the model's thread."""
+    """Anything else that is to be done on the model's thread."""
 
     function: Callable[[], Any]
+    """What is to be done."""
     answer: "Future[Any]" = field(default_factory=Future)
+    """What the function has returned, once it has."""
 
 
 class Device:
-    """Runs a backend on a thread of its own, one thing after another.
+    """A device runs a backend on a thread of its own, one thing after another.
 
     `longest_line` requests may wait; a joined population has at most `joined` candidates. `on_scored` is told the
     number of requests and of sequences of each population, and its seconds.
@@ -106,7 +112,7 @@ class Device:
 
     @property
     def waiting(self) -> int:
-        """Requests in line."""
+        """The number of requests in line."""
         return len(self._line)
 
     @property
@@ -115,8 +121,8 @@ class Device:
         return self._thread.is_alive() and not self._closing
 
     def score(self, scoring: Scoring) -> "asyncio.Future[Scores]":
-        """Scores (n, B, K) in time; cancelling it takes the request out of the line, or ends it after the part that is
-        being computed.
+        """Stand in line for the scores (n, B, K). Cancelling the answer takes the request out of the line, or ends it
+        after the part that is being computed.
 
         Raises:
             BusyError: the line is full.
@@ -127,7 +133,7 @@ class Device:
         return answer
 
     def call(self, function: Callable[[], T]) -> "asyncio.Future[T]":
-        """What a function gives on the model's thread.
+        """Stand in line for what a function returns on the model's thread.
 
         Raises:
             BusyError: the line is full.
@@ -162,7 +168,7 @@ class Device:
             self._seconds_a_job += 0.1 * (time.perf_counter() - start - self._seconds_a_job)
 
     def _next(self) -> Scoring | Call | None:
-        """The first in line that has not been cancelled; None when closed and done."""
+        """Take the first request in line that has not been cancelled; None when the device is closed and done."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._line or self._closing)
@@ -173,7 +179,7 @@ class Device:
                     return job
 
     def _fitting(self, first: Scoring) -> list[Scoring]:
-        """Those further back in the line that can be one population with the first."""
+        """Take those further back in the line that can be one population with the first."""
         chosen, n = [], first.n
         with self._changed:
             for job in list(self._line) if first.join else ():
@@ -185,7 +191,7 @@ class Device:
         return chosen
 
     def _score(self, jobs: list[Scoring]) -> None:
-        """One population of all jobs, part by part; each gets its scores."""
+        """Score one population of all jobs, part by part; each job gets its scores."""
         for part in _parts(jobs, max(1, PART_TOKENS // max(1, jobs[0].encoded.n_tokens))):
             self._score_part([(job, some) for job, some in part if not job.over])
         for job in jobs:
@@ -195,7 +201,7 @@ class Device:
                 job.answer.set_exception(CancelledError())
 
     def _score_part(self, part: list[tuple[Scoring, slice]]) -> None:
-        """What of a part is sound; the scores go to their jobs."""
+        """Score what of a part is sound, and hand the scores to their jobs."""
         sound: list[tuple[Scoring, Prompts]] = []
         for job, some in part:
             try:
@@ -221,7 +227,7 @@ class Device:
 
 
 def _parts(jobs: Sequence[Scoring], step: int) -> Iterator[list[tuple[Scoring, slice]]]:
-    """The candidates of all jobs in their order, `step` at a time."""
+    """Yield the candidates of all jobs in their order, `step` at a time."""
     part: list[tuple[Scoring, slice]] = []
     room = step
     for job in jobs:

@@ -1,4 +1,5 @@
-"""Before a request's body is read: who asks, and is it small enough? After it: one line of log, the metrics."""
+"""The gate asks, before a request's body is read, who sends it and whether it is small enough; after the answer it
+writes one line of log and the metrics."""
 
 import re
 import time
@@ -13,20 +14,20 @@ from backends.serve.keys import Keys, QuotaError
 from backends.serve.metrics import Metrics
 
 OPEN = ("/healthz", "/docs", "/openapi.json")
-"""What needs no key."""
+"""Paths that need no key."""
 
 log = structlog.get_logger("bbt.serve")
 
 
 class RefusalError(Exception):
-    """A request that goes no further; `wait`: seconds after which it may come again."""
+    """A request that goes no further; it may come again after `wait` seconds."""
 
     def __init__(self, status: int, detail: str, wait: float | None = None) -> None:
         super().__init__(detail)
         self.status, self.wait = status, wait
 
     def response(self) -> JSONResponse:
-        """As every fault is answered."""
+        """The answer to the request, of the form that every fault has."""
         return refusal(self.status, "Refused", str(self), self.wait)
 
 
@@ -39,13 +40,13 @@ def refusal(status: int, error: str, detail: str, wait: float | None = None) -> 
 
 
 class Gate:
-    """ASGI middleware around the whole application; sets `request.state.account`."""
+    """The ASGI middleware around the whole application; it sets `request.state.account`."""
 
     def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, body_bytes: int) -> None:
         self._app, self._keys, self._metrics, self._body_bytes = app, keys, metrics, body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on and take note."""
+        """Refuse a request, or pass it on and take note of it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -68,7 +69,7 @@ class Gate:
             self._note(scope, status, time.perf_counter() - start)
 
     def _admit(self, scope: Scope) -> int:
-        """Length of the body.
+        """Admit a request, and return the length of its body.
 
         Raises:
             RefusalError: no key, no length, too long, or the key's hour is used up.
@@ -91,7 +92,7 @@ class Gate:
         return length
 
     def _counted(self, receive: Receive, length: int) -> Receive:
-        """The body as it comes, up to the length that was admitted."""
+        """The body as it comes, cut off at the length that was admitted."""
         received = 0
 
         async def counted() -> Message:
@@ -124,7 +125,7 @@ class Gate:
 def _length(headers: Headers, method: str) -> int:
     lengths = headers.getlist("content-length")
     if "transfer-encoding" in headers:
-        if lengths:  # RFC 9112, section 6.3: whoever sends both may want to be read in two ways
+        if lengths:  # RFC 9112, section 6.3: both together may be meant to be read in two ways
             raise RefusalError(400, "a body with Content-Length and Transfer-Encoding: send the first alone.")
         raise RefusalError(411, f"a {method} body needs Content-Length.")
     if not lengths:

@@ -1,4 +1,4 @@
-"""API keys and what each may use in an hour."""
+"""API keys say who asks, and what each holder may use in an hour."""
 
 import hashlib
 import time
@@ -16,16 +16,20 @@ HOUR = 3600.0
 
 
 class Quota(Strict):
-    """A key, and what it may use in an hour; none: as much as it likes. `rows` are rows times candidates."""
+    """A key, and what its holder may use in an hour (none: as much as it likes)."""
 
     key: str = Field(min_length=16)
+    """The key itself, 16 characters or more."""
     requests: int | None = Field(None, ge=0)
+    """Requests."""
     rows: int | None = Field(None, ge=0)
+    """Rows times candidates that are scored."""
     bytes: int | None = Field(None, ge=0)
+    """Bytes of the requests' bodies and of the label scores that answer them."""
 
 
 class QuotaError(Exception):
-    """A key has used up its hour; `wait` is how many seconds of it are left."""
+    """A key has used up its hour, of which `wait` seconds are left."""
 
     def __init__(self, message: str, wait: float) -> None:
         super().__init__(message)
@@ -67,12 +71,13 @@ class Keys:
         return len(self._accounts)
 
     def account(self, key: str) -> Account | None:
-        """Who holds this key; looked up by digest, so that the time it takes tells nothing of the keys."""
+        """The account of who holds this key. It is looked up by digest, so that the time it takes tells nothing of the
+        keys."""
         return self._anybody or self._accounts.get(_digest(key))
 
     @classmethod
     def read(cls, path: Path) -> "Keys":
-        """From YAML: a name, its `key` (16 characters or more), and its quotas.
+        """Read keys from a YAML file: a name, its `key` (16 characters or more), and its quotas.
 
         Raises:
             ConfigError: no such file, or not of this form.

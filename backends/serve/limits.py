@@ -1,4 +1,4 @@
-"""Sizes that a server takes."""
+"""The sizes that a server takes are limits, which its operator may change."""
 
 from pydantic import Field
 
@@ -6,7 +6,7 @@ from bbt.settings import Strict
 
 
 class Limits(Strict):
-    """Sizes of one request, and how much one key may have registered; there is room for the paper's tasks."""
+    """The sizes of one request, and how much one key may have registered; there is room for the paper's tasks."""
 
     body_bytes: int = Field(64 * 2**20, ge=1024, description="a request's body")
     rows: int = Field(1024, ge=1, description="rows of one registration")

@@ -1,4 +1,4 @@
-"""What Prometheus may scrape: sums over all accounts, never one's own."""
+"""The metrics are what Prometheus may scrape: sums over all accounts, never one account's own."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -7,7 +7,7 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:
-    """Counters of one server."""
+    """The counters of one server."""
 
     def __init__(self) -> None:
         own = self._registry = CollectorRegistry()
@@ -22,12 +22,12 @@ class Metrics:
         self.waiting = Gauge("bbt_waiting_requests", "Requests waiting for the model.", registry=own)
 
     def scored(self, requests: int, sequences: int, seconds: float) -> None:
-        """One population has gone through the model."""
+        """Count one population that has gone through the model."""
         self.populations.inc()
         self.joined.inc(requests)
         self.sequences.inc(sequences)
         self.model_seconds.inc(seconds)
 
     def text(self) -> bytes:
-        """The page, in Prometheus' format."""
+        """The metrics page, in Prometheus' format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""The server process: where it listens, its log, its end."""
+"""The server process says where it listens, writes its log, and ends in order."""
 
 import ipaddress
 import logging
@@ -28,14 +28,18 @@ def serve(backend: Backend, host: str, port: int, keys: Keys, limits: Limits) ->
 
 
 def server_config(app: FastAPI, host: str, port: int, **more: Any) -> uvicorn.Config:
-    """How the application is run; `more` are uvicorn's own settings. The gate writes the log, and heads of answers are
-    short, as befits answers of a few hundred bytes."""
+    """The settings with which uvicorn runs the application; `more` are uvicorn's own. The gate writes the log, and
+    heads of answers are short, as befits answers of a few hundred bytes."""
     settings: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "date_header": False}
     return uvicorn.Config(app, host=host, port=port, **settings, **more)
 
 
 def check_reach(host: str, keys: Keys) -> None:
-    """Raises: ConfigError: other machines can reach this host's address, and there is no key."""
+    """Refuse to listen where others could ask without a key.
+
+    Raises:
+        ConfigError: other machines can reach this host's address, and there is no key.
+    """
     try:
         local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -47,7 +51,7 @@ def check_reach(host: str, keys: Keys) -> None:
 
 
 def log_to_stderr() -> None:
-    """One JSON object a line, uvicorn's lines too."""
+    """Write the log to standard error, one JSON object a line, uvicorn's lines too."""
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

@@ -1,4 +1,4 @@
-"""Bodies of the JSON routes; they make the OpenAPI page."""
+"""The bodies of the JSON routes are these models; the OpenAPI page is made of them."""
 
 from typing import Annotated, Literal
 
@@ -15,57 +15,77 @@ class Model(Strict):
     """The model served, and what the server takes."""
 
     info: ModelInfo
+    """Facts about the model."""
     limits: Limits
+    """What one request may have."""
 
 
 class Ids(Strict):
-    """Token ids that are not special, as half-open ranges."""
+    """The ids of tokens that are not special."""
 
     ranges: list[tuple[int, int]]
+    """Half-open ranges (first id, id after the last)."""
 
 
 class Words(Strict):
     """A text, or token ids: one of both."""
 
     text: str | None = Field(None, max_length=50_000)
+    """The text to embed."""
     ids: list[Annotated[int, Field(ge=0)]] | None = None
+    """The token ids to embed."""
 
 
 class RowSet(Strict):
     """Rows of one number of prompt tokens, as segments, and the label words to score."""
 
     rows: list[list[Segment]] = Field(min_length=1)
+    """(B,) rows as segments, all of the same number of prompt tokens."""
     label_words: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(min_length=1)
+    """(K,) words to score."""
 
 
 class Registered(Strict):
-    """What was registered."""
+    """The answer to a registration."""
 
     id: str
+    """The id under which the server holds what was registered."""
 
 
 class RegisteredRows(Registered):
-    """Counts of the tokenised rows."""
+    """The answer to a registration of rows, with counts of the tokenised rows."""
 
     n_examples: int
+    """The number of rows B."""
     n_tokens: int
+    """Tokens of all rows, prompt tokens included."""
     n_truncated: int
+    """Rows whose text was cut."""
 
 
 class Space(Strict):
-    """p0 + A z: a registered prompt, what A is drawn from, and the SHA-256 over both (`PromptSpace.checksum`)."""
+    """A prompt space p0 + A z: a registered prompt, and what A is drawn from."""
 
     p0: Id
+    """The id of a registered prompt (1, T, H)."""
     seed: int = Field(ge=0, lt=2**63)
+    """The seed of A's draw."""
     intrinsic_dim: int = Field(ge=1)
+    """d, the number of A's columns."""
     projection: Literal["uniform", "normal", "orthonormal"]
+    """The distribution of A's entries: see `bbt.spaces.soft.random_projection`."""
     scale: float = Field(gt=0)
+    """The size of A's entries."""
     tied: bool = False
+    """Whether all prompt tokens are moved alike."""
     checksum: str = Field(pattern="^[0-9a-f]{64}$")
+    """The SHA-256 over p0 and A (`PromptSpace.checksum`)."""
 
 
 class Fault(Strict):
     """Why a request was refused."""
 
     error: str
+    """The kind of fault."""
     detail: str
+    """What was given, what was expected and what to do."""

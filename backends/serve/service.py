@@ -1,4 +1,5 @@
-"""What the routes do: an account's registrations, and scores of its prompts. No HTTP in here."""
+"""The service does what the routes offer: an account's registrations, and scores of its prompts. There is no HTTP in
+here."""
 
 import asyncio
 import hashlib
@@ -23,7 +24,7 @@ from bbt.types import Latents, Prompts, Scores
 
 
 class ForbiddenError(Exception):
-    """More than an account may know."""
+    """An account asks for more than it may know."""
 
 
 class ConflictError(Exception):
@@ -31,7 +32,7 @@ class ConflictError(Exception):
 
 
 class Service:
-    """One model for several accounts."""
+    """One model that serves several accounts."""
 
     def __init__(self, device: Device, limits: Limits) -> None:
         self._device, self._limits = device, limits
@@ -45,11 +46,11 @@ class Service:
         return Model(info=self.info, limits=self._limits)
 
     async def ordinary_ids(self) -> Ids:
-        """Token ids that are not special."""
+        """The ids of tokens that are not special."""
         return Ids(ranges=_ranges(await self._device.call(self._device.backend.ordinary_ids)))
 
     async def embeddings(self, account: Account, words: Words) -> Prompts:
-        """(1, T, H) word embeddings of a text or of ids; an account is told those of so many tokens only, which is
+        """The word embeddings (1, T, H) of a text or of ids. An account is told those of so many tokens only, which is
         checked before anything is computed.
 
         Raises:
@@ -73,8 +74,8 @@ class Service:
         return await self._device.call(partial(backend.embed_ids, ids))
 
     async def register_rows(self, account: Account, rows: RowSet, anchor: str | None) -> RegisteredRows:
-        """Tokenise rows once for many scorings; with an `anchor` that they will be scored with, to hear at once
-        whether the model can have one."""
+        """Tokenise rows once for many scorings. With the `anchor` that they will be scored with, the caller hears at
+        once whether the model can have one."""
         self._check_rows(rows)
         id = _digest(rows.model_dump_json().encode())
         registered = Rows(rows, await self._encode(id, rows, None), _n_prompt_tokens(rows.rows[0]))
@@ -96,14 +97,14 @@ class Service:
         return holdings.anchored.get(id)
 
     async def _encode(self, content: str, rows: RowSet, anchor: Prompts | None) -> Encoded:
-        """What the model makes of rows; one object for all accounts that have the same `content`, so that their
-        requests can be joined."""
+        """Encode rows: the result is one object for all accounts that have the same `content`, so that their requests
+        can be joined."""
         segments = [tuple(row) for row in rows.rows]
         encoded = await self._device.call(partial(self._device.backend.encode, segments, rows.label_words, anchor))
         return self._same.setdefault(content, encoded)
 
     def register_prompt(self, account: Account, body: bytes, n_prompt_tokens: int) -> Registered:
-        """A prompt (1, T, H), to be the p0 of a space or the anchor of rows."""
+        """Register a prompt (1, T, H), to be the p0 of a space or the anchor of rows."""
         if not 0 < n_prompt_tokens <= self._limits.prompt_tokens:
             raise BackendError(f"{n_prompt_tokens} prompt tokens: expected 1 to {self._limits.prompt_tokens}.")
         prompt = unpack(body, n_prompt_tokens, self.info.hidden_size)
@@ -130,7 +131,7 @@ class Service:
         if id in holdings.spaces and holdings.spaces.get(id).checksum() == space.checksum:
             return Registered(id=id)
         recipe = Recipe(space.seed, space.intrinsic_dim, space.projection, space.scale, space.tied)
-        async with self._drawing:  # one at a time: each takes memory several times that of A
+        async with self._drawing:  # one at a time, since each takes several times the memory of A
             drawn = await asyncio.to_thread(_draw, p0, recipe)
         if drawn.checksum() != space.checksum:
             raise ConflictError("the projection drawn here is not the client's: other maths libraries. Send prompts.")
@@ -140,7 +141,7 @@ class Service:
     async def score(
         self, account: Account, body: bytes, rows: str, space: str | None, anchor: str | None, join: bool
     ) -> Scores:
-        """Scores (n, B, K) of z (n, d) in a space, or of prompts (n, T, H); without prompt tokens n is 1.
+        """The scores (n, B, K) of z (n, d) in a space, or of prompts (n, T, H); without prompt tokens n is 1.
 
         Raises:
             NotRegisteredError, WireError, BusyError, QuotaError, BackendError: see each.
@@ -174,7 +175,7 @@ class Service:
         return await answer
 
     def _check_rows(self, rows: RowSet) -> None:
-        """Sizes, one mask a row, and the same number of prompt tokens in all."""
+        """Check the sizes of rows, that each has one mask, and that all have the same number of prompt tokens."""
         limits = self._limits
         if len(rows.rows) > limits.rows or len(rows.label_words) > limits.label_words:
             raise BackendError(f"at most {limits.rows} rows and {limits.label_words} label words at once.")
@@ -191,7 +192,7 @@ class Service:
 
 
 def _n_prompt_tokens(row: Sequence[Segment]) -> int:
-    """T of a row; only prompt segments may have tokens, and none a negative number."""
+    """The number of prompt tokens T of a row; only prompt segments may have tokens, and none a negative number."""
     if any(segment.n_tokens < 0 or (segment.n_tokens and segment.kind not in ("prompt", "start")) for segment in row):
         raise BackendError("n_tokens is the number of tokens of a prompt segment, 0 elsewhere.")
     return sum(segment.n_tokens for segment in row)
@@ -205,14 +206,14 @@ def _draw(p0: Prompts, recipe: Recipe) -> PromptSpace:
 
 
 def _made(space: PromptSpace, latents: Latents, some: slice) -> Prompts:
-    """p0 + A z of some candidates: (n, d) -> (n, T, H), finite."""
+    """The prompts p0 + A z (n, T, H) of some of the latents (n, d), all finite."""
     _check_finite(latents[some])
     with np.errstate(all="ignore"):
         return _sent(space.prompts(latents[some]))
 
 
 def _sent(prompts: Prompts, some: slice = slice(None)) -> Prompts:
-    """Some of the prompts, finite."""
+    """Some of the prompts that were sent, all finite."""
     _check_finite(prompts[some])
     return prompts[some]
 

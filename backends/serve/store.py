@@ -1,4 +1,5 @@
-"""What an account has registered. Nobody else's requests can name it: every account has shelves of its own."""
+"""The store is what an account has registered. Nobody else's requests can name it: every account has shelves of its
+own."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -25,14 +26,14 @@ class Shelf(Generic[T]):
         self._things: OrderedDict[str, T] = OrderedDict()
 
     def put(self, id: str, thing: T) -> None:
-        """Register, or register again."""
+        """Register a thing, or register it again."""
         self._things[id] = thing
         self._things.move_to_end(id)
         while len(self._things) > self._room:
             self._things.popitem(last=False)
 
     def get(self, id: str) -> T:
-        """What was registered under the id.
+        """The thing that was registered under the id.
 
         Raises:
             NotRegisteredError: nothing.
@@ -48,15 +49,18 @@ class Shelf(Generic[T]):
 
 @dataclass(frozen=True)
 class Rows:
-    """A registered row set, and what the model made of it without an anchor."""
+    """A registered row set, and what the model made of it."""
 
     source: RowSet
+    """The rows and label words as they were sent."""
     encoded: Encoded
+    """The rows as the model has them without an anchor."""
     n_prompt_tokens: int
+    """The number of prompt tokens T."""
 
     @property
     def n_labels(self) -> int:
-        """K."""
+        """The number of label words K."""
         return len(self.source.label_words)
 
 

@@ -14,13 +14,16 @@ from bbt.errors import BackendError, unknown
 
 @dataclass(frozen=True)
 class Places:
-    """Names of a layer's modules: the projection to the queries (GPT-2's gives keys and values after them), the
-    attention's last projection, and the first and last projection of the feed-forward network."""
+    """The names of a layer's modules at which adapters stand."""
 
     query: str
+    """The projection to the attention's queries (GPT-2's gives keys and values after them)."""
     attention: str
+    """The last projection of the attention."""
     first: str
+    """The first projection of the feed-forward network."""
     last: str
+    """The last projection of the feed-forward network."""
 
 
 _BERT = Places("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
@@ -31,13 +34,13 @@ PLACES = {
     "gpt2": Places("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
 }
-"""Model type -> where its adapters stand."""
+"""Where the adapters of each model type stand."""
 
 
 class Adapter(WeightTraining):
-    """Where the `bottleneck` of width r stands (He et al. 2022, arXiv 2110.04366, table 1). With x what goes into a
-    sub-layer (after its LayerNorm, where that comes first), h what comes out of it, and
-    f(x) = ReLU(x W_down + b_down) W_up + b_up:
+    """Adapters of a variant and a width r. The variant says where the bottleneck stands (He et al. 2022, arXiv
+    2110.04366, table 1). With x what goes into a sub-layer (after its LayerNorm, where that comes first), h what comes
+    out of it, and f(x) = ReLU(x W_down + b_down) W_up + b_up, a layer is changed thus:
 
     sequential           h <- h + f(h), after the attention and after the feed-forward network (Houlsby et al. 2019,
                          arXiv 1902.00751)
@@ -50,15 +53,20 @@ class Adapter(WeightTraining):
     """
 
     learning_rate: float = Field(1e-3, gt=0)
+    """The optimizer's step size."""
     steps: int = Field(50, gt=0)
+    """The number of gradient steps."""
     variant: Literal["sequential", "parallel", "scaled-parallel", "parallel-attention", "multi-head-parallel"] = (
         "sequential"
     )
+    """Where the bottleneck stands, as above."""
     bottleneck: int = Field(64, ge=1)
+    """r, the width of the bottleneck."""
     scale: float = Field(4.0, gt=0)
+    """The factor of `scaled-parallel`."""
 
     def thaw(self, model: Any) -> None:
-        """Put the adapters in.
+        """Put the adapters into the model; they alone are trained.
 
         Raises:
             BackendError: nobody has said where they stand in this architecture.
@@ -88,14 +96,14 @@ class Adapter(WeightTraining):
         host.register_forward_hook(lambda module, args, output: output + adapter(output))
 
     def _beside(self, start: nn.Module, host: nn.Module, model: Any) -> None:
-        """The input of `start`, through the adapter, is added to the output of `host`."""
+        """Add the input of `start`, put through the adapter, to the output of `host`."""
         adapter, inputs = self._bottleneck(host, model), list[Tensor]()
         scale = self.scale if self.variant == "scaled-parallel" else 1.0
         start.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
         host.register_forward_hook(lambda module, args, output: output + scale * adapter(inputs.pop()))
 
     def _in_heads(self, query: nn.Module, host: nn.Module, model: Any) -> None:
-        """The output of `query`, through the heads' adapters, is added to the input of `host`."""
+        """Add the output of `query`, put through the heads' adapters, to the input of `host`."""
         n_heads, queries = int(model.config.num_attention_heads), list[Tensor]()
         adapter = _inside(host, HeadBottlenecks(n_heads, _n_inputs(host) // n_heads, self.bottleneck), model)
         query.register_forward_hook(lambda module, args, output: queries.append(output[..., : _n_inputs(host)]))
@@ -106,20 +114,21 @@ class Adapter(WeightTraining):
 
 
 def _inside(host: nn.Module, adapter: nn.Module, model: Any) -> nn.Module:
-    """The adapter as a part of `host`, so that it is saved and trained with the model."""
+    """Make the adapter a part of `host`, so that it is saved and trained with the model."""
     host.add_module("adapter", adapter.to(model.device))
     return adapter
 
 
 def _n_inputs(projection: nn.Module) -> int:
-    """Width of what goes in; GPT-2's projections hold their weights the other way round."""
+    """The width of what a projection is given; GPT-2's hold their weights the other way round."""
     weight = projection.weight
     assert isinstance(weight, Tensor)
     return int(weight.shape[1] if isinstance(projection, nn.Linear) else weight.shape[0])
 
 
 class Bottleneck(nn.Module):
-    """Down, ReLU, up: (..., H) -> (..., H). The way up starts at zero, so that the model starts unchanged."""
+    """A network that projects down, rectifies and projects up: (..., H) -> (..., H). The way up starts at zero, so that
+    the model starts unchanged."""
 
     def __init__(self, hidden_size: int, bottleneck: int) -> None:
         super().__init__()
@@ -128,13 +137,13 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The change of the hidden states."""
+        """The change of the hidden states (..., H)."""
         return self.up(self.down(hidden).relu())  # type: ignore[no-any-return]
 
 
 class HeadBottlenecks(nn.Module):
-    """Down, ReLU, up in each of n heads of width w, without biases: (..., n w) -> (..., n w). The ways up start at
-    zero, so that the model starts unchanged."""
+    """Bottlenecks without biases in each of n heads of width w: (..., n w) -> (..., n w). The ways up start at zero, so
+    that the model starts unchanged."""
 
     def __init__(self, n_heads: int, width: int, bottleneck: int) -> None:
         super().__init__()
@@ -142,13 +151,13 @@ class HeadBottlenecks(nn.Module):
         self.up = nn.Parameter(torch.zeros(n_heads, bottleneck, width))
 
     def forward(self, queries: Tensor) -> Tensor:
-        """The change of the heads' outputs, side by side."""
+        """The changes of the heads' outputs, side by side."""
         heads = queries.reshape(*queries.shape[:-1], len(self.down), -1)
         inner = torch.einsum("...nw,nwr->...nr", heads, self.down).relu()
         return torch.einsum("...nr,nrw->...nw", inner, self.up).flatten(-2)
 
 
 def layer_modules(model: nn.Module, suffix: str) -> list[nn.Module]:
-    """The module of that name in every layer, bottom to top."""
+    """The modules of that name, one in every layer, from the bottom to the top."""
     pattern = re.compile(rf"\.\d+\.{re.escape(suffix)}$")
     return [module for name, module in model.named_modules() if pattern.search(name)]

@@ -32,18 +32,21 @@ ROWS_AT_ONCE = 32
 
 
 class Attempt(Training):
-    """`sources` are run folders or files of soft prompts on the same model, all of `prompt.n_prompt_tokens` tokens;
-    p begins as the section `prompt` says. `bottleneck` is the attending network's width (300 in the authors' code).
-    """
+    """ATTEMPT's training. p begins as the section `prompt` says."""
 
     prompt: InitialPromptConfig = InitialPromptConfig()
+    """The length and the start of p."""
     sources: tuple[str, ...] = Field(min_length=1)
+    """Run folders or files of soft prompts on the same model, all of `prompt.n_prompt_tokens` tokens."""
     bottleneck: int = Field(100, ge=1)
+    """The width of the attending network (300 in the authors' code)."""
     learning_rate: float = Field(3e-3, gt=0)
+    """The optimizer's step size."""
     steps: int = Field(200, gt=0)
+    """The number of gradient steps."""
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
-        """p and the attending network."""
+        """What is trained: p and the attending network."""
         e, n_tokens = experiment, self.prompt.n_prompt_tokens
         sources = np.concatenate([saved_prompt(Path(path), e.backend, n_tokens) for path in self.sources])
         target = initial_prompts(self.prompt, e.backend, e.task, e.seed)[0]
@@ -60,7 +63,7 @@ class Attempt(Training):
         return Subject(list(mixture.parameters()), logits, lambda: classifier)
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
-        """The mixture with its sources.
+        """Load the mixture with its sources.
 
         Raises:
             RunError: there is none; BackendError: a forward-only backend.
@@ -75,12 +78,13 @@ class Attempt(Training):
 
 
 class Mixture(nn.Module):
-    """A prompt for every row, from its words."""
+    """A network that makes a prompt for every row, from the row's words."""
 
     sources: Tensor
+    """(t, T, H) source prompts, which stay frozen."""
 
     def __init__(self, sources: Tensor, target: Tensor, bottleneck: int) -> None:
-        """`sources` (t, T, H) and the target prompt (T, H)."""
+        """Begin with `sources` (t, T, H) and the target prompt p (T, H)."""
         super().__init__()
         hidden_size = target.shape[1]
         self.register_buffer("sources", sources)
@@ -90,12 +94,13 @@ class Mixture(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, words: Tensor) -> Tensor:
-        """Word embeddings, the largest in each coordinate over the row, (b, H) -> prompts (b, T, H)."""
+        """The prompts (b, T, H) of rows, of which `words` (b, H) are the word embeddings, the largest in each
+        coordinate over the row."""
         prompts = torch.cat([self.sources, self.target[None]])
         return self.target + torch.einsum("bj,jth->bth", self.attention(words, prompts), prompts)
 
     def attention(self, words: Tensor, prompts: Tensor) -> Tensor:
-        """(b, t + 1) weights of the prompts; the temperature is H * e, as in the paper."""
+        """The weights (b, t + 1) of the prompts; the temperature is H * e, as in the paper."""
         queries = self.norm(self.up(nn.functional.silu(self.down(words))))
         keys = prompts.amax(dim=1)
         return torch.softmax(queries @ keys.T / (words.shape[1] * math.e), dim=-1)
@@ -103,16 +108,20 @@ class Mixture(nn.Module):
 
 @dataclass(frozen=True)
 class AttemptClassifier:
-    """A trained mixture on its model."""
+    """A classifier that is a trained mixture on its model."""
 
     backend: Backend
+    """The backend from whose model the copy was made."""
     task: Task
+    """The template and label words that rows are put in."""
     model: Trainable
+    """The copy of the model, which can be given a prompt for each row."""
     mixture: Mixture
+    """The network that makes each row's prompt."""
 
     @torch.no_grad()
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """(B, K) logits, each row under its own prompt."""
+        """The logits (B, K) of the examples, each row under its own prompt."""
         encoded = self.model.encode(self.task.rows(examples, len(self.mixture.target)), self.task.label_words)
         ledger.truncated += encoded.n_truncated
         start, words = time.perf_counter(), self.pooled_words(examples)
@@ -125,11 +134,11 @@ class AttemptClassifier:
         return np.concatenate(found)
 
     def pooled_words(self, examples: Sequence[Example]) -> Tensor:
-        """(B, H) largest word embedding of each example's texts, in each coordinate."""
+        """The largest word embedding (B, H) of each example's texts, in each coordinate."""
         texts = [f"{example.text} {example.text_pair}".strip() for example in examples]
         pooled = np.stack([self.backend.embed_text(text or ".")[0].max(axis=0) for text in texts])
         return torch.from_numpy(pooled).to(self.mixture.target.device)
 
     def save(self, folder: Path) -> None:
-        """As `mixture.safetensors`."""
+        """Write the mixture as `mixture.safetensors`."""
         save_file(self.mixture.state_dict(), folder / FILE)

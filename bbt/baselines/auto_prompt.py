@@ -27,17 +27,22 @@ from bbt.spaces.initial import random_ids
 
 
 class AutoPrompt(SelectingMethod):
-    """A step tries `n_candidates` tokens at one random place: one gradient on `batch_size` rows and so many queries.
-    `prompt.n_prompt_tokens` random tokens are the start (the paper's is mask tokens)."""
+    """AutoPrompt's search. It begins with random tokens, where the paper's begins with mask tokens; a step tries
+    several tokens at one random place."""
 
     prompt: PromptLength = PromptLength()
+    """The prompt's length."""
     steps: int = Field(50, ge=1)
+    """The number of steps."""
     n_candidates: int = Field(10, ge=1)
+    """How many tokens a step tries, a query each."""
     batch_size: int = Field(16, ge=1)
+    """The train rows of which a step takes the gradient."""
     dev_every: int = Field(10, ge=1)
+    """Steps between two judgements by dev."""
 
     def train(self, experiment: Experiment) -> Trained:
-        """Search; dev chooses among the states it has judged.
+        """Search, and let dev choose among the states that it has judged.
 
         Raises:
             BackendError: a forward-only backend.
@@ -49,7 +54,7 @@ class AutoPrompt(SelectingMethod):
 
 
 class TokenReplacement:
-    """One search: the tokens at the moment, and their training loss."""
+    """One search, which holds the tokens at the moment and their training loss."""
 
     def __init__(self, settings: AutoPrompt, experiment: Experiment, model: Trainable) -> None:
         self._settings, self._experiment, self._model = settings, experiment, model
@@ -64,7 +69,7 @@ class TokenReplacement:
         self._loss = float(self._losses([self._ids])[0])
 
     def run(self) -> Trained:
-        """All steps."""
+        """Take all steps."""
         e, s = self._experiment, self._settings
         untuned = self._classifier(self._ids)
         selection = Selection[list[int]](e, s.selection.by)
@@ -90,13 +95,13 @@ class TokenReplacement:
             self._ids, self._loss = candidates[best], float(losses[best])
 
     def _promising(self, gradient: Tensor) -> list[int]:
-        """Tokens whose embeddings point the steepest way down a gradient (H,)."""
+        """The tokens whose embeddings point the steepest way down a gradient (H,)."""
         change = self._words[self._allowed] @ gradient
         chosen = change.topk(min(self._settings.n_candidates, len(change)), largest=False).indices
         return [int(token) for token in self._allowed[chosen]]
 
     def _gradient(self, rows: list[int]) -> Tensor:
-        """(T, H) of the loss on these rows at the tokens' embeddings."""
+        """The gradient (T, H) of the loss on these rows at the tokens' embeddings."""
         ledger, start = self._experiment.ledger, time.perf_counter()
         prompt = self._words[self._ids].detach().requires_grad_()
         logits = self._model.logits(self._encoded, rows, prompt)
@@ -108,7 +113,7 @@ class TokenReplacement:
         return gradient
 
     def _losses(self, candidates: Sequence[list[int]]) -> np.ndarray:
-        """(n,) training losses, n queries."""
+        """The training losses (n,) of candidates, at n queries."""
         e, start = self._experiment, time.perf_counter()
         losses = self._objective.losses(np.concatenate([e.backend.embed_ids(ids) for ids in candidates]))
         e.ledger.seconds += time.perf_counter() - start

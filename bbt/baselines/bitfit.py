@@ -9,13 +9,15 @@ from bbt.errors import BackendError
 
 
 class BitFit(WeightTraining):
-    """Every bias of the model, the head's too."""
+    """The training of every bias of the model, the head's too."""
 
     learning_rate: float = Field(1e-3, gt=0)
+    """The optimizer's step size."""
     steps: int = Field(50, gt=0)
+    """The number of gradient steps."""
 
     def thaw(self, model: Any) -> None:
-        """The biases.
+        """Mark the biases as trained.
 
         Raises:
             BackendError: the model has none.

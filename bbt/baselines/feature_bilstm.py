@@ -1,4 +1,4 @@
-"""Feature-BiLSTM (BBT section 4.1): a bidirectional LSTM over the frozen model's hidden states. Only the LSTM is
+"""Feature-BiLSTM (BBT section 4.1) is a bidirectional LSTM over the frozen model's hidden states. Only the LSTM is
 trained: the language model is run forward, once for each row."""
 
 from collections.abc import Sequence
@@ -29,17 +29,20 @@ FILE = "bilstm.safetensors"
 
 
 class FeatureBiLSTM(SelectingMethod):
-    """The paper's authors have not released theirs, so the sizes and the training are ours: Adam on cross-entropy;
-    dev judges after every epoch and the best state is kept.
-    """
+    """Feature-BiLSTM. The paper's authors have not released theirs, so the sizes and the training are ours: Adam on
+    cross-entropy; dev judges after every epoch, and the best state is kept."""
 
     hidden_size: int = Field(128, ge=1)
+    """The width of the LSTM's states, in each direction."""
     learning_rate: float = Field(1e-3, gt=0)
+    """Adam's step size."""
     batch_size: int = Field(8, ge=1)
+    """The training rows of a step."""
     epochs: int = Field(30, ge=1)
+    """How often every training row is seen."""
 
     def train(self, experiment: Experiment) -> Trained:
-        """One pass of the language model over train and one over dev; the epochs work on the kept features.
+        """Take the features of train and dev in one pass each; the epochs work on these.
 
         Raises:
             BackendError: the backend hands out no hidden states.
@@ -66,7 +69,7 @@ class FeatureBiLSTM(SelectingMethod):
         return Trained(classifier, who, verdict, 1, n_parameters, {"manual": e.manual})
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
-        """The LSTM's weights.
+        """Load the LSTM's weights.
 
         Raises:
             RunError: there are none.
@@ -83,7 +86,7 @@ class FeatureBiLSTM(SelectingMethod):
     def _epoch(
         self, network: "BiLSTM", optimizer: torch.optim.Optimizer, train: Sequence[Features], labels: Labels
     ) -> float:
-        """Every training row once, in a new order; returns the mean loss."""
+        """Train on every training row once, in a new order, and return the mean loss."""
         total = 0.0
         for rows in torch.split(torch.randperm(len(train)), self.batch_size):
             loss = cross_entropy(network([train[i] for i in rows]), torch.from_numpy(labels)[rows])
@@ -95,7 +98,7 @@ class FeatureBiLSTM(SelectingMethod):
 
 
 class BiLSTM(nn.Module):
-    """Last states of both directions, side by side, and a linear layer over them."""
+    """A network that takes the last states of both directions, side by side, and a linear layer over them."""
 
     def __init__(self, n_inputs: int, hidden_size: int, n_labels: int) -> None:
         super().__init__()
@@ -103,7 +106,7 @@ class BiLSTM(nn.Module):
         self.output = nn.Linear(2 * hidden_size, n_labels)
 
     def forward(self, features: Sequence[Features]) -> Tensor:
-        """(B, K) logits of rows of any lengths."""
+        """The logits (B, K) of rows of any lengths."""
         rows = [torch.from_numpy(row.hidden_states) for row in features]
         _, (last, _) = self.lstm(pack_sequence(rows, enforce_sorted=False))
         logits: Tensor = self.output(torch.cat([last[0], last[1]], dim=-1))
@@ -111,23 +114,26 @@ class BiLSTM(nn.Module):
 
     @torch.no_grad()
     def scores(self, features: Sequence[Features]) -> RowScores:
-        """(B, K) logits."""
+        """The logits (B, K) of rows, without gradients."""
         return np.asarray(self(features).numpy())
 
 
 @dataclass(frozen=True)
 class FeatureBiLSTMClassifier:
-    """The model's features and the LSTM over them."""
+    """A classifier made of the model's features and the LSTM over them."""
 
     backend: Backend
+    """The model that gives the features."""
     task: Task
+    """The template that rows are put in."""
     network: BiLSTM
+    """The trained LSTM."""
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """(B, K) logits."""
+        """The logits (B, K) of the examples."""
         batches = feature_batches(self.backend, self.task, examples, ledger)
         return np.concatenate([self.network.scores(batch) for batch in batches])
 
     def save(self, folder: Path) -> None:
-        """As `bilstm.safetensors`."""
+        """Write the weights as `bilstm.safetensors`."""
         save_model(self.network, str(folder / FILE))

@@ -1,4 +1,4 @@
-"""P-tuning (Liu et al. 2021, arXiv 2103.10385): the prompt's vectors come out of a small network that is trained.
+"""In P-tuning (Liu et al. 2021, arXiv 2103.10385) the prompt's vectors come out of a small network that is trained.
 
 Its tokens may stand anywhere in the template, in several `{prompt}` places, with words of the template as anchors
 between them. The network is PEFT's; only the vectors that it ends with are kept.
@@ -18,18 +18,23 @@ from bbt.settings import PromptLength
 
 
 class PTuning(Training):
-    """`encoder`: a bidirectional LSTM of `encoder_layers` layers with a two-layer perceptron, as in the paper, or the
-    perceptron alone; as wide as the model unless `encoder_hidden_size` is given."""
+    """P-tuning, with the encoder as wide as the model unless its width is given."""
 
     prompt: PromptLength = PromptLength()
+    """The prompt's length."""
     learning_rate: float = Field(1e-3, gt=0)
+    """The optimizer's step size."""
     steps: int = Field(100, gt=0)
+    """The number of gradient steps."""
     encoder: Literal["lstm", "mlp"] = "lstm"
+    """The network: a bidirectional LSTM with a two-layer perceptron, as in the paper, or the perceptron alone."""
     encoder_layers: int = Field(2, ge=1)
+    """The number of the LSTM's layers."""
     encoder_hidden_size: int | None = Field(None, ge=1)
+    """The network's width (none: H)."""
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
-        """The network's weights."""
+        """What is trained: the network's weights."""
         n_tokens, hidden_size = self.prompt.n_prompt_tokens, experiment.backend.info.hidden_size
         with peft_imported():
             from peft import PromptEncoder, PromptEncoderConfig

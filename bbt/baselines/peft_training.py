@@ -1,4 +1,4 @@
-"""Trainings whose method is PEFT's: its config makes the adapter, and its own files hold the result."""
+"""These trainings are PEFT's methods: PEFT's config makes the adapter, and its own files hold the result."""
 
 import shutil
 import warnings
@@ -20,21 +20,21 @@ ADAPTER = "adapter"
 
 
 class PeftTraining(Training):
-    """The result is the folder `adapter`, as PEFT's `save_pretrained` writes it."""
+    """A training whose result is the folder `adapter`, as PEFT's `save_pretrained` writes it."""
 
     @abstractmethod
     def peft_config(self, model: Any) -> Any:
-        """The method as a `PeftConfig` for a `transformers` model.
+        """The method as a `PeftConfig` for this `transformers` model.
 
         Raises:
             BackendError: PEFT has it not for this architecture.
         """
 
     def attach(self, model: Trainable, peft_model: Any) -> None:
-        """Make the forward pass that of `peft_model`; layers that PEFT has replaced in place need nothing."""
+        """Let the forward pass be that of `peft_model`; layers that PEFT has replaced in place need nothing."""
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
-        """The adapter's weights."""
+        """What is trained: the adapter's weights."""
         with peft_imported():
             from peft import get_peft_model
 
@@ -46,7 +46,7 @@ class PeftTraining(Training):
         return model_subject(experiment, model, thawed(peft_model), lambda folder: save_adapter(peft_model, folder))
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
-        """The model with the saved adapter.
+        """Load the model with the saved adapter.
 
         Raises:
             RunError: there is none; BackendError: a forward-only backend.
@@ -64,18 +64,18 @@ class PeftTraining(Training):
 
 
 def save_adapter(peft_model: Any, folder: Path) -> None:
-    """As PEFT does, without embeddings: none is trained."""
+    """Save the adapter as PEFT does, but without embeddings, none of which is trained."""
     peft_model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)
 
 
 def copy_adapter(source: Path, target: Path) -> None:
-    """From one run folder to another."""
+    """Copy an adapter from one run folder to another."""
     shutil.copytree(source / ADAPTER, target / ADAPTER, dirs_exist_ok=True)
 
 
 @contextmanager
 def peft_imported() -> Iterator[None]:
-    """Inside, PEFT may be imported and used; it asks transformers for a name that is going away.
+    """A context in which PEFT may be imported and used; it asks transformers for a name that is going away.
 
     Raises:
         BackendError: it is not installed.

@@ -12,18 +12,23 @@ from bbt.errors import BackendError
 
 
 class PrefixTuning(PeftTraining):
-    """`n_prefix_tokens` in every layer (fewer than 20 do for simple classification: P-Tuning v2, section 3.3); with
-    `projection` they come out of a reparameterising network (Li & Liang, section 4.3), `projection_size` wide, which
-    is left behind after training."""
+    """P-Tuning v2, a prefix in every layer."""
 
     learning_rate: float = Field(5e-3, gt=0)
+    """The optimizer's step size."""
     steps: int = Field(100, gt=0)
+    """The number of gradient steps."""
     n_prefix_tokens: int = Field(20, ge=1)
+    """The tokens of the prefix in every layer (fewer than 20 do for simple classification: P-Tuning v2, section
+    3.3)."""
     projection: bool = False
+    """Whether the prefix comes out of a reparameterising network (Li & Liang, section 4.3), which is left behind after
+    training."""
     projection_size: int = Field(512, ge=1)
+    """The width of that network."""
 
     def peft_config(self, model: Any) -> Any:
-        """Prefixes for a model that takes keys and values from outside."""
+        """PEFT's config for prefixes, for a model that takes keys and values from outside."""
         from peft import PrefixTuningConfig
 
         if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
@@ -36,5 +41,5 @@ class PrefixTuning(PeftTraining):
         )
 
     def attach(self, model: Trainable, peft_model: Any) -> None:
-        """PEFT makes the keys and values."""
+        """Let PEFT make the keys and values of the prefix."""
         model.put_prefix(self.n_prefix_tokens, peft_model.get_prompt)

@@ -1,4 +1,4 @@
-"""Prompt tuning (Lester et al. 2021, arXiv 2104.08691): the prompt's vectors themselves are trained."""
+"""Prompt tuning (Lester et al. 2021, arXiv 2104.08691) trains the prompt's vectors themselves."""
 
 import torch
 from pydantic import Field
@@ -14,14 +14,17 @@ from bbt.spaces.initial import initial_prompts
 
 
 class PromptTuning(Training):
-    """Length and start of the prompt are the config's section `prompt`, as for Black-Box Tuning."""
+    """Prompt tuning. The prompt's length and start are the config's section `prompt`, as for Black-Box Tuning."""
 
     prompt: InitialPromptConfig = InitialPromptConfig()
+    """The prompt's length and its start p0."""
     learning_rate: float = Field(1e-2, gt=0)
+    """The optimizer's step size."""
     steps: int = Field(100, gt=0)
+    """The number of gradient steps."""
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
-        """The vectors p (T, H), at p0."""
+        """What is trained: the vectors p (T, H), which begin at p0."""
         e = experiment
         candidates = initial_prompts(self.prompt, e.backend, e.task, e.seed)
         best = 0

@@ -1,4 +1,4 @@
-"""Dev judges a training now and then; its best state is kept in memory."""
+"""Dev judges a training now and then, and its best state is kept in memory."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +13,20 @@ State = TypeVar("State")
 
 @dataclass(frozen=True)
 class Best(Generic[State]):
-    """The best state so far: who it was, how dev judged it, after how many train queries."""
+    """The best state of a training so far."""
 
     who: str
+    """Which state it was, for the tables."""
     verdict: Verdict
+    """How dev has judged it."""
     train_queries: int
+    """The train queries that had been spent by then."""
     state: State
+    """A copy of the state."""
 
 
 class Selection(Generic[State]):
-    """Keeps what dev judges best, by `by`: see `Verdict.better_than`."""
+    """A keeper of the state that dev judges best, by `by`: see `Verdict.better_than`."""
 
     def __init__(self, experiment: Experiment, by: str) -> None:
         self._experiment, self._by = experiment, by
@@ -30,12 +34,13 @@ class Selection(Generic[State]):
 
     @property
     def best(self) -> Best[State]:
-        """The best of at least one check."""
+        """The best state; there has been at least one check."""
         assert self._best is not None
         return self._best
 
     def check(self, step: int, classifier: Classifier, state: Callable[[], State]) -> None:
-        """Judge on dev; scores that are not numbers are never better. `state` is a copy, asked for if it is."""
+        """Judge a state on dev; scores that are not numbers are never better. `state` makes a copy, and is asked for
+        one if the state is better."""
         e, who = self._experiment, f"step {step}"
         verdict = e.judge(classifier, who)
         if self._best is None or verdict.better_than(self._best.verdict, self._by):

@@ -1,4 +1,4 @@
-"""Trainings of a soft prompt: the model stays frozen, and the result is a prompt that any backend can load."""
+"""These trainings tune a soft prompt: the model stays frozen, and the result is a prompt that any backend can load."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from bbt.experiment.experiment import Experiment
 def soft_prompt_subject(
     experiment: Experiment, model: Trainable, parameters: Sequence[Tensor], prompt: Callable[[], Tensor], n_tokens: int
 ) -> Subject:
-    """A subject whose parameters make the soft `prompt` (T, H), T = `n_tokens`."""
+    """Make a subject whose parameters make the soft `prompt` (T, H), T = `n_tokens`."""
     task, train = experiment.task, experiment.split.train
     encoded = model.encode(task.rows(train, n_tokens), task.label_words)
     experiment.ledger.truncated += encoded.n_truncated

@@ -1,4 +1,5 @@
-"""The one training loop: gradient steps on the train rows, a judgement on dev now and then, the best kept."""
+"""This training loop is what all baselines share: gradient steps on the train rows, a judgement on dev now and then,
+the best state kept."""
 
 import math
 import time
@@ -22,37 +23,46 @@ from bbt.runs.observer import Progress
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained: `parameters`, which change the `logits` of the train rows named; `classifier` is what they
-    amount to at the moment. `references` as in `Trained`."""
+    """What a training trains, and what it becomes."""
 
     parameters: Sequence[Tensor]
+    """The tensors that are trained."""
     logits: Callable[[Sequence[int]], Tensor]
+    """A function from b train rows, by number, to their logits (b, K), differentiable in the parameters."""
     classifier: Callable[[], Classifier]
+    """A function that makes a classifier of the parameters as they are at the moment."""
     references: dict[str, Classifier] = field(default_factory=dict)
+    """What the outcome is to be tested beside, by name."""
 
 
 class Training(SelectingMethod):
-    """Settings of every training. The loss is cross-entropy over the label words, the learning rate constant.
-
-    A step takes `gradient_accumulation` batches of `batch_size` rows; dev judges every `dev_every` steps and at
-    the end, and by `selection.by` the best state is kept.
-    """
+    """The settings of every training. The loss is cross-entropy over the label words, and the learning rate is
+    constant. A step takes `gradient_accumulation` batches of `batch_size` rows; dev judges every `dev_every` steps and
+    at the end, and by `selection.by` the best state is kept."""
 
     learning_rate: float = Field(gt=0)
+    """The optimizer's step size."""
     steps: int = Field(gt=0)
+    """The number of gradient steps."""
     batch_size: int = Field(16, ge=1)
+    """The train rows of a batch."""
     gradient_accumulation: int = Field(1, ge=1)
+    """The batches of a step."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """The optimizer: see `make_optimizer`."""
     weight_decay: float = Field(0.0, ge=0)
+    """The optimizer's weight decay."""
     max_gradient_norm: float = Field(1.0, gt=0)
+    """The norm to which a longer gradient is cut."""
     dev_every: int = Field(10, ge=1)
+    """Steps between two judgements by dev."""
 
     @abstractmethod
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
-        """What is to be trained, at its start."""
+        """The subject to be trained, at its start."""
 
     def train(self, experiment: Experiment) -> Trained:
-        """Train and keep what dev judges best.
+        """Train, and keep the state that dev judges best.
 
         Raises:
             BackendError: a forward-only backend.
@@ -63,12 +73,12 @@ class Training(SelectingMethod):
             return Loop(self, self.subject(experiment, model), experiment).run()
 
     def make_optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """AdamW, or Adafactor at a constant rate without parameter scaling (Lester et al. 2021, section 3)."""
+        """Make AdamW, or Adafactor at a constant rate without parameter scaling (Lester et al. 2021, section 3)."""
         if self.optimizer == "adamw":
             return torch.optim.AdamW(parameters, self.learning_rate, weight_decay=self.weight_decay)
         from transformers import Adafactor
 
-        adafactor: Any = Adafactor  # not typed
+        adafactor: Any = Adafactor  # transformers does not type it
         fixed = {"scale_parameter": False, "relative_step": False}
         return cast(
             torch.optim.Optimizer,
@@ -87,7 +97,7 @@ class Loop:
         self._n_rows = 0
 
     def run(self) -> Trained:
-        """All steps, unless the loss stops being a number; then back to the best state."""
+        """Take all steps, or stop where the loss is no longer a number; then go back to the best state."""
         s, observer = self._settings, self._experiment.observer
         selection = Selection[list[Tensor]](self._experiment, s.selection.by)
         observer.started(s.steps, "step")
@@ -102,7 +112,7 @@ class Loop:
         return self._trained(selection.best)
 
     def _step(self) -> float:
-        """One step of the optimizer; returns the training loss before it."""
+        """Take one step of the optimizer, and return the training loss before it."""
         ledger, start = self._experiment.ledger, time.perf_counter()
         loss = sum(self._backward(next(self._batches)) for _ in range(self._settings.gradient_accumulation))
         differentiated = time.perf_counter()
@@ -115,7 +125,7 @@ class Loop:
         return loss
 
     def _backward(self, rows: list[int]) -> float:
-        """Add one batch's share to the gradient; returns its share of the loss."""
+        """Add one batch's share to the gradient, and return its share of the loss."""
         logits = self._subject.logits(rows)
         loss = functional.cross_entropy(logits, self._labels[rows].to(logits.device))
         loss = loss / self._settings.gradient_accumulation
@@ -138,7 +148,8 @@ class Loop:
 
 
 def batches(n_rows: int, batch_size: int) -> Iterator[list[int]]:
-    """Row numbers, all of them in a new order each epoch, without end; the order is PyTorch's global generator's."""
+    """Yield the numbers of a batch's rows, all rows in a new order each epoch, without end; the order is that of
+    PyTorch's global generator."""
     while True:
         order = torch.randperm(n_rows).tolist()
         yield from (order[i : i + batch_size] for i in range(0, n_rows, batch_size))

@@ -1,4 +1,4 @@
-"""Trainings that change the model itself: some of its weights, or what is put into it; the template stays."""
+"""These trainings change the model itself: some of its weights, or what is put into it. The template stays."""
 
 import time
 from abc import abstractmethod
@@ -23,14 +23,17 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class ModelClassifier:
-    """A model of its own; `write` saves into a folder what makes it out of the backend's."""
+    """A classifier that is a model of its own."""
 
     model: Trainable
+    """The copy of the backend's model, trained."""
     task: Task
+    """The template and label words that rows are put in."""
     write: Callable[[Path], None]
+    """A function that saves into a folder what makes the model out of the backend's."""
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """(B, K) logits of the label words in the manual template."""
+        """The logits (B, K) of the label words in the manual template."""
         encoded = self.model.encode(self.task.rows(examples, 0), self.task.label_words)
         ledger.truncated += encoded.n_truncated
         start = time.perf_counter()
@@ -40,7 +43,7 @@ class ModelClassifier:
         return scores
 
     def save(self, folder: Path) -> None:
-        """Into a run folder."""
+        """Write into a run folder what makes the model out of the backend's."""
         self.write(folder)
 
 
@@ -49,15 +52,15 @@ class WeightTraining(Training):
 
     @abstractmethod
     def thaw(self, model: Any) -> None:
-        """Put in what is new, and mark what is trained of a frozen `transformers` model."""
+        """Put what is new into a frozen `transformers` model, and mark what is trained."""
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
-        """The thawed weights; dropout is on while they are trained."""
+        """What is trained: the thawed weights. Dropout is on while they are trained."""
         self.thaw(model.model)
         return model_subject(experiment, model, thawed(model.model), lambda folder: save_thawed(model.model, folder))
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
-        """The model with the tuned weights.
+        """Load the model with the tuned weights.
 
         Raises:
             RunError: there are none; BackendError: a forward-only backend.
@@ -71,7 +74,7 @@ class WeightTraining(Training):
 def model_subject(
     experiment: Experiment, model: Trainable, parameters: Sequence[Tensor], write: Callable[[Path], None]
 ) -> Subject:
-    """A subject whose parameters belong to the model."""
+    """Make a subject whose parameters belong to the model."""
     task = experiment.task
     encoded = model.encode(task.rows(experiment.split.train, 0), task.label_words)
     experiment.ledger.truncated += encoded.n_truncated
@@ -81,7 +84,7 @@ def model_subject(
 
 
 def save_thawed(model: Any, folder: Path) -> None:
-    """The trained weights by their names."""
+    """Save the trained weights by their names."""
     from safetensors.torch import save_file
 
     named = {name: weight.detach().contiguous() for name, weight in model.named_parameters() if weight.requires_grad}

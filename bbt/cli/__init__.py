@@ -36,7 +36,7 @@ for name, command in COMMANDS.items():
 
 
 def main() -> None:
-    """Entry point: errors meant for people become one line and exit code 2."""
+    """Run the command; errors meant for people become one line and exit code 2."""
     replace_what_cannot_be_encoded()
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # module:Name in a config may lie in the folder that the user stands in

@@ -1,4 +1,4 @@
-"""`python -m bbt.cli`."""
+"""This module lets `python -m bbt.cli` stand for `bbt`."""
 
 from bbt.cli import main
 

@@ -1,4 +1,4 @@
-"""`bbt bench`: how fast a model scores prompts here."""
+"""The command `bbt bench` measures how fast a model scores prompts here."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What several commands share: options, tables, and how warnings are shown."""
+"""What several commands share is kept here: options, tables, and how warnings are shown."""
 
 import json
 import logging
@@ -73,7 +73,7 @@ def complain(line: str) -> None:
 def replace_what_cannot_be_encoded() -> None:
     """Let standard output and error print a question mark for what their encoding has no character for."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not where another object stands for it
+        if hasattr(stream, "reconfigure"):  # another object may stand for the stream
             stream.reconfigure(errors="replace")
 
 
@@ -104,7 +104,7 @@ def shown_warnings() -> Iterator[None]:
 
 
 class _Lines(logging.Handler):
-    """Writes a record as a warning."""
+    """A log handler that writes a record as a warning."""
 
     def emit(self, record: logging.LogRecord) -> None:
         complain(f"warning: {record.getMessage()}")

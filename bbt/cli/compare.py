@@ -1,4 +1,4 @@
-"""`bbt compare`."""
+"""The command `bbt compare`."""
 
 import sys
 from pathlib import Path
@@ -55,7 +55,7 @@ def compare(
 
 
 def _work(todo: "list[Cell]", folder: Path, n_workers: int) -> "list[Failure]":
-    """Run them under a progress bar; Ctrl-C says how to go on."""
+    """Run the cells under a progress bar; Ctrl-C says how to go on."""
     from bbt.cli.compare_progress import Bars
     from bbt.compare.work import Work
 

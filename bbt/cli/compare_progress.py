@@ -1,4 +1,4 @@
-"""Progress of a comparison: a bar over all runs, and one for each that is under way."""
+"""The progress of a comparison is shown by a bar over all runs, and one for each that is under way."""
 
 import sys
 
@@ -10,7 +10,7 @@ from bbt.compare.work import Failure, Watcher
 
 
 class Bars(Watcher):
-    """Bars on a terminal; elsewhere a line when a run ends."""
+    """A watcher that draws bars on a terminal; elsewhere it writes a line when a run ends."""
 
     def __init__(self, total: int) -> None:
         self._console = Console(file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`bbt ls` and `bbt show`: what there is, and what a run has done."""
+"""The commands `bbt ls` and `bbt show` say what there is, and what a run has done."""
 
 import json
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def show(
     try:
         plot_convergence(folder.log, target, run.name)
         drawn = str(target)
-    except Exception as error:  # whatever matplotlib or the disk says: the table counts
+    except Exception as error:  # the picture may fail in any way; the table counts
         complain(f"warning: no plot at {target}: {type(error).__name__}: {error}")
     if as_json:
         print(json.dumps({**result, "plot": drawn}))
@@ -111,6 +111,6 @@ def _runs(runs: Path) -> list[tuple[str, str]]:
 
 
 def _first_line(path: Path) -> str:
-    """What stands under the heading of a model card."""
+    """The line under the heading of a model card."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return next((line for line in lines if line and not line.startswith("#")), "")

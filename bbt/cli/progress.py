@@ -12,7 +12,7 @@ from bbt.runs.progress import Bar
 
 
 class InterruptibleBar(Bar):
-    """A bar that knows its run's folder and hands Ctrl-C on."""
+    """A progress bar that knows its run's folder and passes Ctrl-C on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,14 +31,14 @@ class InterruptibleBar(Bar):
 
     def progressed(self, progress: Progress) -> None:
         """Move the bar."""
-        if self.interrupted:  # some libraries swallow it while they are imported
+        if self.interrupted:  # some libraries swallow Ctrl-C while they are imported
             raise KeyboardInterrupt
         super().progressed(progress)
 
 
 @contextmanager
 def progress_bar() -> Iterator[InterruptibleBar]:
-    """A bar while a run lasts; Ctrl-C says how to go on."""
+    """A context with a bar while a run lasts; Ctrl-C says how to go on."""
     observer = InterruptibleBar()
     before = signal.signal(signal.SIGINT, observer.interrupt)
     try:

@@ -1,4 +1,4 @@
-"""`bbt run` and `bbt resume`."""
+"""The commands `bbt run` and `bbt resume`."""
 
 import json
 from pathlib import Path

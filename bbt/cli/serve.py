@@ -1,4 +1,4 @@
-"""`bbt serve`: a model's forward pass over HTTP."""
+"""The command `bbt serve` offers a model's forward pass over HTTP."""
 
 from pathlib import Path
 from typing import Annotated

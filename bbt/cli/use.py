@@ -100,7 +100,7 @@ def _rows(
 
     if name is not None:
         task = builtin_task(name, predictor.backend.info.kind)
-        predictor.worded(task)  # refused before a row is read
+        predictor.worded(task)  # refuses a task with other labels before a row is read
         return task, test_examples(task, data)
     config = predictor.config
     if config is None and data is None:

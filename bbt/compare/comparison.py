@@ -1,4 +1,4 @@
-"""A plan with what has finished of it: a table's rows and columns."""
+"""A comparison is a plan with what has finished of it, as a table's rows and columns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +10,19 @@ from bbt.compare.plan import Cell, Plan
 
 @dataclass(frozen=True)
 class Comparison:
-    """A plan with what has finished of it."""
+    """A plan with the runs of it that have finished."""
 
     plan: Plan
     """What is compared."""
     cells: Sequence[Cell]
-    """Every run that the plan has."""
+    """Every run that the plan asks for."""
     finished: Sequence[Finished]
-    """Those of them that are done."""
+    """Those of the runs that are done."""
 
     @cached_property
     def rows(self) -> dict[str, list[Finished]]:
-        """A table's rows in the plan's order: a method (at a budget, with so many shots) and its finished runs."""
+        """A table's rows in the plan's order: each is a method (at a budget, with so many shots), with its finished
+        runs."""
         labels = dict.fromkeys(self.label(cell) for cell in sorted(self.cells, key=self._order))
         groups: dict[str, list[Finished]] = {label: [] for label in labels}
         for one in self.finished:
@@ -29,7 +30,7 @@ class Comparison:
         return groups
 
     def label(self, cell: Cell) -> str:
-        """What a cell's row is called: with its budget where a task has several."""
+        """The name of a cell's row, with its budget where a task has several."""
         at = f" at {cell.budget}" if cell.budget and self._several_budgets else ""
         return cell.method + at + (f", k = {cell.k}" if cell.k is not None else "")
 
@@ -43,21 +44,21 @@ class Comparison:
 
     @cached_property
     def columns(self) -> list[tuple[str, str]]:
-        """(test set, metric) of every figure, tasks in the plan's order, a task's other test sets after its own."""
+        """A (test set, metric) for every figure: tasks in the plan's order, a task's other test sets after its own."""
         found = dict.fromkeys(key for one in self.finished for key in one.scores)
         tasks = list(self.plan.tasks)
         return sorted(found, key=lambda key: (tasks.index(key[0].partition(ARROW)[0]), ARROW in key[0]))
 
     def scores(self, label: str, column: tuple[str, str]) -> dict[int, float]:
-        """Seed -> figure of one row in one column."""
+        """The figures of one row in one column, by seed."""
         return {one.cell.seed: one.scores[column] for one in self.rows[label] if column in one.scores}
 
     def n_planned(self, label: str, task: str) -> int:
-        """How many runs the plan has for a row's task."""
+        """The number of runs that the plan has for a row's task."""
         return sum(self.label(cell) == label and cell.task == task for cell in self.cells)
 
     def pairs(self, method: str, other: str) -> list[tuple[str, str]]:
-        """The rows of two methods that can be put side by side: not at different budgets or shots."""
+        """The pairs of rows in which two methods can be put side by side: those of equal budgets and shots."""
         ours, theirs = ([cell for cell in self.cells if cell.method == name] for name in (method, other))
         return list(
             dict.fromkeys(

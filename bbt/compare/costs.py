@@ -1,4 +1,4 @@
-"""What the methods cost, and every run as one flat record."""
+"""What the methods cost becomes a table, and every run one flat record."""
 
 import csv
 import io
@@ -19,17 +19,18 @@ COSTS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "bytes up per query": lambda result: _per_query(result, "bytes_up"),
     "bytes down per query": lambda result: _per_query(result, "bytes_down"),
 }
-"""Column of the cost table -> where a result says it."""
+"""The columns of the cost table, and the function that reads each one from a result."""
 
 
 def _per_query(result: dict[str, Any], what: str) -> float:
-    """Averaged over train and dev queries."""
+    """The cost `what` of a run, averaged over its train and dev queries."""
     cost = result["cost"]
     return float(cost[what] / max(cost["train_queries"] + cost["dev_queries"], 1))
 
 
 def cost_tables(comparison: Comparison) -> list[Table]:
-    """What the methods cost, a table a task: means over seeds; of memory the most."""
+    """The tables of what the methods cost, one for each task. Figures are means over seeds; of peak memory it is the
+    largest."""
     return [
         Table(f"Cost on {task}", ("method", *COSTS), tuple(_cost_rows(comparison, task)), COST_NOTES)
         for task in comparison.plan.tasks
@@ -62,7 +63,7 @@ def _cost(name: str, values: Sequence[float | None]) -> str:
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:
-    """Every finished cell as one flat record: what a spreadsheet or pandas wants."""
+    """Every finished cell as one flat record, as a spreadsheet or pandas wants it."""
     return [
         {
             "task": one.cell.task,
@@ -81,7 +82,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def as_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Records as CSV, every key a column."""
+    """Records as CSV, with a column for every key."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""What each cell of a plan has come to, read back from its run folder."""
+"""What each cell of a plan has come to is read back from its run folder here."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from bbt.runs.log import EventLog
 from bbt.types import Event
 
 ARROW = " → "
-"""Between a task and the other test set that its classifier was tested on."""
+"""The sign between a task and the other test set that its classifier was tested on."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class Point:
     """Where a run stood when dev had judged."""
 
     queries: int
-    """Train queries so far."""
+    """The train queries spent so far."""
     seconds: float
-    """Seconds so far, scoring and optimizer."""
+    """The seconds spent so far, by scoring and by the optimizer."""
     metric: float
     """The best dev metric so far, in [0, 1]."""
 
@@ -34,15 +34,15 @@ class Finished:
     """A cell whose run is done."""
 
     cell: Cell
-    """What was to be run."""
+    """The run that was to be made."""
     result: dict[str, Any]
-    """What it came to: see `result.json`."""
+    """What it came to, as in `result.json`."""
     curve: tuple[Point, ...]
-    """How it got there, a point a dev check."""
+    """How it got there: a point for each dev check."""
 
     @property
     def scores(self) -> dict[tuple[str, str], float]:
-        """(test set, metric) -> figure; the own test set goes by the task's name in the plan."""
+        """The figures by (test set, metric); the own test set goes by the task's name in the plan."""
         own = {(self.cell.task, metric): value for metric, value in self.result["test"]["tuned"].items()}
         elsewhere = {
             (f"{self.cell.task}{ARROW}{name}", metric): value
@@ -54,7 +54,7 @@ class Finished:
 
     @property
     def first_score(self) -> float:
-        """The task's first metric on its own test set."""
+        """The figure of the task's first metric on its own test set."""
         return next(iter(self.scores.values()))
 
 
@@ -115,12 +115,13 @@ def _check_config(cell: Cell, made: Config, folder: Path) -> None:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """All of a config that a run may not differ in from its cell: not its name, nor a budget that was extended."""
+    """The parts of a config in which a run may not differ from its cell: all but its name, and a budget that was
+    extended."""
     tree = {key: value for key, value in resolved_tree(config).items() if key != "name"}
     return {**tree, "budget": {**tree["budget"], "queries": None}} if "budget" in tree else tree
 
 
 def _budget(config: Config) -> int | None:
-    """In queries; None where the method has none."""
+    """The budget in queries; None where the method has none."""
     budget: int | None = resolved_tree(config).get("budget", {}).get("queries")
     return budget

@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else: tables, pictures, the plan, what failed."""
+"""A comparison becomes one HTML page that needs nothing else: tables, pictures, the plan, what failed."""
 
 import logging
 from base64 import b64encode
@@ -23,7 +23,7 @@ img { max-width: 100%; } ul, pre { color: #444; font-size: 13px; }
 
 
 def page(title: str, comparison: Comparison, tables: Sequence[Table], failures: Sequence[Failure], plan: str) -> str:
-    """The whole page; `plan` is the plan's own text."""
+    """The text of the whole page; `plan` is the plan's own text."""
     done = f"{len(comparison.finished)} of {len(comparison.cells)} runs finished."
     body = [
         f"<h1>{escape(title)}</h1><p>{done}</p>",
@@ -41,7 +41,7 @@ def page(title: str, comparison: Comparison, tables: Sequence[Table], failures: 
 
 
 def _plots(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    """Name and SVG of each picture that there is something for."""
+    """The name and the SVG of each picture that there is something to draw for."""
     for task in comparison.plan.tasks:
         if any(one.cell.task == task and one.scores for one in comparison.finished):
             plots: dict[str, Callable[[], str]] = {}
@@ -53,7 +53,7 @@ def _plots(comparison: Comparison) -> Iterator[tuple[str, str]]:
             for name, plot in plots.items():
                 try:
                     yield name, plot()
-                except Exception as error:  # whatever matplotlib says: the tables count
+                except Exception as error:  # matplotlib may raise anything, and the tables count
                     LOG.warning("no picture of %s: %s: %s", name, type(error).__name__, error)
 
 

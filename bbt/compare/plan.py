@@ -20,12 +20,12 @@ class Entry(Strict):
 
     @property
     def tree(self) -> dict[str, Any]:
-        """The config's keys."""
+        """The config's keys that the entry gives."""
         return dict(self.model_extra or {})
 
 
 class TaskEntry(Entry):
-    """A task of a plan."""
+    """An entry of a plan that is a task."""
 
     config: Path | None = None
     """A config file, over whose keys the task's own win."""
@@ -36,7 +36,7 @@ class TaskEntry(Entry):
 
 
 class MethodEntry(Entry):
-    """A method of a plan."""
+    """An entry of a plan that is a method."""
 
     tasks: tuple[str, ...] | None = None
     """The tasks that it is run on (none: all)."""
@@ -46,21 +46,21 @@ class Only(Strict):
     """The runs that a budget is restricted to."""
 
     tasks: tuple[str, ...] | None = None
-    """Names of tasks (none: all)."""
+    """The tasks that are run (none: all)."""
     methods: tuple[str, ...] | None = None
-    """Names of methods (none: all)."""
+    """The methods that are run (none: all)."""
     seeds: tuple[int, ...] | None = None
-    """Seeds (none: all)."""
+    """The seeds that are run (none: all)."""
 
     def allows(self, task: str, method: str, seed: int) -> bool:
-        """Whether this run is to be taken so far."""
+        """Whether the budget applies to this run."""
         pairs = ((self.tasks, task), (self.methods, method), (self.seeds, seed))
         return all(allowed is None or value in allowed for allowed, value in pairs)
 
 
 class Plan(Strict):
-    """What is compared. Of the keys of a run's config later ones win: base, the task's file, the task's keys, the
-    method's keys."""
+    """A plan of what is compared. Of the keys of a run's config later ones win: base, the task's file, the task's keys,
+    the method's keys."""
 
     title: str | None = None
     """The page's title (none: the file's name)."""
@@ -71,10 +71,10 @@ class Plan(Strict):
     methods: dict[str, MethodEntry | None] = Field(min_length=1)
     """The methods by the name that the tables give them, in the tables' order."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
-    """Every task is run by every method with each of them."""
+    """The seeds with which every task is run by every method."""
     budgets: tuple[int, ...] = ()
-    """In queries, for the methods that search by queries, whose runs a larger budget extends; others run once, as
-    their config says (none: so do these)."""
+    """Budgets in queries, for the methods that search by queries, whose runs a larger budget extends; others run once,
+    as their config says (none: so do these)."""
     k: tuple[int, ...] = ()
     """Rows a class: with several the comparison is a learning curve (none: as the configs say)."""
     only: dict[int, Only] = Field(default_factory=dict)
@@ -106,11 +106,11 @@ class Cell:
     config: Config = field(compare=False)
     """What is run."""
     budget: int | None = None
-    """In queries (none: the method does not search by queries, or its config says)."""
+    """The budget in queries (none: the method does not search by queries, or its config says)."""
     k: int | None = None
     """Rows a class (none: as the config says)."""
     fold: int | None = None
-    """Which fold is dev, in a cross-validation."""
+    """The number, from 0 on, of the fold that is dev (none: this is no cross-validation)."""
     round: int = 0
     """The place of the budget among its task's, from 0 on."""
 
@@ -122,7 +122,7 @@ class Cell:
         return f"{self.method}{shots}-seed{self.seed}{fold}"
 
     def folder(self, runs: Path) -> Path:
-        """Where the run is."""
+        """The run's folder under `runs`."""
         return runs / self.task / self.name
 
     def __str__(self) -> str:
@@ -146,8 +146,8 @@ def load_plan(path: Path) -> Plan:
 
 
 def cells(plan: Plan, folds: int | None = None) -> list[Cell]:
-    """Every run of the plan: small budgets first (with them what has none), then early seeds, so that a comparison
-    cut short is even.
+    """Lay out every run of the plan: small budgets first (with them what has none), then early seeds, so that a
+    comparison cut short is even.
 
     Raises:
         ConfigError: a config that cannot be; names task and method.
@@ -157,7 +157,7 @@ def cells(plan: Plan, folds: int | None = None) -> list[Cell]:
 
 
 def _cells_of(plan: Plan, task: str, method: str, folds: int | None) -> Iterator[Cell]:
-    """One task by one method."""
+    """Yield the runs of one task by one method."""
     entry = plan.methods[method]
     if entry and entry.tasks is not None and task not in entry.tasks:
         return
@@ -200,8 +200,8 @@ def _config(plan: Plan, task: str, method: str, axes: Mapping[str, Any]) -> Conf
 
 
 def _shared_apart(shared: Mapping[str, Any], own: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `make_config` is to take strictly, and of what it is to take what the method reads: the sections that all
-    methods of the plan share."""
+    """Two parts of a cell's keys: what `make_config` is to take strictly, and the sections that all methods of the plan
+    share, of which it takes what the method reads."""
     sections = {key: value for key, value in shared.items() if key in SECTIONS}
     return merged({key: value for key, value in shared.items() if key not in SECTIONS}, own), sections
 

@@ -1,4 +1,5 @@
-"""Pictures of a comparison as SVG text: dev and test against cost, the spread over seeds, learning curves over k."""
+"""The pictures of a comparison are SVG text: dev and test against cost, the spread over seeds, learning curves over
+k."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -24,8 +25,8 @@ X_AXES: dict[str, Callable[[Point], float]] = {
 
 
 def cost_plot(comparison: Comparison, task: str, cost: str) -> str:
-    """Lines: the best dev metric so far, mean over seeds, against a cost. Points: the test metric at each budget's
-    end, with its standard deviation over seeds."""
+    """A picture of dev and test against a cost. Lines are the best dev metric so far, the mean over seeds; points are
+    the test metric at each budget's end, with its standard deviation over seeds."""
     figure, axes = _axes()
     named: set[str] = set()
     for label, runs in _rows(comparison, task).items():
@@ -47,7 +48,7 @@ def cost_plot(comparison: Comparison, task: str, cost: str) -> str:
 
 
 def spread_plot(comparison: Comparison, task: str) -> str:
-    """One dot a seed, a bar at the mean, a line a method."""
+    """A picture of the spread over seeds: a line for each method, with a dot for each seed and a bar at the mean."""
     rows = _rows(comparison, task)
     figure, axes = _axes(height=0.8 + 0.28 * len(rows))
     for place, runs in enumerate(rows.values()):
@@ -61,7 +62,8 @@ def spread_plot(comparison: Comparison, task: str) -> str:
 
 
 def shots_plot(comparison: Comparison, task: str) -> str:
-    """A learning curve a method (at a budget): test metric against k, with its standard deviation over seeds."""
+    """A learning curve for each method (at a budget): the test metric against k, with its standard deviation over
+    seeds."""
     figure, axes = _axes()
     of_task = [one for one in comparison.finished if one.cell.task == task]
     for method, budget in dict.fromkeys((one.cell.method, one.cell.budget) for one in of_task):
@@ -79,7 +81,7 @@ def shots_plot(comparison: Comparison, task: str) -> str:
 
 
 def mean_steps(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[Curve, Curve]:
-    """The mean of step functions (x, y), on all their steps from where the last of them has begun."""
+    """The mean of step functions (x, y), on all their steps, from where the last of them begins."""
     xs = [np.array([x for x, _ in curve]) for curve in curves]
     ys = [np.array([y for _, y in curve]) for curve in curves]
     begun = max(x[0] for x in xs)
@@ -90,13 +92,13 @@ def mean_steps(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[Curve, 
 
 
 def _rows(comparison: Comparison, task: str) -> dict[str, list[Finished]]:
-    """The comparison's rows on one task, where there is something to draw."""
+    """The comparison's rows on one task that have something to draw."""
     rows = {label: [one for one in runs if one.cell.task == task] for label, runs in comparison.rows.items()}
     return {label: runs for label, runs in rows.items() if any(one.scores for one in runs)}
 
 
 def _longest(comparison: Comparison, task: str, one: Finished) -> str:
-    """The row of the same method and k with the largest budget: its curve holds the others'."""
+    """The row of the same method and k that has the largest budget: its curve holds the others'."""
     same = [
         other.cell
         for other in comparison.finished
@@ -106,14 +108,14 @@ def _longest(comparison: Comparison, task: str, one: Finished) -> str:
 
 
 def _color(comparison: Comparison, method: str) -> Any:
-    """A method has the same color on every picture."""
+    """The method's color, which is the same on every picture."""
     import matplotlib as mpl
 
     return mpl.colormaps["tab20"](list(comparison.plan.methods).index(method) % 20)
 
 
 def _error(values: Sequence[float]) -> float:
-    """The sample standard deviation; none of a single value."""
+    """The sample standard deviation of values; 0 for a single one."""
     return stdev(values) if len(values) > 1 else 0.0
 
 

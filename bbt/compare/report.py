@@ -1,4 +1,4 @@
-"""A comparison written down: Markdown, CSV, LaTeX and an HTML page, beside its runs."""
+"""A report is a comparison written down, beside its runs: Markdown, CSV, LaTeX and an HTML page."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +29,7 @@ class Report:
     folds: int | None = None
     """The number of folds of a cross-validation (none: it is no cross-validation)."""
     failures: Sequence[Failure] = ()
-    """The runs that have failed."""
+    """The runs that have failed, and why."""
     comparison: Comparison = field(init=False)
     """What has finished, read from `runs`."""
 
@@ -41,7 +41,8 @@ class Report:
 
     @property
     def tables(self) -> list[Table]:
-        """Scores, the published ones where the plan asks for them, tests over seeds, costs."""
+        """The tables of scores, of published figures where the plan asks for them, of tests over seeds, and of
+        costs."""
         if self.folds:
             return [validation_table(self.comparison, self.folds), *cost_tables(self.comparison)]
         published = [published_table(self.comparison)] if self.plan.published else []
@@ -54,7 +55,7 @@ class Report:
         return "\n".join(table.markdown() for table in self.tables)
 
     def write(self, plan_file: Path) -> list[Path]:
-        """All formats, named for the plan; returns the files."""
+        """Write all formats, named for the plan, and return the files."""
         name = plan_file.stem + (f"-{self.folds}-fold" if self.folds else "")
         title, text = self.plan.title or plan_file.stem, plan_file.read_text(encoding="utf-8")
         texts: dict[str, Callable[[], str]] = {

@@ -1,4 +1,5 @@
-"""The table of test scores: methods x tasks, mean and sample standard deviation over seeds."""
+"""The table of test scores has methods as rows, tasks as columns, and the mean and sample standard deviation over seeds
+in its cells."""
 
 from collections.abc import Sequence
 from statistics import mean, stdev
@@ -10,7 +11,7 @@ from bbt.compare.table import NOTHING, Table
 
 
 def score_table(comparison: Comparison) -> Table:
-    """Methods x tasks like the paper's, in percent, and the mean of the tasks' first metrics."""
+    """The table of test scores in percent, like the paper's, with the mean of the tasks' first metrics."""
     columns = comparison.columns
     head = ("method", *(f"{test} {metric}" for test, metric in columns), "mean")
     rows = [
@@ -25,27 +26,27 @@ def score_table(comparison: Comparison) -> Table:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation, in percent."""
+    """The mean and the sample standard deviation of values, in percent."""
     if not values:
         return NOTHING
     return f"{100 * mean(values):.2f}" + (f" ± {100 * stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def _cell(comparison: Comparison, label: str, column: tuple[str, str]) -> str:
-    """The spread over the seeds; says so where some have not finished."""
+    """The spread over the seeds, with a mark where some have not finished."""
     found, wanted = comparison.scores(label, column), comparison.n_planned(label, column[0].partition(ARROW)[0])
     return spread(list(found.values())) + (f" ({len(found)} of {wanted} seeds)" if 0 < len(found) < wanted else "")
 
 
 def _mean_of_tasks(comparison: Comparison, label: str) -> str:
-    """Of the tasks' mean first metrics; only where no task is missing."""
+    """The mean of the tasks' mean first metrics; it is left out where a task is missing."""
     first = {test: (test, metric) for test, metric in reversed(comparison.columns) if ARROW not in test}
     means = [list(comparison.scores(label, column).values()) for column in first.values()]
     return f"{100 * mean(map(mean, means)):.2f}" if means and all(means) else NOTHING
 
 
 def _notes(comparison: Comparison) -> list[str]:
-    """What each column is of."""
+    """The sentences below the table, which say what each column is of."""
     notes = ["mean ± sample standard deviation over seeds; a seed draws the k-shot split and the method's randomness."]
     for task in comparison.plan.tasks:
         of_task = [one for one in comparison.finished if one.cell.task == task]
@@ -55,7 +56,7 @@ def _notes(comparison: Comparison) -> list[str]:
 
 
 def _about(comparison: Comparison, of_task: Sequence[Finished]) -> str:
-    """Rows, split, shots, seeds of one task."""
+    """The sentence on one task: its rows, split, shots and seeds."""
     one = of_task[0]
     config, seeds = one.cell.config, comparison.plan.seeds_of(one.cell.task)
     shots = f"k = {', '.join(map(str, comparison.plan.k or (config.data.k,)))} a class"

@@ -1,4 +1,4 @@
-"""Do two methods differ by more than their seeds? Paired tests over the seeds that both were run with.
+"""Do two methods differ by more than their seeds? Paired tests over the seeds that both were run with say so.
 
 The sign-flip test supposes nothing but that under no difference each seed's difference is as likely to be
 negative as positive; with n seeds its p cannot fall below 2 / 2^n. The paired t-test supposes normal differences.
@@ -23,20 +23,20 @@ DRAWS = 2**16
 
 @dataclass(frozen=True)
 class Paired:
-    """Two methods over the seeds that both were run with."""
+    """Two methods compared over the seeds that both were run with."""
 
     n: int
-    """How many seeds that are."""
+    """The number of those seeds."""
     difference: float
-    """The mean over them of one's figure less the other's."""
+    """The mean over the seeds of one's figure less the other's."""
     higher: int
-    """On how many of them the difference is positive."""
+    """The number of seeds on which the difference is positive."""
     lower: int
-    """On how many of them it is negative."""
+    """The number of seeds on which it is negative."""
     p: float
     """The two-sided p of the sign-flip test."""
     p_t: float | None
-    """That of the paired t-test (none: the differences are all the same)."""
+    """The two-sided p of the paired t-test (none: the differences are all the same)."""
 
     @property
     def least_p(self) -> float:
@@ -50,7 +50,7 @@ class Paired:
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Paired | None:
-    """Two methods' figures by seed, tested two-sided; None where they share fewer than two seeds."""
+    """Compare two methods' figures, by seed, with two-sided tests; None where they share fewer than two seeds."""
     seeds = sorted(set(ours) & set(theirs))
     if len(seeds) < 2:
         return None
@@ -65,7 +65,7 @@ def _sign_flip_p(differences: NDArray[np.float64]) -> float:
     alone are the same. A sampled share counts the differences themselves among the draws (Phipson and Smyth 2010)."""
     own = abs(differences.sum()) - 1e-12 * np.abs(differences).sum()
     if len(differences) <= EXACT_SEEDS:
-        sums = differences[:1]  # its other sign gives the same distances
+        sums = differences[:1]  # the flipped sign gives the same distances
         for difference in differences[1:]:
             sums = np.concatenate([sums + difference, sums - difference])
         return float(np.mean(np.abs(sums) >= own))
@@ -83,7 +83,7 @@ def _t_p(differences: NDArray[np.float64]) -> float | None:
 
 
 def in_words(name: str, other: str, test: Paired | None) -> str:
-    """What can be said of `name` against `other`."""
+    """The sentence on what can be said of `name` against `other`."""
     if test is None:
         return f"{name} and {other} share fewer than two seeds: nothing can be tested."
     if test.higher == test.lower == 0:
@@ -128,13 +128,13 @@ def pair_in_words(comparison: Comparison, method: str, other: str) -> list[str]:
 
 
 def paired_tables(comparison: Comparison) -> list[Table]:
-    """Every method against each of the plan's `against`, on every test set."""
+    """The tables of every method against each of the plan's `against`, on every test set."""
     references = comparison.plan.against or tuple(comparison.plan.methods)[:1]
     return [table for reference in references for table in _paired_table(comparison, reference)]
 
 
 def _paired_table(comparison: Comparison, reference: str) -> Iterator[Table]:
-    """The table of what can be tested, if there is anything: no row and no column is without a figure."""
+    """Yield the table against one method, if anything can be tested; no row and no column is without a figure."""
     others = [method for method in comparison.plan.methods if method != reference]
     pairs = [pair for method in others for pair in comparison.pairs(method, reference)]
     cells = {pair: [_cell(comparison, *pair, column) for column in comparison.columns] for pair in pairs}

@@ -1,4 +1,4 @@
-"""A table of text, and how it is written: Markdown, LaTeX, HTML."""
+"""A table of text can be written as Markdown, LaTeX or HTML."""
 
 from dataclasses import dataclass
 from html import escape
@@ -12,16 +12,16 @@ class Table:
     """A table of text."""
 
     title: str
-    """What stands above it."""
+    """The line above it."""
     head: tuple[str, ...]
-    """The columns' names."""
+    """The names of the columns."""
     rows: tuple[tuple[str, ...], ...]
-    """The cells, a tuple a row, as many as there are columns."""
+    """The cells, a tuple for each row, with as many as there are columns."""
     notes: tuple[str, ...] = ()
-    """Sentences to stand below."""
+    """The sentences below it."""
 
     def markdown(self) -> str:
-        """A heading, the table, its notes."""
+        """Markdown: a heading, the table and its notes."""
         head, *rows = ("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self._lines)
         notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
         return "\n".join([f"## {self.title}", "", head, "|" + "---|" * len(self.head), *rows, *notes, ""])
@@ -44,7 +44,7 @@ class Table:
         )
 
     def html(self) -> str:
-        """A heading, the table, its notes."""
+        """HTML: a heading, the table and its notes."""
         head, *rows = self._lines
         body = [_html_row(head, "th"), *(_html_row(row, "td") for row in rows)]
         notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)

@@ -11,7 +11,7 @@ from bbt.compare.table import Table
 
 
 def validation_table(comparison: Comparison, folds: int) -> Table:
-    """Methods x tasks: the dev metric over folds and seeds, and the method chosen for each task."""
+    """The table of methods x tasks with the dev metric over folds and seeds, and the method chosen for each task."""
     tasks = list(comparison.plan.tasks)
     rows = [(label, *(spread(_metrics(runs, task)) for task in tasks)) for label, runs in comparison.rows.items()]
     chosen = ("chosen", *(best(comparison, task) or "(not finished)" for task in tasks))
@@ -26,7 +26,7 @@ def validation_table(comparison: Comparison, folds: int) -> Table:
 
 
 def best(comparison: Comparison, task: str) -> str | None:
-    """The row of highest mean dev metric, ties by dev loss; None until every run of the task is done."""
+    """The row of highest mean dev metric, with ties broken by dev loss; None until every run of the task is done."""
     rows = {
         label: [one for one in runs if one.cell.task == task]
         for label, runs in comparison.rows.items()

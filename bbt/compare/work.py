@@ -1,5 +1,5 @@
-"""The work of a comparison: the runs that are missing, a process of one thread each, several at a time. One that fails
-does not stop the others."""
+"""The work of a comparison is its missing runs: each is a process of one thread, and several run at a time. One that
+fails does not stop the others."""
 
 import json
 import os
@@ -26,26 +26,27 @@ class Failure:
     """A run that did not finish."""
 
     cell: Cell
-    """What was to be run."""
+    """The run that was to be made."""
     reason: str
-    """Why, in a line."""
+    """Why it did not finish, in a line."""
 
 
 class Watcher:
-    """Told how the work goes, from several threads; override what you want to see."""
+    """A watcher that is told how the work goes, from several threads. Override the methods whose news you want."""
 
     def began(self, cell: Cell) -> None:
-        """A run begins or goes on."""
+        """Hear that a run begins or goes on."""
 
     def moved(self, cell: Cell, done: int, total: int) -> None:
-        """A run has done so much of its total."""
+        """Hear how much of its total a run has done."""
 
     def ended(self, cell: Cell, failure: Failure | None) -> None:
-        """A run has finished, or failed."""
+        """Hear that a run has finished, or failed."""
 
 
 def missing(cells: Iterable[Cell], runs: Path) -> tuple[list[Cell], list[Failure]]:
-    """The cells that are to be run, and those that cannot be: their folder holds another config's run."""
+    """The cells that are to be run, and a failure for each that cannot be, since its folder holds another config's
+    run."""
     todo, failures = [], []
     for cell in cells:
         try:
@@ -58,14 +59,14 @@ def missing(cells: Iterable[Cell], runs: Path) -> tuple[list[Cell], list[Failure
 
 @dataclass
 class Work:
-    """Cells that are run, several at a time."""
+    """The running of cells, several at a time."""
 
     runs: Path
     """The folder of their run folders."""
     n_workers: int
-    """So many runs at a time."""
+    """How many runs go on at a time."""
     watcher: Watcher
-    """Told how the work goes."""
+    """Who is told how the work goes."""
     _children: set["subprocess.Popen[str]"] = field(default_factory=set)
     """The processes that are under way."""
 
@@ -85,12 +86,12 @@ class Work:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in list(self._children):
-                    child.kill()  # its log is its checkpoint
+                    child.kill()  # nothing is lost: its log is its checkpoint
                 raise
         return [failure for failure in done if failure]
 
     def _attend(self, cell: Cell) -> Failure | None:
-        """One run, from beginning to end."""
+        """Make one run, from beginning to end."""
         self.watcher.began(cell)
         log = cell.folder(self.runs).with_name(cell.name + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ class Work:
 
 
 def _reason(code: int, log: Path) -> str:
-    """What the run last said, or the signal that ended it."""
+    """What the run said last, or the signal that ended it."""
     if code < 0:
         name = signal.Signals(-code).name
         memory = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""

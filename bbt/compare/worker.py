@@ -1,4 +1,4 @@
-"""One run in a process of its own: `python -m bbt.compare.worker`, told what to do by a JSON line on standard input.
+"""One run in a process of its own: `python -m bbt.compare.worker` is told what to do by a JSON line on standard input.
 
 The peak memory is then the run's own, and a crash takes no other run with it. Standard input stays open as long as the
 parent lives: when it ends, the run stops too, and can be resumed. Progress goes to what was standard output when the
@@ -20,13 +20,13 @@ from bbt.runs.observer import Observer, Progress
 
 
 class Lines(Observer):
-    """Tells the parent how far the run is, twice a second at most."""
+    """An observer that tells the parent how far the run is, twice a second at most."""
 
     def __init__(self, channel: TextIO) -> None:
         self.channel, self.total, self.told = channel, 0, 0.0
 
     def started(self, total: int, unit: str) -> None:
-        """Keep the length."""
+        """Remember the total."""
         self.total = total
 
     def progressed(self, progress: Progress) -> None:
@@ -38,20 +38,20 @@ class Lines(Observer):
 
 
 def own_channel() -> TextIO:
-    """Standard output as it is now; from here on that is standard error."""
+    """Keep standard output as it is now for ourselves; from here on it is standard error to everybody else."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return channel
 
 
 def end_with_parent() -> None:
-    """Wait for standard input to end."""
+    """Wait until standard input ends, then stop the run."""
     sys.stdin.read()
     os._exit(1)
 
 
 def main() -> None:
-    """Run, resume or extend one run; an error for people is one line, exit code 2."""
+    """Make, resume or extend one run; an error for people is one line, with exit code 2."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
     folder, observer = Path(job["folder"]), Lines(own_channel())
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a run leaves that is killed before its config is written."""
+    """Remove what is left by a run that was killed before its config was written."""
     if folder.is_dir():
         (folder / "config.yaml.partial").unlink(missing_ok=True)
         folder.rmdir()

@@ -1,4 +1,4 @@
-"""What every method is given, and what it gives back."""
+"""An experiment is what every method is given; what it gives back is trained and tested."""
 
 from bbt.experiment.experiment import Experiment, Trained
 

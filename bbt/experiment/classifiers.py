@@ -1,4 +1,4 @@
-"""What a method leaves behind: a classifier that scores rows it has never seen, and can be saved."""
+"""A classifier is what a method leaves behind: it scores rows that it has never seen, and can be saved."""
 
 import json
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ BIASES = "biases.json"
 
 
 class Classifier(Protocol):
-    """A trained method, on its model."""
+    """The protocol of a trained method on its model."""
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """(B, K) logits or log-probabilities of the labels; what it costs is counted in the ledger."""
+        """The logits or log-probabilities (B, K) of the labels; what they cost is counted in the ledger."""
 
     def save(self, folder: Path) -> None:
         """Write into a run folder what `Method.load` needs beside the run's config."""
@@ -32,15 +32,18 @@ class Classifier(Protocol):
 
 @dataclass(frozen=True)
 class SoftPromptClassifier:
-    """A soft prompt on its model; T = 0 is the manual prompt."""
+    """A classifier that is a soft prompt on its model; T = 0 is the manual prompt."""
 
     backend: Backend
+    """The model that scores."""
     task: Task
+    """The template and label words that rows are put in."""
     prompt: SoftPrompt
+    """The prompt, of vectors (T, H) or (L, T, H)."""
 
     @classmethod
     def loaded(cls, prompt: SoftPrompt, backend: Backend) -> "SoftPromptClassifier":
-        """A saved prompt with the template and label words it was tuned with.
+        """Make a saved prompt a classifier, with the template and label words that it was tuned with.
 
         Raises:
             PromptError: it was tuned for another model.
@@ -50,60 +53,65 @@ class SoftPromptClassifier:
         return cls(backend, task, prompt)
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """(B, K) scores under this prompt."""
+        """The scores (B, K) of the examples under this prompt."""
         anchor = None if self.prompt.anchor is None else self.prompt.anchor[None]
         scores = Scorer(self.backend, self.task, examples, ledger, anchor).scores(self.prompt.batch)[0]
         return with_biases(np.asarray(scores), self.prompt.biases)
 
     def save(self, folder: Path) -> None:
-        """As `prompt.safetensors`, which any `Predictor` loads by itself."""
+        """Write the prompt as `prompt.safetensors`, which any `Predictor` loads by itself."""
         self.prompt.save(folder / "prompt.safetensors")
 
 
 @dataclass(frozen=True)
 class HardPromptClassifier:
-    """A hard prompt on its model."""
+    """A classifier that is a hard prompt on its model."""
 
     backend: Backend
+    """The model that scores."""
     task: Task
+    """The template and label words that rows are put in."""
     prompt: HardPrompt
+    """The prompt, of T tokens."""
 
     @classmethod
     def loaded(cls, prompt: HardPrompt, backend: Backend) -> "HardPromptClassifier":
-        """A saved prompt with the template and label words it was tuned with."""
+        """Make a saved prompt a classifier, with the template and label words that it was tuned with."""
         task = Task("saved prompt", Template(prompt.template), prompt.label_names, prompt.label_words)
         return cls(backend, task, prompt)
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """(B, K) scores under this prompt."""
+        """The scores (B, K) of the examples under this prompt."""
         ids = np.array([self.prompt.token_ids], dtype=np.int64)
         scores = Scorer(self.backend, self.task, examples, ledger).scores(ids)[0]
         return with_biases(np.asarray(scores), self.prompt.biases)
 
     def save(self, folder: Path) -> None:
-        """As `prompt.json`."""
+        """Write the prompt as `prompt.json`."""
         self.prompt.save(folder)
 
 
 @dataclass(frozen=True)
 class CalibratedClassifier:
-    """Any other classifier with class biases (K,) added to its scores."""
+    """Another classifier with class biases added to its scores."""
 
     inner: Classifier
+    """The classifier that scores."""
     biases: tuple[float, ...]
+    """(K,) class biases that are added to its scores."""
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """(B, K) scores with the biases added."""
+        """The scores (B, K) of the examples with the biases added."""
         return with_biases(self.inner.scores(examples, ledger), self.biases)
 
     def save(self, folder: Path) -> None:
-        """What the classifier saves, and the biases in `biases.json`."""
+        """Save the inner classifier, and the biases as `biases.json`."""
         self.inner.save(folder)
         write_atomically(folder / BIASES, json.dumps(self.biases) + "\n")
 
 
 def calibrated(classifier: Classifier, biases: tuple[float, ...] | None) -> Classifier:
-    """The classifier with these class biases; a prompt carries them itself. None: as it is."""
+    """The classifier with these class biases, which a prompt carries itself; with None it stays as it is."""
     if biases is None:
         return classifier
     if isinstance(classifier, SoftPromptClassifier):

@@ -1,4 +1,4 @@
-"""One run: its task, rows, model, log and ledger; what a method makes of them, and how that tests."""
+"""An experiment is one run: its task, rows, model, log and ledger; a method makes a `Trained` of it."""
 
 import hashlib
 import time
@@ -30,21 +30,21 @@ class Trained:
     """What a method has made of an experiment."""
 
     classifier: Classifier
-    """What dev chose."""
+    """The state of the method that dev chose."""
     who: str
-    """Which of the method's states that is."""
+    """Which of the method's states that is, for the tables."""
     verdict: Verdict
-    """How dev judged it."""
+    """How dev has judged it."""
     train_queries: int
-    """Train queries spent by then."""
+    """The train queries that had been spent by then."""
     n_parameters: int
     """How many numbers were tuned."""
     references: Mapping[str, Classifier] = field(default_factory=dict)
-    """What it is to be tested beside, by name."""
+    """What the outcome is to be tested beside, by name."""
     prompt_text: str | None = None
     """The prompt in words, where it has any."""
     biases: Mapping[str, tuple[float, ...] | None] = field(default_factory=dict)
-    """Class biases of the references, where they are known."""
+    """(K,) class biases of the references, by name, where they are known."""
 
 
 @dataclass(eq=False)
@@ -52,21 +52,28 @@ class Experiment:
     """The parts of one run, which a method is given. The log may hold a run that was stopped."""
 
     task: Task
+    """The template, label words and metrics."""
     split: Split
     """Train and dev rows, and the test rows that `result` is to be on."""
     backend: Backend
+    """The model that scores."""
     seed: int = 0
+    """The seed of everything that the method draws."""
     log: EventLog = field(default_factory=EventLog)
+    """Where events are recorded, and recalled from when a run is resumed."""
     observer: Observer = field(default_factory=Observer)
+    """Who is told how the run goes."""
     other_tests: Sequence[tuple[Task, Sequence[Example]]] = ()
-    """Other tasks that are put to the outcome in this one's words, and their rows."""
+    """Other tasks on which the outcome is tested too, in this task's words, with their rows."""
     references: bool = True
     """Whether what the method started from is tested too."""
     price: PriceConfig = field(default_factory=PriceConfig)
+    """What tokens cost, and the ceiling under which the run must stay."""
     calibration: CalibrationKind = "fitted"
     """How each prompt's class biases are found, before it is judged and when it is tested."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else is to be known of the run: saved with every prompt, told in the result, and compared on resuming."""
+    """What else is to be known of the run: it is saved with every prompt, told in the result, and compared on
+    resuming."""
 
     def __post_init__(self) -> None:
         self.ledger = Ledger()
@@ -79,24 +86,24 @@ class Experiment:
 
     @property
     def method(self) -> str:
-        """What the method is called, for errors."""
+        """The name of the method, for errors."""
         return str(self.facts.get("method", "this"))
 
     @property
     def manual(self) -> SoftPromptClassifier:
-        """The manual prompt: the template's words alone."""
+        """The manual prompt, which is the template's words alone."""
         return self.soft_prompt(self.no_prompt, None)
 
     @property
     def no_prompt(self) -> Prompts:
-        """(0, H): no soft prompt at all."""
+        """The vectors (0, H) of a soft prompt without tokens."""
         return np.zeros((0, self.backend.info.hidden_size), np.float32)
 
     def soft_prompt(
         self, embeddings: Prompts, anchor: Prompts | None, task: Task | None = None, **facts: Any
     ) -> SoftPromptClassifier:
-        """A prompt (T, H), or deep (L, T, H), with its provenance, to which `facts` add; `anchor` (T, H) as in
-        `SoftPrompt`, `task` where its wording is not the experiment's."""
+        """Make a classifier of a soft prompt (T, H) or a deep one (L, T, H), with its provenance, to which `facts` add.
+        `anchor` (T, H) is as in `SoftPrompt`; `task` is given where its wording is not the experiment's."""
         info, task = self.backend.info, task or self.task
         words, names, template = task.label_words, task.label_names, task.template.source
         origin = self.provenance(task, **facts)
@@ -122,7 +129,8 @@ class Experiment:
         train: RowScores | None = None,
         held_in: bool = True,
     ) -> Verdict:
-        """How a classifier does on dev, with its class biases; counts one dev query and logs it.
+        """Judge a classifier on dev, with its class biases, and log the verdict. Counts one dev query where its dev
+        scores are not known.
 
         `dev` (Bd, K) and `train` (B, K) are its scores where they are known already, so that they cost nothing. Without
         `held_in` its train scores say nothing, since it has seen the answers, and biases are fitted on dev rows alone.
@@ -147,8 +155,8 @@ class Experiment:
         return verdict
 
     def _begin(self) -> None:
-        """The first event holds all that the recorded numbers depend on, so that a change is noticed, by its name, when
-        the run is resumed.
+        """Record in the first event all that the recorded numbers depend on, so that a change is noticed, by its name,
+        when the run is resumed.
 
         Raises:
             RunError: a run that was made otherwise.

@@ -1,4 +1,5 @@
-"""Frozen features: what the model makes of the rows of the manual template, for classifiers of one's own on top."""
+"""Frozen features are what the model makes of the rows of the manual template, for classifiers that are trained on
+them."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ ROWS_AT_ONCE = 256
 def feature_batches(
     backend: Backend, task: Task, examples: Sequence[Example], ledger: Ledger
 ) -> Iterator[list[Features]]:
-    """The examples' features, some at a time, counted.
+    """Yield the examples' features, some at a time, and count what they cost.
 
     Raises:
         BackendError: the backend hands out no hidden states.
@@ -34,5 +35,5 @@ def feature_batches(
 
 
 def all_features(backend: Backend, task: Task, examples: Sequence[Example], ledger: Ledger) -> list[Features]:
-    """The examples' features, all together."""
+    """The features of all the examples; what they cost is counted."""
     return [row for batch in feature_batches(backend, task, examples, ledger) for row in batch]

@@ -1,4 +1,4 @@
-"""A run's outcome: what its method has made, calibrated and tested beside what it started from, and what it cost."""
+"""A run's outcome is what its method has made, calibrated and tested beside what it started from, with what it cost."""
 
 import math
 import resource
@@ -26,14 +26,14 @@ class Tested:
     """What a run has come to."""
 
     classifier: Classifier
-    """What was trained, with its class biases."""
+    """The classifier that was trained, with its class biases."""
     result: dict[str, Any]
     """What `result.json` holds."""
 
 
 def tested(experiment: Experiment, trained: Trained) -> Tested:
-    """Test what was trained, and beside it what it started from: the manual prompt as it is and with class biases, the
-    untuned prompt with class biases.
+    """Test the classifier that was trained, and beside it what the method started from: the manual prompt as it is and
+    with class biases, and the untuned prompt with class biases.
 
     Raises:
         BackendError: nothing that was tried had a finite loss.
@@ -62,7 +62,7 @@ def tested(experiment: Experiment, trained: Trained) -> Tested:
 
 
 def _about(e: Experiment, trained: Trained) -> dict[str, Any]:
-    """What was run, and what of it was chosen."""
+    """The part of the result that says what was run, and which state was chosen."""
     info = e.backend.info
     return {
         "task": e.task.name,
@@ -85,7 +85,7 @@ def _about(e: Experiment, trained: Trained) -> dict[str, Any]:
 def _reference(
     e: Experiment, name: str, classifier: Classifier, known: tuple[float, ...] | None, ledger: Ledger
 ) -> dict[str, dict[str, float]]:
-    """A reference's metrics by name: with its class biases, and of the manual prompt without them too."""
+    """The metrics of a reference by name: with its class biases, and for the manual prompt without them too."""
     scores = _test_scores(e, classifier, ledger)
     plain = {name: _metrics(e.task, e.split.test, scores)}
     if e.calibration == "none":
@@ -96,7 +96,7 @@ def _reference(
 
 
 def _test_scores(e: Experiment, classifier: Classifier, ledger: Ledger) -> RowScores:
-    """(B, K) on the test rows, of which there may be none."""
+    """The scores (B, K) on the test rows, of which there may be none."""
     if not e.split.test:
         return np.zeros((0, len(e.task.label_words)), np.float32)
     return classifier.scores(e.split.test, ledger)
@@ -105,8 +105,9 @@ def _test_scores(e: Experiment, classifier: Classifier, ledger: Ledger) -> RowSc
 def _biases(
     e: Experiment, classifier: Classifier, test: RowScores, known: tuple[float, ...] | None, ledger: Ledger
 ) -> tuple[float, ...] | None:
-    """Class biases (K,) of a classifier with scores `test` on the test rows: those that are `known`; else fitted on
-    train and dev rows. Batch calibration takes the test rows', without their labels, where there are any."""
+    """The class biases (K,) of a classifier with scores `test` (B, K) on the test rows. Those that are `known` are
+    taken; else they are fitted on train and dev rows. Batch calibration uses the test rows', without their labels,
+    where there are any."""
     if e.calibration == "none" or (known is not None and not (e.calibration == "batch" and len(test))):
         return known
     rows = [*e.split.train, *e.split.dev]
@@ -117,18 +118,18 @@ def _biases(
 
 
 def _metrics(task: Task, rows: Sequence[Example], scores: RowScores) -> dict[str, float]:
-    """The task's metrics; none where nothing is to be tested."""
+    """The task's metrics by name; none where nothing is to be tested."""
     return task.evaluate(labels_of(rows), predicted(scores)) if rows else {}
 
 
 def _price(e: Experiment, ledger: Ledger) -> float:
-    """Money, by the experiment's price."""
+    """What the run has cost in money, by the experiment's price."""
     return e.price.of(ledger.tokens_up, ledger.tokens_down)
 
 
 def _peak_memory(backend: Backend) -> dict[str, Any]:
-    """Peak memory in MB and whose it is: the device's where the backend's model has one, else what of this process was
-    resident (Linux counts it in KiB, macOS in bytes)."""
+    """The peak memory in MB and whose it is: the device's where the backend's model has one, else the process's
+    resident memory (which Linux counts in KiB, and macOS in bytes)."""
     of_device = backend.peak_memory_mb() if isinstance(backend, DeviceBackend) else None
     if of_device is not None:
         return {"peak_memory_mb": round(of_device, 1), "peak_memory_of": backend.info.device}

@@ -58,7 +58,7 @@ def load_method(config: Config) -> Method:
 def make_method(
     method: MethodConfig, sections: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Mapping[str, Any]]
 ) -> Method:
-    """A method with its own settings and the sections that it reads; of the `defaults` it takes what it knows.
+    """Make a method with its own settings and the sections that it reads; of the `defaults` it takes what it knows.
 
     Raises:
         ConfigError: as `load_method`, or what `module:Class` names is no method.

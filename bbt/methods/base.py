@@ -1,4 +1,4 @@
-"""What a method is: its settings, and how they become a classifier."""
+"""A method is its settings, and the way in which they become a classifier."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -33,11 +33,12 @@ class Method(Strict):
         return None
 
     def worded(self, task: Task) -> Task:
-        """The task in the words that the method trains with."""
+        """The task in the words that the method trains with; by default the task as it is."""
         return task
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
-        """What `train` made, from the run folder it was saved in. Soft prompts need none: they load by themselves.
+        """Load what `train` made, from the run folder in which it was saved. A soft prompt needs none of this: it loads
+        by itself.
 
         Raises:
             RunError: there is nothing to load.
@@ -45,7 +46,7 @@ class Method(Strict):
         raise RunError(f"{folder} holds no prompt.safetensors: has its run finished? `bbt resume {folder}` goes on.")
 
     def label(self, name: str) -> str:
-        """What tables and run folders call it, who goes by `name` in a config."""
+        """What tables and run folders call the method that goes by `name` in a config."""
         return name.replace(":", "-")
 
     @classmethod
@@ -56,8 +57,8 @@ class Method(Strict):
         sections: Mapping[str, Mapping[str, Any]],
         defaults: Mapping[str, Mapping[str, Any]],
     ) -> "Method":
-        """The method called `name`, with its own settings and the sections that it reads; of the `defaults` it takes
-        what it knows.
+        """Make the method called `name`, with its own settings and the sections that it reads; of the `defaults` it
+        takes what it knows.
 
         Raises:
             ConfigError: a setting or section that it does not read, or an impossible value.
@@ -79,12 +80,12 @@ class Method(Strict):
 
     @classmethod
     def sections_read(cls) -> dict[str, type[Strict]]:
-        """The sections of a config that it reads, and what each may hold."""
+        """The sections of a config that the method reads, by name, and the model of what each may hold."""
         kinds = {name: cls.model_fields[name].annotation for name in SECTIONS if name in cls.model_fields}
         return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Strict)}
 
     def tree(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Its own settings, and its sections, as nested dicts with every value resolved."""
+        """The method's own settings, and its sections, as nested dicts with every value resolved."""
         tree, read = self.model_dump(mode="json"), self.sections_read()
         return {k: v for k, v in tree.items() if k not in read}, {k: v for k, v in tree.items() if k in read}
 
@@ -93,8 +94,9 @@ class SelectingMethod(Method):
     """A method that tries several states and keeps the one that dev judges best."""
 
     selection: CriterionConfig = CriterionConfig()
+    """What dev judges the states by."""
 
 
 def _known(kind: type[Strict], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a section's values those that this kind of section has."""
+    """Those of a section's values that this kind of section has."""
     return {key: value for key, value in values.items() if key in kind.model_fields}

@@ -17,7 +17,8 @@ from bbt.spaces.deep import DeepSpace
 
 
 class BBTv2(SearchMethod):
-    """Its settings are black-box's: the config's sections, with `intrinsic_dim` and `population_size` a layer's."""
+    """The search of BBTv2. Its settings are those of Black-Box Tuning, with `intrinsic_dim` and `population_size` for
+    each layer."""
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
@@ -26,10 +27,11 @@ class BBTv2(SearchMethod):
 
 
 class DeepSearch(SoftSearch):
-    """Black-Box Tuning over deep prompts: another space, and an optimizer that takes the layers in turn."""
+    """Black-Box Tuning over deep prompts: it has another space, and an optimizer that takes the layers in turn."""
 
     def _space(self) -> DeepSpace:
-        """Layer 0 is Black-Box Tuning's space; above it p0 is zero and A is as wide as the layer's hidden states."""
+        """Make the space: layer 0's is that of Black-Box Tuning; above it p0 is zero, and A is scaled by how wide the
+        layer's hidden states spread."""
         seed, above = self.experiment.seed, np.zeros_like(self._p0)
         layers = [
             drawn_space(above if i else self._p0, self.settings.prompt, self._sigma0, _layer_seed(seed, i), std)
@@ -38,7 +40,8 @@ class DeepSearch(SoftSearch):
         return DeepSpace(tuple(layers))
 
     def _hidden_stds(self) -> list[float]:
-        """(L,) spreads of the hidden states on the training rows under p0, recalled or measured; one query."""
+        """The spreads (L,) of the hidden states on the training rows under p0, recalled or measured. Measuring costs
+        one query."""
         e = self.experiment
         recorded = e.log.recall("hidden_stds")
         if recorded:
@@ -59,12 +62,12 @@ class DeepSearch(SoftSearch):
 
     @property
     def _n_screened(self) -> int:
-        """The hidden states' spreads are a query, too."""
+        """The queries that are spent on p0; measuring the hidden states' spreads is one of them."""
         return super()._n_screened + 1
 
     @property
     def _round(self) -> int:
-        """Queries of a generation in each layer."""
+        """The queries of a generation in each layer."""
         return self.settings.optimizer.population_size * self.experiment.backend.info.n_layers
 
     def _check_budget(self) -> None:
@@ -81,12 +84,12 @@ class DeepSearch(SoftSearch):
             )
 
     def _budgets(self) -> tuple[int, ...]:
-        """Whole rounds through the layers, G = budget // (population * L) as in the released code; what screening
-        and measuring cost is taken off first."""
+        """The budgets as whole rounds through the layers, G = budget // (population * L) as in the released code. What
+        screening and measuring cost is taken off first."""
         spent = self._n_screened
         return tuple(spent + (budget - spent) // self._round * self._round for budget in super()._budgets())
 
 
 def _layer_seed(seed: int, layer: int) -> int:
-    """The run's own seed for layer 0, another for every layer above it."""
+    """The seed of a layer's draws: the run's own for layer 0, and another for every layer above it."""
     return seed + layer * (2**32 + 7919)

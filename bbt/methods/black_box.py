@@ -26,13 +26,18 @@ class SearchMethod(Method):
     replays: ClassVar[bool] = True
 
     prompt: PromptConfig = PromptConfig()
+    """The prompt's length, its start p0, and the space around it."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """What proposes candidates."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """The training loss."""
     budget: BudgetConfig = BudgetConfig()
+    """How many queries there are, and when dev judges."""
     selection: SelectionConfig = SelectionConfig()
+    """What dev judges, and by what."""
 
     def worded(self, task: Task) -> Task:
-        """The prompt stands at the start of the row where the settings say so."""
+        """The task with the prompt at the start of the row, where the settings ask for that."""
         return task.at_start() if self.prompt.placement == "start" else task
 
 
@@ -40,10 +45,12 @@ class BlackBox(SearchMethod):
     """Black-Box Tuning, with any optimizer."""
 
     prompt: TiedPromptConfig = TiedPromptConfig()
+    """The prompt's length, its start p0, and the space around it."""
     optimizer: SmallPopulationConfig = SmallPopulationConfig()
+    """What proposes candidates."""
 
     def plan(self, references: bool) -> PlannedQueries:
-        """The queries of its loop."""
+        """The queries of the search, at most."""
         plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)
         return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, intrinsic_dim=self.prompt.intrinsic_dim)
 

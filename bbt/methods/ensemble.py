@@ -1,4 +1,4 @@
-"""Ensembling: several trained classifiers, of any methods, whose log-probabilities are averaged."""
+"""An ensemble is several trained classifiers, of any methods, whose log-probabilities are averaged."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -40,8 +40,9 @@ class Ensemble(Method):
     of: MethodConfig = MethodConfig()
     """The members' method, with its own settings."""
     n_members: int = Field(5, ge=2)
+    """How many members are trained, where `members` names none."""
     member: SerializeAsAny[Method] = Field(BlackBox(), exclude=True)
-    """The method `of`, made."""
+    """The method `of`, made from its settings and sections."""
 
     @classmethod
     def configured(
@@ -51,7 +52,7 @@ class Ensemble(Method):
         sections: Mapping[str, Mapping[str, Any]],
         defaults: Mapping[str, Mapping[str, Any]],
     ) -> "Method":
-        """See `Method.configured`; the sections are handed on to the members' method.
+        """Make the ensemble as `Method.configured` does; the sections are handed on to the members' method.
 
         Raises:
             ConfigError: also for an ensemble of ensembles.
@@ -64,13 +65,13 @@ class Ensemble(Method):
         return ensemble.model_copy(update={"member": member})
 
     def tree(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """See `Method.tree`."""
+        """The ensemble's own settings, and its members' sections; see `Method.tree`."""
         own, _ = super().tree()
         settings, sections = self.member.tree()
         return {**own, "of": {"name": self.of.name, **settings}}, sections
 
     def train(self, experiment: Experiment) -> Trained:
-        """Train or load the members, judge each and all of them together on dev.
+        """Train or load the members, and judge each of them and all of them together on dev.
 
         Raises:
             ConfigError: a member with other labels.
@@ -94,7 +95,7 @@ class Ensemble(Method):
         return Trained(classifier, "ensemble", verdict, e.ledger.train_queries, n_parameters, {"manual": e.manual})
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
-        """The members, each from its folder.
+        """Load the members, each from its folder.
 
         Raises:
             RunError: there are none.
@@ -105,7 +106,7 @@ class Ensemble(Method):
         return EnsembleClassifier(backend, tuple(self._saved(path, backend, task) for path in folders))
 
     def _trained(self, e: Experiment, i: int) -> "Member":
-        """Member i, trained on the experiment's own split."""
+        """Train member i on the experiment's own split."""
         seed = (e.seed * self.n_members + i) % 2**32
         facts = {**e.facts, "method": self.of.name, "label": self.member.label(self.of.name)}
         own = replace(e, seed=seed, log=EventLog(), observer=Observer(), facts=facts)
@@ -114,7 +115,7 @@ class Ensemble(Method):
         return Member(seed, trained.classifier, trained.n_parameters)
 
     def _saved(self, path: Path, backend: Backend, task: Task) -> "Member":
-        """A member from its folder in `members/`: a run folder's copy has a config of its own."""
+        """Load a member from its folder in `members/`; the copy of a run folder has a config of its own."""
         if (path / "prompt.safetensors").is_file() or (path / "config.yaml").is_file():
             return _member(path, load_classifier(path, backend)[1])
         return _member(path, self.member.load(path, backend, task))
@@ -122,30 +123,33 @@ class Ensemble(Method):
 
 @dataclass(frozen=True)
 class Member:
-    """A trained classifier."""
+    """A trained classifier that is part of an ensemble."""
 
     seed: int
-    """Of its training."""
+    """The seed of its training."""
     classifier: Classifier
+    """The classifier itself."""
     n_parameters: int
     """How many numbers were tuned."""
     config: str | None = None
-    """The config.yaml of the run folder that it comes from."""
+    """The text of the config.yaml of the run folder that it comes from (none: it was trained here)."""
 
 
 @dataclass(frozen=True)
 class EnsembleClassifier:
-    """Members on one model."""
+    """A classifier that averages its members, all on one model."""
 
     backend: Backend
+    """The model of all members."""
     members: tuple[Member, ...]
+    """The trained classifiers."""
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """(B, K) mean log-probabilities."""
+        """The mean (B, K) of the members' log-probabilities."""
         return averaged([member.classifier.scores(examples, ledger) for member in self.members])
 
     def save(self, folder: Path) -> None:
-        """Every member whole, as a run folder in `members/`."""
+        """Write every member whole, as a run folder in `members/`."""
         info = self.backend.info
         for i, member in enumerate(self.members):
             own = folder / FOLDER / str(i)
@@ -163,12 +167,12 @@ class EnsembleClassifier:
 
 
 def averaged(scores: Sequence[RowScores]) -> RowScores:
-    """M times (B, K) logits or log-probabilities -> (B, K) mean log-probabilities."""
+    """The mean log-probabilities (B, K) of M classifiers' logits or log-probabilities, each (B, K)."""
     return np.asarray(log_softmax(np.stack(scores)).mean(axis=0), dtype=np.float32)
 
 
 def _loaded(path: Path, e: Experiment) -> Member:
-    """A run folder's classifier, if it tells the experiment's labels apart."""
+    """Load a run folder's classifier as a member, if it has the experiment's labels."""
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"method.members: {path} is not a run folder.")
     task, classifier = load_classifier(path, e.backend)

@@ -1,4 +1,4 @@
-"""Feature-MLP (BBT section 4.1): a two-layer perceptron on the frozen model's pooled hidden states."""
+"""Feature-MLP (BBT section 4.1) is a two-layer perceptron on the frozen model's pooled hidden states."""
 
 import warnings
 from collections.abc import Sequence
@@ -25,20 +25,23 @@ from bbt.types import Labels, RowScores
 FILE = "mlp.safetensors"
 
 Pooling: TypeAlias = Literal["read", "mean", "first"]
-"""The hidden state at the position where label words are scored, the mean over the row, or the first token's."""
+"""`read` is the hidden state where label words are scored, `mean` is the mean over the row, and `first` is the first
+token's."""
 
 
 class FeatureMLP(SelectingMethod):
-    """The paper's authors have not released theirs, so pooling and sizes are ours: of the weight decays `l2`
-    (scikit-learn's alpha) dev picks one. Trained by L-BFGS on standardised features until it converges.
-    """
+    """Feature-MLP, trained by L-BFGS on standardised features until it converges. The paper's authors have not released
+    theirs, so pooling and sizes are ours."""
 
     pooling: Pooling = "mean"
+    """How a row's hidden states (N, H) become one vector (H,): see `pooled`."""
     hidden_size: int = Field(256, ge=1)
+    """The width h of the hidden layer."""
     l2: tuple[float, ...] = Field((1e-3, 1e-1, 10.0), min_length=1)
+    """Weight decays (scikit-learn's alpha), of which dev picks one."""
 
     def train(self, experiment: Experiment) -> Trained:
-        """One pass over train, one over dev, a fit for each weight decay.
+        """Take the features of train and dev in one pass each, and fit a perceptron for each weight decay.
 
         Raises:
             BackendError: the backend hands out no hidden states.
@@ -62,7 +65,7 @@ class FeatureMLP(SelectingMethod):
         return best
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
-        """The perceptron's arrays.
+        """Load the perceptron's arrays.
 
         Raises:
             RunError: there are none.
@@ -74,7 +77,7 @@ class FeatureMLP(SelectingMethod):
         return FeatureMLPClassifier(backend, task, self.pooling, load_file(folder / FILE))
 
     def _fitted(self, features: NDArray[np.float32], labels: Labels, l2: float, seed: int) -> Any:
-        """Scaler and perceptron as a scikit-learn pipeline."""
+        """Fit scaler and perceptron, as a scikit-learn pipeline."""
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
         from sklearn.pipeline import make_pipeline
@@ -82,33 +85,37 @@ class FeatureMLP(SelectingMethod):
 
         network = MLPClassifier((self.hidden_size,), solver="lbfgs", alpha=l2, max_iter=500, random_state=seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # what 500 iterations give, dev judges
+            warnings.simplefilter("ignore", ConvergenceWarning)  # dev judges what 500 iterations give
             return make_pipeline(StandardScaler(), network).fit(features.astype(np.float64), labels)
 
 
 @dataclass(frozen=True)
 class FeatureMLPClassifier:
-    """The model's features and the perceptron's `arrays` (see `perceptron`)."""
+    """A classifier made of the model's features and a perceptron on them."""
 
     backend: Backend
+    """The model that gives the features."""
     task: Task
+    """The template that rows are put in."""
     pooling: Pooling
+    """How a row's hidden states (N, H) become one vector (H,)."""
     arrays: dict[str, NDArray[np.float64]]
+    """The perceptron's weights by name: see `perceptron`."""
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """(B, K) logits."""
+        """The logits (B, K) of the examples."""
         batches = feature_batches(self.backend, self.task, examples, ledger)
         return np.concatenate([logits(self.arrays, pooled(batch, self.pooling)) for batch in batches])
 
     def save(self, folder: Path) -> None:
-        """As `mlp.safetensors`."""
+        """Write the arrays as `mlp.safetensors`."""
         from safetensors.numpy import save
 
         write_bytes_atomically(folder / FILE, save(self.arrays))
 
 
 def pooled(features: Sequence[Features], pooling: Pooling) -> NDArray[np.float32]:
-    """(B, H) one vector a row."""
+    """The features pooled to one vector a row, (B, H)."""
     if pooling == "mean":
         return np.stack([row.hidden_states.mean(axis=0) for row in features])
     return np.stack([row.hidden_states[row.read if pooling == "read" else 0] for row in features])
@@ -116,7 +123,7 @@ def pooled(features: Sequence[Features], pooling: Pooling) -> NDArray[np.float32
 
 def perceptron(pipeline: Any) -> dict[str, NDArray[np.float64]]:
     """A fitted pipeline as plain arrays: hidden (H, h), hidden_bias (h,), output (h, K), output_bias (K,). The scaler
-    is folded into the first layer, and where scikit-learn has one output for two classes the other is zero."""
+    is folded into the first layer. Where scikit-learn has one output for two classes, the other is zero."""
     scaler, network = pipeline[0], pipeline[1]
     hidden, output = network.coefs_
     hidden_bias, output_bias = network.intercepts_
@@ -132,6 +139,6 @@ def perceptron(pipeline: Any) -> dict[str, NDArray[np.float64]]:
 
 
 def logits(arrays: dict[str, NDArray[np.float64]], features: NDArray[np.float32]) -> RowScores:
-    """(B, H) -> (B, K) outputs of the perceptron with a rectified hidden layer."""
+    """The outputs (B, K) for features (B, H) of the perceptron, whose hidden layer is rectified."""
     hidden = np.maximum(0.0, features @ arrays["hidden"] + arrays["hidden_bias"])
     return np.asarray(hidden @ arrays["output"] + arrays["output_bias"], dtype=np.float32)

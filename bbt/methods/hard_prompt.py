@@ -20,18 +20,23 @@ class HardPromptTuning(HardMethod):
     """The search of Black-Box Tuning, whose prompts are rounded to words before they are scored."""
 
     prompt: HardPromptConfig = HardPromptConfig()
+    """The prompt's length, its start p0, and the space around it."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """What proposes candidates."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """The training loss."""
     budget: BudgetConfig = BudgetConfig()
+    """How many queries there are, and when dev judges."""
     selection: SelectionConfig = SelectionConfig()
+    """What dev judges, and by what."""
     metric: Similarity = "cosine"
-    """What is near: the cosine between a prompt token and a word's embedding, or their distance (l2)."""
+    """What near means: the cosine between a prompt token and a word's embedding, or their distance (l2)."""
     rounding: Rule = "nearest"
-    """The rule: see `bbt.spaces.rounding.rounded`."""
+    """The rule by which prompt tokens take their words: see `bbt.spaces.rounding.rounded`."""
 
     def plan(self, references: bool) -> PlannedQueries:
-        """The queries of the soft search; prompts that round to the same words are scored once, so there may be
-        fewer."""
+        """The queries of the soft search, at most. Prompts that round to the same words are scored once, so there may
+        be fewer."""
         plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)
         return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, in_words=True)
 
@@ -42,12 +47,13 @@ class HardPromptTuning(HardMethod):
 
 @dataclass
 class RoundedSearch(HardSearch):
-    """The loop over z of rounded prompts."""
+    """The search over z, whose prompts are rounded to words."""
 
     settings: HardPromptTuning
+    """The method's settings."""
 
     def _initial(self) -> Prompts:
-        """Word embeddings of the initial prompt's nearest words, screened where asked for."""
+        """The word embeddings (1, T, H) of the initial prompt's nearest words, screened where that is asked for."""
         e, s = self.experiment, self.settings
         self._ids = np.array(readable_ids(e.backend))
         self._words = e.backend.embed_ids(self._ids.tolist())[0]

@@ -1,4 +1,4 @@
-"""What searches over prompts of words have in common: nothing is scored twice, and the outcome can be read."""
+"""Searches over prompts of words share this: nothing is scored twice, and the outcome can be read."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,7 @@ class HardMethod(Method):
     replays: ClassVar[bool] = True
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
-        """From `prompt.json`."""
+        """Load the prompt from `prompt.json`."""
         return HardPromptClassifier.loaded(HardPrompt.load(folder), backend)
 
 
@@ -36,7 +36,7 @@ class HardSearch(PromptSearch):
         super().__post_init__()
 
     def run(self) -> Trained:
-        """Spend the budget, or find no new prompt any more."""
+        """Search until the budget is spent, or no new prompt is found any more."""
         trained = super().run()
         assert isinstance(trained.classifier, HardPromptClassifier)
         return replace(trained, prompt_text=trained.classifier.prompt.text)
@@ -56,7 +56,7 @@ class HardSearch(PromptSearch):
         return self._hard(best.prompt, who=best.who, train_queries=best.train_queries, dev=best.verdict.facts())
 
     def _hard(self, token_ids: TokenIds, **facts: Any) -> HardPromptClassifier:
-        """A prompt (T,) with its provenance, to which `facts` add."""
+        """Make a classifier of a prompt (T,) with its provenance, to which `facts` add."""
         e, task, ids = self.experiment, self.experiment.task, np.asarray(token_ids).tolist()
         prompt = HardPrompt(
             require(e.backend, HardBackend).prompt_text(ids),

@@ -32,17 +32,16 @@ FILE = "demonstrations.json"
 
 
 class InContext(SelectingMethod):
-    """Tries `n_orders` random orders of the training rows, of which dev picks one: orders matter (Lu et al. 2022,
-    arXiv 2104.08786). BBT's baseline is a single order of up to 32 rows (BBT section 4.1).
-
-    At most `n_demonstrations` rows are shown (none: all that fit), a line each.
-    """
+    """In-context learning with demonstrations in several random orders, of which dev picks one: orders matter (Lu et
+    al. 2022, arXiv 2104.08786). BBT's baseline is a single order of up to 32 rows (BBT section 4.1)."""
 
     n_orders: int = Field(8, ge=1)
+    """How many random orders of the training rows are tried, one dev query each."""
     n_demonstrations: int | None = Field(None, ge=1)
+    """The most rows that are shown, one on each line (none: all that fit)."""
 
     def train(self, experiment: Experiment) -> Trained:
-        """One dev query an order, no train query."""
+        """Judge each order on dev, one dev query each. There is no train query."""
         e, best = experiment, None
         e.observer.started(self.n_orders, "order")
         for i in range(self.n_orders):
@@ -57,25 +56,26 @@ class InContext(SelectingMethod):
         return best[1]
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
-        """The demonstrations in their order."""
+        """Load the demonstrations in their order."""
         saved = json.loads((folder / FILE).read_text(encoding="utf-8"))
         return demonstrated(backend, task, [Example(**row) for row in saved])
 
 
 @dataclass(frozen=True)
 class InContextClassifier:
-    """The manual prompt after demonstrations."""
+    """A classifier that is the manual prompt after demonstrations."""
 
     task: "DemonstratedTask"
+    """The task whose rows begin with the demonstrations."""
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """(B, K) scores; each row is shown the demonstrations for which it leaves room."""
+        """The scores (B, K) of the examples; each row is shown the demonstrations for which it leaves room."""
         backend = self.task.backend
         no_prompt = np.zeros((1, 0, backend.info.hidden_size), np.float32)
         return np.asarray(Scorer(backend, self.task, examples, ledger).scores(no_prompt)[0])
 
     def save(self, folder: Path) -> None:
-        """As `demonstrations.json`, rows in their order."""
+        """Write the demonstrations as `demonstrations.json`, in their order."""
         rows = [asdict(example) for example in self.task.demonstrations]
         write_atomically(folder / FILE, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
@@ -88,21 +88,23 @@ class DemonstratedTask(Task):
     """
 
     demonstrations: tuple[Example, ...] = field(kw_only=True)
+    """The solved examples, in the order in which they are shown."""
     backend: Backend = field(kw_only=True)
+    """The model, whose length says how many demonstrations fit."""
 
     def rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
-        """Examples as segments, their demonstrations as literal text."""
+        """The examples as segments, after their demonstrations as literal text."""
         rows = super().rows(examples, n_prompt_tokens)
         return [self._after(self._number_shown(row), row) for row in rows]
 
     def n_left_out(self, examples: Sequence[Example]) -> int:
-        """Demonstrations that these rows have no room for, all rows together."""
+        """The number of demonstrations that these rows have no room for, all rows together."""
         shown = sum(self._number_shown(row) for row in super().rows(examples, 0))
         return len(self.demonstrations) * len(examples) - shown
 
     def _number_shown(self, row: Row) -> int:
-        """How many demonstrations the row has room for: by the sum of their sizes, then tried, since where two texts
-        meet a token more or less may come of it."""
+        """The number of demonstrations that the row has room for. It is found by the sum of their sizes and then tried,
+        since where two texts meet there may be a token more or less."""
         room = self.backend.info.max_length - self._encoded(row).n_tokens
         n = sum(size <= room for size in self._sizes)
         while n and self._encoded(self._after(n, row, "text")).n_truncated:
@@ -110,7 +112,8 @@ class DemonstratedTask(Task):
         return n
 
     def _after(self, n: int, row: Row, kind: Literal["literal", "text"] = "literal") -> Row:
-        """The row after the first n demonstrations; as `text` they are cut where they do not fit, which is counted."""
+        """The row after the first n demonstrations. As `text` they are cut where they do not fit, and that is
+        counted."""
         lines = "".join(self._solved(example) + "\n" for example in self.demonstrations[:n])
         return (Segment(kind, lines), *row) if n else row
 
@@ -121,7 +124,8 @@ class DemonstratedTask(Task):
 
     @cached_property
     def _sizes(self) -> list[int]:
-        """Tokens that the first 1, 2, ... demonstrations add to the shortest row, up to where they no longer fit."""
+        """The tokens that the first 1, 2, ... demonstrations add to the shortest row, up to where they no longer
+        fit."""
         row = min(super().rows(self.demonstrations, 0), key=lambda row: sum(len(segment.text) for segment in row))
         sizes: list[int] = []
         for n in range(1, len(self.demonstrations) + 1):
@@ -136,7 +140,7 @@ class DemonstratedTask(Task):
 
 
 def demonstrated(backend: Backend, task: Task, order: Sequence[Example]) -> InContextClassifier:
-    """The task with demonstrations in this order."""
+    """Make a classifier that shows demonstrations in this order."""
     own: dict[str, Any] = {"demonstrations": tuple(order), "backend": backend}
     return InContextClassifier(DemonstratedTask(**vars(task), **own))
 
@@ -153,7 +157,7 @@ def alternating(examples: Sequence[Example], seed: int) -> list[Example]:
 
 
 def _tell_of_the_left_out(experiment: Experiment, classifier: InContextClassifier) -> None:
-    """Into the log, and to the user."""
+    """Tell the log and the user how many demonstrations had no room."""
     task, dev = classifier.task, experiment.split.dev
     n_left_out, n = task.n_left_out(dev), len(task.demonstrations)
     experiment.log.append({"event": "demonstrations", "given": n, "left_out_per_dev_row": n_left_out / len(dev)})

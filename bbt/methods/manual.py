@@ -6,13 +6,13 @@ from bbt.runs.estimate import PlannedQueries
 
 
 class Manual(Method):
-    """The template's words and the label words as they are (BBT section 4.1)."""
+    """The manual prompt: the template's words and the label words as they are (BBT section 4.1)."""
 
     def plan(self, references: bool) -> PlannedQueries:
-        """One look at dev."""
+        """The one query that is spent on dev."""
         return PlannedQueries(train=0, dev=0, manual_dev=1, test=0, manual_test=1)
 
     def train(self, experiment: Experiment) -> Trained:
-        """Judge it once on dev, for the table."""
+        """Judge the manual prompt once on dev, for the table."""
         classifier = experiment.manual
         return Trained(classifier, "manual", experiment.judge(classifier, "manual"), train_queries=0, n_parameters=0)

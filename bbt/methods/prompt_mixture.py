@@ -1,4 +1,4 @@
-"""A mixture of prompts tuned on other tasks, its weights searched without gradients."""
+"""A prompt mixture mixes prompts tuned on other tasks; its weights are searched without gradients."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,12 @@ from bbt.types import Prompts
 
 
 class PromptMixture(SearchMethod):
-    """p = m + the sum over the `sources` of z_j (p_j - m), m their mean: Black-Box Tuning in the space that the source
-    prompts span, with one weight a source in place of d and A. The forward-only kin of ATTEMPT (`attempt`).
-
-    `sources` are run folders or files of soft prompts on the same model, all of `prompt.n_prompt_tokens` tokens.
-    """
+    """The search over p = m + the sum over the source prompts p_j of z_j (p_j - m), where m is their mean. It is
+    Black-Box Tuning in the space that the sources span, with one weight for each source in place of d and A. It is the
+    forward-only kin of ATTEMPT (`attempt`)."""
 
     sources: tuple[str, ...] = Field(min_length=2)
+    """Run folders or files of soft prompts on the same model, all of `prompt.n_prompt_tokens` tokens."""
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
@@ -33,9 +32,10 @@ class MixtureSearch(SoftSearch):
     """Black-Box Tuning with the source prompts for A's columns."""
 
     settings: PromptMixture
+    """The method's settings."""
 
     def _initial(self) -> Prompts:
-        """(1, T, H) the mean of the sources."""
+        """The mean (1, T, H) of the sources."""
         e = self.experiment
         n_tokens = self.settings.prompt.n_prompt_tokens
         self._prompts = np.concatenate(

@@ -1,4 +1,4 @@
-"""The search that Black-Box Tuning and its kin share: an objective, a space of prompts, and the loop over it."""
+"""Black-Box Tuning and its kin share this search: an objective, a space of prompts, and the loop over it."""
 
 import logging
 import math
@@ -41,7 +41,7 @@ LOG = logging.getLogger(__name__)
 
 
 class SearchSettings(Protocol):
-    """What any search over prompts is told: sections of a config."""
+    """The settings of any search over prompts, which are sections of a config."""
 
     @property
     def prompt(self) -> PromptLength:
@@ -53,11 +53,11 @@ class SearchSettings(Protocol):
 
     @property
     def objective(self) -> ObjectiveConfig:
-        """What is minimised."""
+        """The training loss that is minimised."""
 
     @property
     def budget(self) -> BudgetConfig:
-        """How long, and how often dev is asked."""
+        """How many queries there are, and how often dev judges."""
 
     @property
     def selection(self) -> SelectionConfig:
@@ -65,11 +65,11 @@ class SearchSettings(Protocol):
 
 
 class SoftSettings(SearchSettings, Protocol):
-    """What a search over p0 + A z is told."""
+    """The settings of a search over p0 + A z."""
 
     @property
     def prompt(self) -> PromptConfig:
-        """Where the search begins, and its space."""
+        """The prompt's length, where the search begins, and its space."""
 
     @property
     def optimizer(self) -> OptimizerConfig:
@@ -78,10 +78,13 @@ class SoftSettings(SearchSettings, Protocol):
 
 @dataclass
 class PromptSearch(ABC):
-    """An experiment's objective, a space of prompts, and the loop over it. What is searched is left to its kinds."""
+    """An experiment's objective, a space of prompts, and the loop over it. Each kind of search says what is
+    searched."""
 
     experiment: Experiment
+    """The parts of the run."""
     settings: SearchSettings
+    """The sections of the config that the search reads."""
 
     def __post_init__(self) -> None:
         e = self.experiment
@@ -99,7 +102,7 @@ class PromptSearch(ABC):
         self.tuner = self._tuner()
 
     def run(self) -> Trained:
-        """Spend the budget."""
+        """Search until the budget is spent."""
         self.experiment.observer.started(self.tuner.schedule.n_queries(self._n_screened), "query")
         best = self.tuner.run()
         return Trained(
@@ -114,11 +117,11 @@ class PromptSearch(ABC):
 
     @abstractmethod
     def _initial(self) -> Prompts:
-        """p0 (1, T, H), screened where asked for."""
+        """The initial prompt p0 (1, T, H), screened where that is asked for."""
 
     @abstractmethod
     def _space(self) -> Space:
-        """What is searched, around p0."""
+        """The space around p0 that is searched."""
 
     @abstractmethod
     def _optimizer(self) -> Optimizer:
@@ -126,11 +129,11 @@ class PromptSearch(ABC):
 
     @abstractmethod
     def _classifier(self, best: Candidate) -> Classifier:
-        """The best candidate, with how it was found."""
+        """The best candidate as a classifier, with how it was found."""
 
     @abstractmethod
     def _references(self) -> dict[str, Classifier]:
-        """What the search started from."""
+        """The classifiers that the search started from, by name."""
 
     @property
     def _anchor(self) -> Prompts | None:
@@ -140,7 +143,7 @@ class PromptSearch(ABC):
 
     @property
     def _n_screened(self) -> int:
-        """Queries that are spent on p0."""
+        """The queries that are spent on p0."""
         return 0
 
     def _objective(self) -> Objective:
@@ -148,7 +151,7 @@ class PromptSearch(ABC):
         return Objective(self.train, self._loss(), e.ledger, e.calibration, self.content_free)
 
     def _loss(self) -> Callable[[Scores, Labels], Losses]:
-        """The loss that the settings name, or the task's own."""
+        """The loss that the settings name, or else the task's own."""
         task, objective = self.experiment.task, self.settings.objective
         return load_loss(objective.loss or task.loss, objective.margin, task.metric)
 
@@ -184,11 +187,11 @@ class PromptSearch(ABC):
             schedule(self.settings, (self.settings.budget.queries,)).check_least(self._n_screened)
 
     def _budgets(self) -> tuple[int, ...]:
-        """The budget in queries and what it was extended to."""
+        """The budget in queries, then what each extension raised it to."""
         return (self.settings.budget.queries, *self._extensions("queries"))
 
     def _extensions(self, what: str) -> list[Any]:
-        """The `queries` or `ceiling` of every extension of the run."""
+        """The `queries` or `ceiling` of every extension of the run, as `what` says."""
         return [event[what] for event in self.experiment.log.of("extend") if what in event]
 
     def _spending(self) -> Spending | None:
@@ -207,14 +210,14 @@ class PromptSearch(ABC):
         tests = [(n, Scorer(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
         judged = [dev, train] if e.calibration == "fitted" else [dev]
         if e.references and not s.selection.baselines:
-            tests += [(2, rows) for rows in judged]  # their class biases
+            tests += [(2, rows) for rows in judged]  # what the class biases of the references take
         population, n_judged = s.optimizer.population_size, 1 + s.selection.n_best
         spending = Spending(e.price, e.ledger, ceilings, train, judged, tests, population, n_judged)
         spending.check(self._n_screened)
         return spending
 
     def _screened(self, prompts: AnyPrompts) -> AnyPrompts:
-        """The initial prompt of lowest training loss, a population of one."""
+        """The initial prompt of lowest training loss, as a population of one."""
         if len(prompts) == 1:
             return prompts
         e = self.experiment
@@ -244,6 +247,7 @@ class SoftSearch(PromptSearch):
     """The search over soft prompts p0 + A z."""
 
     settings: SoftSettings
+    """The sections of the config that the search reads."""
 
     def _initial(self) -> Prompts:
         e = self.experiment
@@ -281,7 +285,7 @@ class SoftSearch(PromptSearch):
 
 
 def schedule(settings: SearchSettings, budgets: tuple[int, ...]) -> Schedule:
-    """When a search scores and judges, at these budgets."""
+    """The schedule of a search with these settings and budgets."""
     s = settings
     return Schedule(
         budgets, s.optimizer.population_size, s.budget.dev_every, s.budget.patience, **s.selection.model_dump()
@@ -291,7 +295,8 @@ def schedule(settings: SearchSettings, budgets: tuple[int, ...]) -> Schedule:
 def drawn_space(
     p0: Prompts, prompt: HardPromptConfig, sigma0: float, seed: int, std: float, tied: bool = False
 ) -> PromptSpace:
-    """p0 + A z, A drawn by the seed; `std` is the spread of what A z is added to."""
+    """Make the space p0 + A z, where A is drawn by the seed; `std` is the standard deviation of what A z is added
+    to."""
     d = prompt.intrinsic_dim
     scale = prompt.alpha / math.sqrt(d) if prompt.scale == "paper" else normal_scale(std, d, sigma0, prompt.alpha)
     return PromptSpace.drawn(p0, Recipe(seed, d, prompt.projection, scale, tied))

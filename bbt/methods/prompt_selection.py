@@ -1,4 +1,4 @@
-"""Prompt selection: of several manual prompts one is chosen, by the model's perplexity or by dev."""
+"""Prompt selection chooses one of several manual prompts, by the model's perplexity or by dev."""
 
 import math
 import time
@@ -16,19 +16,21 @@ from bbt.tasks import Task, Template
 
 
 class PromptSelection(SelectingMethod):
-    """Chooses among `templates` (all with the task's label words).
+    """The choice of one template among several, all with the task's label words.
 
-    perplexity: the lowest mean perplexity over the training rows, prompt and text together and without a label
-    (Gonen et al. 2022, arXiv 2212.04037). A masked LM has none: pseudo-perplexity, from each token masked
-    in turn, takes its place (Salazar et al. 2020, arXiv 1910.14659). The training labels are not used.
-    dev: the dev metric, or dev loss, by `selection.by`.
+    perplexity: the template of lowest mean perplexity over the training rows is chosen, prompt and text together and
+    without a label (Gonen et al. 2022, arXiv 2212.04037). A masked LM has no perplexity: pseudo-perplexity, from each
+    token masked in turn, takes its place (Salazar et al. 2020, arXiv 1910.14659). The training labels are not used.
+    dev: the template of best dev metric or dev loss is chosen, as `selection.by` says.
     """
 
     templates: tuple[str, ...] = Field(min_length=2)
+    """The templates to choose from."""
     by: Literal["perplexity", "dev"] = "perplexity"
+    """What chooses: `perplexity` or `dev`."""
 
     def train(self, experiment: Experiment) -> Trained:
-        """Score every template.
+        """Score every template and choose one.
 
         Raises:
             ConfigError: a template that cannot be used; BackendError: no likelihoods to be had.
@@ -51,10 +53,10 @@ class PromptSelection(SelectingMethod):
 
 
 def perplexity(experiment: Experiment, task: Task) -> float:
-    """Mean perplexity of the training rows in the task's manual template, counted and logged.
+    """The mean perplexity of the training rows in the task's manual template, counted and logged.
 
-    A masked LM's forward pass a token is counted: one training row of N tokens is N examples, and a train query is
-    as many examples as there are training rows.
+    Every forward pass of a masked LM is counted: one training row of N tokens is N examples, and a train query is as
+    many examples as there are training rows.
     """
     e, backend = experiment, require(experiment.backend, LikelihoodBackend)
     start = time.perf_counter()

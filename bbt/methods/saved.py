@@ -1,4 +1,4 @@
-"""What a finished run has saved, loaded again."""
+"""What a finished run has saved is loaded again here."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def is_soft_prompt(path: Path) -> bool:
 
 
 def load_classifier(path: Path | str, backend: Backend) -> tuple[Task, Classifier]:
-    """The classifier of a run folder or of a soft prompt's file, with the wording it was trained with.
+    """Load the classifier of a run folder or of a soft prompt's file, with the wording it was trained with.
 
     Raises:
         PromptError: it was trained on another model; RunError: the run has not finished.
@@ -35,7 +35,7 @@ def load_classifier(path: Path | str, backend: Backend) -> tuple[Task, Classifie
 
 
 def _check_model(path: Path, backend: Backend) -> None:
-    """Refuse other weights than the run's."""
+    """Refuse a model with other weights than the run's."""
     if not (path / "result.json").is_file():
         raise RunError(f"{path} has not finished: bbt resume {path}.")
     result = json.loads((path / "result.json").read_text(encoding="utf-8"))

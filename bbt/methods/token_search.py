@@ -1,4 +1,5 @@
-"""A discrete search over prompts of words: every prompt token is an unordered choice of a nevergrad optimizer."""
+"""A discrete search over prompts of words, in which every prompt token is an unordered choice of a nevergrad
+optimizer."""
 
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -25,10 +26,15 @@ class TokenSearch(HardMethod):
     2201.08531)."""
 
     prompt: PromptLength = PromptLength()
+    """The prompt's length."""
     optimizer: PopulationConfig = PopulationConfig()
+    """How many candidates a generation has."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """The training loss."""
     budget: BudgetConfig = BudgetConfig()
+    """How many queries there are, and when dev judges."""
     selection: SelectionConfig = SelectionConfig()
+    """What dev judges, and by what."""
     algorithm: str = "DiscreteOnePlusOne"
     """nevergrad's name for what proposes candidates."""
     words: Literal["vocabulary", "training"] = "vocabulary"
@@ -37,7 +43,7 @@ class TokenSearch(HardMethod):
     """V, the words to choose from."""
 
     def plan(self, references: bool) -> PlannedQueries:
-        """The queries of its loop; a prompt that comes again is scored once, so there may be fewer."""
+        """The queries of the search, at most. A prompt that comes again is scored once, so there may be fewer."""
         plan = schedule(self, (self.budget.queries,)).plan(0, references)
         return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, in_words=True)
 
@@ -48,12 +54,13 @@ class TokenSearch(HardMethod):
 
 @dataclass
 class ChoiceSearch(HardSearch):
-    """The loop over choices of words."""
+    """The search over choices of words."""
 
     settings: TokenSearch
+    """The method's settings."""
 
     def _initial(self) -> Prompts:
-        """Word embeddings of the first words to choose from: nothing is screened."""
+        """The word embeddings (1, T, H) of the first words to choose from; nothing is screened."""
         self._choices = ChoiceSpace(self._candidates(), self.settings.prompt.n_prompt_tokens)
         return self.experiment.backend.embed_ids(self._choices.p0[0].tolist())
 
@@ -65,7 +72,7 @@ class ChoiceSearch(HardSearch):
         return NevergradChoices(self.settings.algorithm, settings, len(self._choices.ids))
 
     def _candidates(self) -> TokenIds:
-        """(V,) ids of the words to choose from."""
+        """The ids (V,) of the words to choose from."""
         e, n_words = self.experiment, self.settings.n_words
         readable = readable_ids(e.backend)
         if self.settings.words == "vocabulary":

@@ -16,9 +16,9 @@ class Settings:
     code."""
 
     intrinsic_dim: int = 500
-    """d."""
+    """The intrinsic dimension d."""
     population_size: int = 20
-    """n."""
+    """The number of candidates n."""
     seed: int = 0
     """The optimizer draws from a generator of this seed and from no other."""
     sigma0: float = 1.0

@@ -22,7 +22,7 @@ learning rate falls with 1 / d^2 (Hansen 2016, arXiv 1604.00772, eq. 57)."""
 
 
 def pycma() -> Any:
-    """The package `cma`."""
+    """Import the package `cma`, without the warnings of its optional parts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # moarchiving and matplotlib, which only other parts of pycma use
         import_matplotlib()

@@ -47,9 +47,9 @@ class Nevergrad:
         space = self._space(ng, settings)
         space.random_state = np.random.RandomState(settings.seed)
         self._name, self._population_size = name, settings.population_size
-        self._generator = OwnGenerator(settings.seed)  # many of its optimizers draw from the global one
+        self._generator = OwnGenerator(settings.seed)  # many optimizers draw from NumPy's global one
         self._asked: list[Any] = []
-        with self._inside("cannot search whole populations here"):  # one population after the other
+        with self._inside("cannot search whole populations here"):  # it is asked for one population after the other
             self._optimizer = ng.optimizers.registry[name](
                 parametrization=space, budget=settings.budget, num_workers=settings.population_size
             )
@@ -73,7 +73,7 @@ class Nevergrad:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(d,) nevergrad's own recommendation."""
+        """The point (d,) that nevergrad itself recommends."""
         with self._inside("failed when it was asked for its recommendation"):
             return np.array(self._optimizer.provide_recommendation().value)
 

@@ -56,5 +56,5 @@ class ZerothOrder:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """The current iterate (d,)."""
+        """The current iterate (d,), inside the bounds."""
         return self._mean

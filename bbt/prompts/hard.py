@@ -1,4 +1,4 @@
-"""`HardPrompt`: a prompt of words that can be saved, loaded and read, and the classifier it makes."""
+"""A `HardPrompt` is a prompt of words that can be saved, loaded and read."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -13,26 +13,33 @@ FILE, FORMAT = "prompt.json", "bbt-hard-prompt/1"
 
 @dataclass(frozen=True)
 class HardPrompt:
-    """`text` and its tokens (T of them; none: the manual prompt), with the template and label words it was tuned
-    with, the model, and the rest of where it came from."""
+    """A prompt of words, with what it was tuned for and where it came from."""
 
     text: str
+    """The prompt as readable text; empty for the manual prompt."""
     token_ids: tuple[int, ...]
+    """(T,) ids of its tokens; T = 0 is the manual prompt."""
     model: str
+    """The name of the model that it was tuned on."""
     template: str
+    """The template that it was tuned with."""
     label_words: tuple[str, ...]
+    """(K,) label words that it was tuned with, in label order."""
     label_names: tuple[str, ...]
+    """(K,) what answers call the labels."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    """Where it came from: task, score, seed, queries, versions and commit."""
     biases: tuple[float, ...] | None = None
+    """(K,) class biases that are added to its label scores (none: there are none)."""
 
     def save(self, folder: Path | str) -> None:
-        """As `prompt.json`."""
+        """Write the prompt into a folder, as `prompt.json`."""
         facts = {"format": FORMAT, **asdict(self)}
         write_atomically(Path(folder) / FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: Path | str) -> "HardPrompt":
-        """From a run folder.
+        """Read the prompt of a run folder.
 
         Raises:
             PromptError: none there, or not one that bbt wrote.

@@ -27,13 +27,13 @@ FORMAT = "bbt-export/1"
 
 
 def is_peft_folder(path: Path) -> bool:
-    """Whether it holds what PEFT saves."""
+    """Whether the folder holds what PEFT saves."""
     return (path / CONFIG).is_file()
 
 
 def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dict[str, Any]]:
-    """The vectors (T', H) that stand before everything, and what else a user without bbt must know, as `FACTS` holds
-    it.
+    """The vectors (T', H) that stand before everything in PEFT's form of a prompt, and the facts that a user without
+    bbt needs beside them, as the file `FACTS` holds them.
 
     Raises:
         PromptError: another model's, or a prompt that is no list of word embeddings (deep, or `placement: layernorm`).
@@ -67,12 +67,12 @@ def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dic
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
-    """`FACTS` in the folder."""
+    """Write the facts into the folder, as the file `FACTS`."""
     write_atomically(folder / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_peft(folder: Path, vectors: Prompts, facts: dict[str, Any]) -> None:
-    """The folder that `PeftModel.from_pretrained` loads."""
+    """Write the folder that `PeftModel.from_pretrained` loads."""
     from safetensors.numpy import save
 
     config = {
@@ -93,8 +93,8 @@ def write_peft(folder: Path, vectors: Prompts, facts: dict[str, Any]) -> None:
 
 
 def read_peft(folder: Path) -> dict[str, Any]:
-    """The fields of a `SoftPrompt`. A folder that bbt did not write has neither template nor label words, and does not
-    say which weights it belongs to: it is good for p0 alone.
+    """Read the fields of a `SoftPrompt` from a folder of PEFT's. A folder that bbt did not write has neither template
+    nor label words, and does not say which weights it belongs to: it is good for p0 alone.
 
     Raises:
         PromptError: not a prompt of PEFT's prompt tuning.

@@ -1,4 +1,4 @@
-"""`SoftPrompt`: a prompt that can be saved, loaded and used, with where it came from."""
+"""A `SoftPrompt` is a prompt of vectors that can be saved, loaded and used, with where it came from."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -18,27 +18,31 @@ FORMAT = "bbt-soft-prompt/1"
 
 @dataclass(frozen=True)
 class SoftPrompt:
-    """Embeddings (T, H), or (L, T, H) of a deep prompt, and their provenance. T = 0 is a manual prompt: the
-    template's words alone.
-
-    `template` and `label_words` are those it was tuned with, `anchor` (T, H) is the prompt after whose
-    LayerNorm the difference is added (released-code placement), `provenance` holds the task, score, seed,
-    queries, versions and commit, `biases` (K,) what is added to its label scores.
-    """
+    """A soft or deep prompt, with what it was tuned for and where it came from."""
 
     embeddings: Prompts
+    """(T, H) vectors, or (L, T, H) of a deep prompt; T = 0 is the manual prompt, the template's words alone."""
     model: str
+    """The name of the model that it was tuned on."""
     fingerprint: str
+    """The digest of that model's weights (empty: a foreign prompt that does not say)."""
     template: str
+    """The template that it was tuned with (empty: a foreign prompt that does not say)."""
     label_words: tuple[str, ...]
+    """(K,) label words that it was tuned with, in label order."""
     label_names: tuple[str, ...] = ()
+    """(K,) what answers call the labels."""
     anchor: Prompts | None = None
+    """(T, H) word embeddings after whose LayerNorm the prompt's difference from them is added, as in the released code
+    (none: the prompt stands for word embeddings itself)."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    """Where it came from: task, score, seed, queries, versions and commit."""
     biases: tuple[float, ...] | None = None
+    """(K,) class biases that are added to its label scores (none: there are none)."""
 
     @property
     def batch(self) -> Prompts:
-        """(1, T, H), or (1, L, T, H): a population of one."""
+        """The embeddings as a population of one, (1, T, H) or (1, L, T, H)."""
         return self.embeddings[None]
 
     def check_model(self, name: str, fingerprint: str) -> None:
@@ -78,7 +82,7 @@ class SoftPrompt:
         return cls(**read_peft(Path(folder)))
 
     def save(self, path: Path | str) -> None:
-        """Write as safetensors; everything but the arrays goes into the metadata as JSON."""
+        """Write the prompt as a safetensors file; everything but the arrays goes into its metadata as JSON."""
         from safetensors.numpy import save
 
         facts = {k: v for k, v in asdict(self).items() if k not in ("embeddings", "anchor")}

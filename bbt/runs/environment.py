@@ -1,4 +1,4 @@
-"""The versions, platform and commit that a number needs to be made again."""
+"""The environment is what a number needs to be made again: the versions, platform and commit."""
 
 import platform
 import subprocess

@@ -33,9 +33,9 @@ class PlannedQueries:
     manual_test: int
     """Prompts without prompt tokens scored on the test rows."""
     n_prompt_tokens: int = 0
-    """T."""
+    """T, the number of prompt tokens."""
     intrinsic_dim: int | None = None
-    """d, where a backend that can hold the prompt space is sent z instead of prompts."""
+    """d, where a backend that can hold the prompt space is sent z instead of prompts (none: prompts are sent)."""
     in_words: bool = False
     """Whether prompts are words, and travel as token ids."""
     judged_references: bool = True

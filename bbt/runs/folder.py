@@ -40,7 +40,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, parent: Path, name: str, config_yaml: str) -> "RunFolder":
-        """A new folder `name`, or `name-2`, `name-3`, ... where that is taken. A name may have parts: a/b.
+        """Make a new folder `name`, or `name-2`, `name-3`, ... where that is taken. A name may have parts: a/b.
 
         Raises:
             ConfigError: a name that leads out of `parent`, or that no folder can have.
@@ -76,7 +76,7 @@ class RunFolder:
         self.close()
         shutil.rmtree(self.path)
         for folder in self.path.relative_to(runs).parents[:-1]:
-            with suppress(OSError):  # another run is in it
+            with suppress(OSError):  # a folder that holds another run stays
                 (runs / folder).rmdir()
 
     def write_result(self, result: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class RunFolder:
 
 
 def read_result(folder: RunFolder) -> dict[str, Any]:
-    """The run's latest outcome.
+    """Read the run's latest outcome.
 
     Raises:
         RunError: it has not finished.
@@ -99,7 +99,7 @@ def read_result(folder: RunFolder) -> dict[str, Any]:
 
 
 def run_summaries(runs: Path) -> list[tuple[str, str]]:
-    """Name and state of every run folder under `runs`, at any depth."""
+    """The name and the state of every run folder under `runs`, at any depth."""
     rows = []
     for config in sorted(runs.rglob("config.yaml")):
         result = config.parent / "result.json"

@@ -1,5 +1,5 @@
-"""The event log of a run. It is the checkpoint: optimizers are deterministic given their seed and losses, so that
-replaying the log restores a run bit for bit, without a query."""
+"""The event log of a run is its checkpoint: optimizers are deterministic given their seed and losses, so that replaying
+the log restores a run bit for bit, without a query."""
 
 import json
 import math
@@ -17,7 +17,8 @@ from bbt.types import Event, Losses
 
 
 class EventLog:
-    """Append-only events in a file (or in memory, without a path), recalled in order when a run is resumed."""
+    """Events in a file (or in memory, without a path), which are only ever appended, and are recalled in order when a
+    run is resumed."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -28,7 +29,7 @@ class EventLog:
         self._to_recall = deque(self.events)
 
     def recall(self, kind: str, **expected: Any) -> Event | None:
-        """The next recorded event, or None when the record is used up. Extensions of the budget are skipped.
+        """Return the next recorded event, or None when the record is used up. Extensions of the budget are skipped.
 
         Raises:
             RunError: what was recorded is not what the run would do now.
@@ -75,12 +76,12 @@ class EventLog:
                 os.fsync(handle.fileno())
 
     def of(self, kind: str) -> list[Event]:
-        """All events of one kind."""
+        """All events of one kind, in their order."""
         return [event for event in self.events if event["event"] == kind]
 
 
 def _read_events(path: Path) -> tuple[list[Event], int | None]:
-    """Events up to a torn last line, and where that line begins, if there is one."""
+    """Read the events up to a torn last line, and the byte where that line begins, if there is one."""
     raw = path.read_bytes()
     complete = raw.rfind(b"\n") + 1
     try:

@@ -1,4 +1,4 @@
-"""Observers: a run tells them what it does, and never asks them anything."""
+"""Observers watch a run: it tells them what it does, and never asks them anything."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from bbt.errors import ConfigError
 from bbt.names import Table, resolved
 
 OBSERVERS: Table = {}
-"""Observers of ours by name; so far there are none, and a config names the user's own."""
+"""Our own observers by name; so far there are none, and a config names the user's."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """How far a run has come."""
 
     done: int
-    """Of the total that `Observer.started` was told, and in its unit."""
+    """How much is done of the total that `Observer.started` was told, in its unit."""
     train_loss: float
     """The lowest training loss of the last generation, or that of the last step."""
     best_metric: float | None = None
@@ -24,42 +24,42 @@ class Progress:
 
 
 class Observer:
-    """Told how a run goes; override what you want to see."""
+    """A watcher that is told how a run goes. Override the methods whose news you want."""
 
     def opened(self, folder: Path) -> None:
-        """The run has this folder."""
+        """Hear that the run has this folder."""
 
     def started(self, total: int, unit: str) -> None:
-        """The method begins: it will do `total` of `unit` (queries, steps, ...)."""
+        """Hear that the method begins, and will do `total` of `unit` (queries, steps, ...)."""
 
     def progressed(self, progress: Progress) -> None:
-        """After each generation of a search, each step of a training."""
+        """Hear how far the run is: after each generation of a search, and after each step of a training."""
 
 
 class Observers(Observer):
-    """Several observers as one, told in their order."""
+    """Several observers as one, which are told in their order."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
 
     def opened(self, folder: Path) -> None:
-        """Tell all of them."""
+        """Tell all of them of the folder."""
         for observer in self._observers:
             observer.opened(folder)
 
     def started(self, total: int, unit: str) -> None:
-        """Tell all of them."""
+        """Tell all of them of the beginning."""
         for observer in self._observers:
             observer.started(total, unit)
 
     def progressed(self, progress: Progress) -> None:
-        """Tell all of them."""
+        """Tell all of them of the progress."""
         for observer in self._observers:
             observer.progressed(progress)
 
 
 def watching(names: Sequence[str], observer: Observer | None) -> Observer:
-    """An observer, if there is one, and those that are named as `module:Class`.
+    """One observer that stands for the one given, if any, and for those that are named as `module:Class`.
 
     Raises:
         ConfigError: a name that cannot be imported, or that names no observer.

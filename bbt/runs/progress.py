@@ -9,7 +9,7 @@ from bbt.runs.observer import Observer, Observers, Progress
 
 
 class Bar(Observer):
-    """Draws on a terminal and in a notebook, nothing elsewhere."""
+    """An observer that draws a bar on a terminal and in a notebook, and nothing elsewhere."""
 
     def __init__(self) -> None:
         from tqdm import tqdm
@@ -18,7 +18,7 @@ class Bar(Observer):
         self.bar = tqdm(disable=False if notebook else None, file=sys.stderr, dynamic_ncols=True)
 
     def opened(self, folder: Path) -> None:
-        """Say where the run is kept."""
+        """Say in which folder the run is kept."""
         if not self.bar.disable:
             self.bar.write(f"run folder: {folder}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""A run's tables for people, and a picture of its convergence."""
+"""A run's tables for people are made here, and the picture of its convergence."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from bbt.types import Event
 
 
 def result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The closing table, its head first: a row a prompt, each metric in percent."""
+    """The closing table with its head first: one row for each prompt, each metric in percent."""
     metrics = list(next(iter(result["test"].values())))
     rows = [("prompt", *(f"test {metric}" for metric in metrics))]
     for name, values in result["test"].items():
@@ -19,7 +19,7 @@ def result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """The table of what the run cost: names with their unit, and figures."""
+    """The table of what the run cost: pairs of a name with its unit, and a figure."""
     cost, price = result["cost"], result.get("price") or {}
     money = [(f"price of the {part}", f"{paid:,.4f}") for part, paid in price.items() if paid]
     return [
@@ -38,7 +38,7 @@ def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
-    """The table of what a run would cost."""
+    """The table of what a run would cost: pairs of a name with its unit, and a figure."""
     e = estimate
     seconds = "unknown, no run yet" if e.seconds is None else f"{e.seconds:,.0f}"
     return [
@@ -57,7 +57,7 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
 
 
 def selected_line(result: dict[str, Any]) -> str:
-    """A sentence that names the candidate that dev chose."""
+    """The sentence that names the candidate that dev chose."""
     best = result["selected"]
     deploy = "; no soft prompt to deploy" if best["who"] == "manual" else ""
     return (
@@ -90,7 +90,7 @@ def plot_convergence(log: EventLog, path: Path, title: str) -> None:
 
 
 def _curve(generations: list[Event]) -> tuple[list[int], list[float], list[float]]:
-    """For each candidate of finite loss: its query number, its loss, and the lowest loss so far."""
+    """Three lists over the candidates of finite loss: each one's query number, its loss, and the lowest loss so far."""
     queries, losses, best = [], [], []
     spent, lowest = 0, float("inf")
     for event in generations:

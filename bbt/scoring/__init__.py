@@ -1,1 +1,1 @@
-"""From prompts to losses: scores, the ledger, losses, the objective, the judgement on dev."""
+"""From prompts to losses: this room holds scores, the ledger, losses, the objective, and the judgement on dev."""

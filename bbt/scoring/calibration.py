@@ -19,7 +19,7 @@ Biases: TypeAlias = NDArray[np.float64]
 """(n, K) class biases of n prompts, each prompt's with a sum of zero."""
 
 PRIOR = 1.0
-"""Strength of the prior on fitted biases, in rows: chosen on training rows (docs of the results)."""
+"""The strength of the prior on fitted biases, in rows; it was chosen on training rows."""
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
 """Texts that say nothing (Zhao et al. 2021, section 5)."""
@@ -30,12 +30,12 @@ MAX_STEPS, MAX_HALVINGS, TOLERANCE = 50, 40, 1e-6
 def class_biases(
     kind: CalibrationKind, scores: Scores, labels: Labels, content_free: Callable[[], Scores] | None = None
 ) -> Biases:
-    """(n, K) biases of prompts with label scores (n, B, K) on rows whose labels are (B,).
+    """The class biases (n, K) of n prompts with label scores (n, B, K) on rows whose labels are (B,).
 
-    none: zeros. fitted: on the labels (`fitted_biases`). batch: minus the rows' mean log-probability, without a label
-    (Zhou et al. 2023, arXiv 2309.17249). content-free: minus the mean log-probability on rows that say nothing, whose
-    scores (n, F, K) `content_free` gives; the paper averages probabilities, which is not invariant. A prompt whose
-    scores are not finite has zeros.
+    none: they are zeros. fitted: they are fitted on the labels (`fitted_biases`). batch: they are minus the rows' mean
+    log-probability and use no label (Zhou et al. 2023, arXiv 2309.17249). content-free: they are minus the mean
+    log-probability on rows that say nothing, whose scores (n, F, K) `content_free` gives; the paper averages
+    probabilities, which is not invariant. A prompt whose scores are not finite has zeros.
     """
     if kind == "none":
         return np.zeros((len(scores), scores.shape[-1]))
@@ -93,8 +93,8 @@ def held_out(
     content_free: Callable[[], Scores] | None = None,
     folds: int = 8,
 ) -> Scores:
-    """Dev scores (n, Bd, K) with biases that know nothing of the row they are added to: fitted on train rows and the
-    dev rows of the other folds. Biases that use no label need no such care."""
+    """Dev scores (n, Bd, K) with biases that know nothing of the row they are added to. Fitted ones are fitted on the
+    train rows and on the dev rows of the other folds; biases that use no label need no such care."""
     if kind != "fitted":
         return dev + class_biases(kind, dev, dev_labels, content_free)[:, None]
     part = np.arange(len(dev_labels)) % min(folds, len(dev_labels))
@@ -108,7 +108,7 @@ def held_out(
 
 
 def with_biases(scores: RowScores, biases: tuple[float, ...] | None) -> RowScores:
-    """(B, K) scores of one prompt with its biases (K,) added, if it has any."""
+    """The scores (B, K) of one prompt with its biases (K,) added, if it has any."""
     return scores if biases is None else np.asarray(scores + np.array(biases), dtype=np.float32)
 
 
@@ -126,7 +126,8 @@ def _descend(
     step: Biases,
     slope: NDArray[np.float64],
 ) -> None:
-    """Take each active prompt's step in place, halved until f falls by a ten-thousandth of what the slope promises."""
+    """Take each active prompt's step in place, halved until f falls by at least a ten-thousandth of what the slope
+    promises."""
     length, waiting = np.ones(len(active)), np.arange(len(active))
     for _ in range(MAX_HALVINGS):
         rows = active[waiting]

@@ -1,4 +1,4 @@
-"""How prompts do on dev."""
+"""Dev rows judge prompts here: each prompt gets a verdict, by which the search keeps the best."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,27 +20,27 @@ class Verdict:
     """How a prompt did on dev."""
 
     metric: float
-    """The task's first metric."""
+    """The task's first metric on the dev rows, in [0, 1]."""
     loss: float
-    """Cross-entropy; +inf where a score was not a number."""
+    """The cross-entropy in nats, a mean over the dev rows; +inf where a score was not a number."""
     biases: tuple[float, ...] | None = None
-    """(K,) the prompt's class biases, found on train and dev rows together; None without calibration."""
+    """(K,) class biases of the prompt, found on train and dev rows together (none: no calibration)."""
     row_losses: tuple[float, ...] = ()
-    """(Bd,) cross-entropy of each dev row, its class biases found on the other rows."""
+    """(Bd,) cross-entropy of each dev row in nats, its class biases found on the other rows."""
 
     def facts(self) -> Event:
-        """Metric and loss as plain numbers."""
+        """The metric and the loss as plain numbers."""
         return {"metric": self.metric, "loss": self.loss}
 
     def better_than(self, other: "Verdict", by: str) -> bool:
-        """By the metric with ties broken by the loss, or by the loss alone."""
+        """Whether this verdict is the better one: by the metric with ties broken by the loss, or by the loss alone."""
         mine, theirs = (self.metric, -self.loss), (other.metric, -other.loss)
         return mine > theirs if by == "metric" else mine[1] > theirs[1]
 
     def clearly_better_than(self, other: "Verdict", by: str, margin: float, n_rows: int) -> bool:
-        """By more than `margin` standard errors of the difference, which is taken row by row, since both prompts were
-        judged on the same rows. By the metric: of the other's metric, taken as a share of the `n_rows` dev rows
-        (Breiman et al. 1984, section 3.4.3)."""
+        """Whether this verdict is better by more than `margin` standard errors of the difference. The difference is
+        taken row by row, since both prompts were judged on the same rows. By the metric, the standard error is that of
+        the other's metric, taken as a share of the `n_rows` dev rows (Breiman et al. 1984, section 3.4.3)."""
         if by == "metric" or not (self.row_losses and other.row_losses):
             error = np.sqrt(other.metric * (1.0 - other.metric) / n_rows)
             return bool(self.metric > other.metric + margin * error)
@@ -56,8 +56,8 @@ def verdicts(
     train: tuple[Scores, Labels] | None = None,
     content_free: Callable[[], Scores] | None = None,
 ) -> list[Verdict]:
-    """Dev scores (n, Bd, K) -> n verdicts; NaN scores are the worst there is. A fitted `calibration` needs the scores
-    of the `train` rows too, a content-free one those of rows that say nothing."""
+    """The verdicts on n prompts with dev scores (n, Bd, K); NaN scores get the worst verdict there is. A fitted
+    `calibration` needs the scores of the `train` rows too, a content-free one those of rows that say nothing."""
     seen, seen_labels = (scores, labels) if train is None else _together(train, (scores, labels))
     judged: Scores = scores
     biases: list[tuple[float, ...] | None] = [None] * len(scores)
@@ -75,8 +75,8 @@ def verdicts(
 
 
 class Judge:
-    """Judges prompts on dev rows; with a fitted calibration the train rows are scored as well, which is a part of the
-    dev query."""
+    """A judge of prompts on dev rows. With a fitted calibration the train rows are scored as well, which is a part of
+    the dev query."""
 
     def __init__(
         self,
@@ -92,11 +92,11 @@ class Judge:
 
     @property
     def n_examples(self) -> int:
-        """Bd, the dev rows."""
+        """The number of dev rows Bd."""
         return len(self._scorer.labels)
 
     def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
-        """(n, T, H) or (n, T) -> n verdicts. Counts n dev queries."""
+        """The verdicts on n soft prompts (n, T, H) or hard prompts (n, T). Counts n dev queries."""
         train, free, kind = self._train, self._content_free, self._calibration
         scores = self._scorer.scores(prompts)
         before = (train.scores(prompts), train.labels) if train and kind == "fitted" else None
@@ -105,16 +105,16 @@ class Judge:
         return verdicts(self._task, self._scorer.labels, scores, kind, before, content_free)
 
     def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
-        """Told of verdicts that a resumed run has recorded."""
+        """Take note of verdicts that a resumed run has recorded; this judge needs none of them."""
 
 
 def _together(train: tuple[Scores, Labels], dev: tuple[Scores, Labels]) -> tuple[Scores, Labels]:
-    """Scores and labels of both splits, one after the other."""
+    """The scores and labels of both splits, train before dev."""
     return np.concatenate([train[0], dev[0]], axis=1), np.concatenate([train[1], dev[1]])
 
 
 def verdict_facts(verdicts: Sequence[Verdict]) -> Event:
-    """Verdicts as a log holds them."""
+    """The verdicts as the plain values that a log holds."""
     facts = {
         "metrics": [verdict.metric for verdict in verdicts],
         "losses": encode_losses(np.array([verdict.loss for verdict in verdicts])),
@@ -125,7 +125,7 @@ def verdict_facts(verdicts: Sequence[Verdict]) -> Event:
 
 
 def recorded_verdicts(event: Event) -> list[Verdict]:
-    """Verdicts from what `verdict_facts` made of them; version 0.1 recorded neither biases nor rows."""
+    """The verdicts of which `verdict_facts` made an event; version 0.1 recorded neither biases nor rows."""
     n = len(event["metrics"])
     biases = [row and tuple(row) for row in event.get("biases", [None] * n)]
     rows = [tuple(row) for row in event.get("row_losses", [()] * n)]

@@ -1,38 +1,41 @@
-"""The ledger: what a run has cost, each count by itself."""
+"""The ledger counts what a run has cost, each kind of cost by itself."""
 
 from dataclasses import asdict, dataclass
 
 
 @dataclass
 class Ledger:
-    """What a run has cost.
-
-    A query is one candidate on the whole training set; dev queries are counted apart. `examples` are rows
-    scored. `bytes_up` and `bytes_down` are what crossed the wire for that, or where there is none the prompts handed
-    to the backend and the label scores returned. `seconds` is the time spent scoring train and dev prompts,
-    `backend_seconds` the backend's part of it; the optimizer's stands apart. `tokens_up` and `tokens_down` are what an
-    endpoint bills: the rows' tokens, prompt included, and those it generates. `truncated` rows were longer than the
-    model, counted when they are encoded.
-    """
+    """What a run has cost so far. A query is one candidate scored on a whole split."""
 
     train_queries: int = 0
+    """Candidates scored on all train rows; the budget is counted in these."""
     dev_queries: int = 0
+    """Prompts scored on all dev rows."""
     examples: int = 0
+    """Rows that went through the model, each as often as it did."""
     truncated: int = 0
+    """Rows that were longer than the model, counted when they are encoded."""
     bytes_up: int = 0
+    """Bytes sent to score prompts; without a wire, the size of the arrays handed to the backend."""
     bytes_down: int = 0
+    """Bytes received for them; without a wire, the size of the label scores returned."""
     tokens_up: int = 0
+    """Tokens that an endpoint bills, or would bill, for what it is sent: the rows' tokens, prompt tokens included."""
     tokens_down: int = 0
+    """Tokens that an endpoint bills, or would bill, for what it generates."""
     backend_seconds: float = 0.0
+    """Seconds of `seconds` in which the backend computed."""
     optimizer_seconds: float = 0.0
+    """Seconds in which the optimizer proposed candidates and took losses in; `seconds` does not hold them."""
     seconds: float = 0.0
+    """Seconds spent on scoring train and dev prompts."""
 
     def restore(self, snapshot: dict[str, float]) -> None:
-        """Take the counts of an earlier snapshot."""
+        """Take over the counts of an earlier snapshot."""
         self.__dict__.update(snapshot)
 
     def add(self, other: "Ledger") -> None:
-        """Take over what a part of this run has cost."""
+        """Add what a part of this run has cost."""
         for name, count in other.snapshot().items():
             setattr(self, name, getattr(self, name) + count)
 

@@ -17,14 +17,14 @@ from bbt.types import Labels, Losses, Scores
 
 
 def log_softmax(scores: Scores) -> NDArray[np.float64]:
-    """(n, B, K) label scores -> log-probabilities over the K label words, in float64."""
-    with np.errstate(invalid="ignore"):  # a broken candidate's NaN is dealt with by `finite_losses`
+    """The log-probabilities (n, B, K) over the K label words, in float64, of label scores (n, B, K)."""
+    with np.errstate(invalid="ignore"):  # `finite_losses` deals with a broken candidate's NaN
         shifted = scores.astype(np.float64) - scores.max(axis=-1, keepdims=True)
         return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
 def gold(values: NDArray[Any], labels: Labels) -> NDArray[Any]:
-    """(n, B, K) -> (n, B): the value of each example's own label."""
+    """The value (n, B) of each example's own label, out of those of all labels (n, B, K)."""
     return np.take_along_axis(values, labels[None, :, None], axis=-1)[..., 0]
 
 
@@ -45,27 +45,27 @@ def hinge(scores: Scores, labels: Labels, margin: float = 2.0) -> Losses:
 
 
 def negative_metric(scores: Scores, labels: Labels, metric: Metric) -> Losses:
-    """Minus the task's metric of the argmax predictions: flat almost everywhere, but what is asked for. NaN where a
-    candidate has a NaN, whose argmax means nothing."""
+    """Minus the task's metric of the predictions with the highest score: flat almost everywhere, but what is asked for.
+    It is NaN where a candidate has a NaN, since its predictions mean nothing."""
     values = np.array([-metric(labels, row) for row in predicted(scores)])
     return np.where(np.isnan(scores).any(axis=(1, 2)), np.nan, values)
 
 
 def predicted(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(..., K) -> (...): index of the highest score; -1 where all are equal, as where a sampled answer named no label:
-    that is no prediction of label 0."""
+    """The index of the highest score along the last axis: (..., K) -> (...). It is -1 where all scores are equal, as
+    where a sampled answer named no label: that is no prediction of label 0."""
     undecided = (scores == scores[..., :1]).all(axis=-1)
     return np.where(undecided, -1, scores.argmax(axis=-1))
 
 
 def finite_losses(losses: Losses) -> Losses:
-    """NaN and infinities become +inf: a broken candidate is worst, never best."""
+    """The losses (n,) with NaN and infinities made +inf: a broken candidate is worst, never best."""
     return np.where(np.isfinite(losses), losses, np.inf)
 
 
 def load_loss(name: str, margin: float, metric: Metric) -> Callable[[Scores, Labels], Losses]:
-    """A loss by name, with the hinge's margin and the metric that a negative metric is of; or `module:function`, which
-    takes scores and labels as `cross_entropy` does.
+    """Load a loss by name, or one of the user's own as `module:function`, which takes scores and labels as
+    `cross_entropy` does. `margin` is the hinge's, and `metric` is the one of which a negative metric is taken.
 
     Raises:
         ConfigError: no such loss.

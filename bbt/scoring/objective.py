@@ -1,4 +1,4 @@
-"""The training loss of prompts: what the optimizer minimises."""
+"""The objective is the training loss of prompts, which the optimizer minimises."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,8 @@ from bbt.types import AnyPrompts, Labels, Latents, Losses, Scores
 
 
 class Objective:
-    """Training loss of prompts. With a `calibration` each prompt's class biases are found first, and what remains is
-    its loss; `content_free` scores rows that say nothing, where the calibration needs them."""
+    """The training loss of prompts. With a `calibration` each prompt's class biases are found first, and its loss is
+    what remains with them; `content_free` scores rows that say nothing, where the calibration needs them."""
 
     def __init__(
         self,
@@ -27,18 +27,19 @@ class Objective:
         self._calibration, self._content_free = calibration, content_free
 
     def losses(self, prompts: AnyPrompts) -> Losses:
-        """(n, T, H) or (n, T) -> (n,); a broken candidate is +inf. Counts n train queries."""
+        """The losses (n,) of soft prompts (n, T, H) or hard prompts (n, T); a broken candidate's is +inf. Counts n
+        train queries."""
         return self._judged(lambda scorer: scorer.scores(prompts))
 
     def latent_losses(self, latents: Latents, space: Space) -> Losses:
-        """Losses of the space's prompts: (n, d) -> (n,), as `losses`."""
+        """The losses (n,) of the prompts that latents (n, d) stand for in a space; see `losses`."""
         return self._judged(lambda scorer: scorer.latent_scores(latents, space))
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
-        """Told of losses of latents that a resumed run has recorded."""
+        """Take note of losses of latents that a resumed run has recorded; this objective needs none of them."""
 
     def remember(self, prompts: AnyPrompts, losses: Losses) -> None:
-        """Told of losses of prompts that a resumed run has recorded."""
+        """Take note of losses of prompts that a resumed run has recorded; this objective needs none of them."""
 
     def _judged(self, scores_by: Callable[[Scorer], Scores]) -> Losses:
         scores, free = scores_by(self._scorer), self._content_free

@@ -1,4 +1,5 @@
-"""Objectives that score no prompt twice: a search over prompts of words comes upon the same words again and again."""
+"""An objective and a judge that ask about no prompt twice: a search over prompts of words often comes upon the same
+words again."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -14,23 +15,23 @@ Value = TypeVar("Value")
 
 
 class RememberingObjective(Objective):
-    """Training loss of hard prompts; one that was scored before is answered without a query."""
+    """The training loss of hard prompts. A prompt that was scored before is answered without a query."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self._known: dict[bytes, float] = {}
 
     def losses(self, prompts: AnyPrompts) -> Losses:
-        """(n, T) -> (n,)."""
+        """The losses (n,) of hard prompts (n, T), of which only new ones are scored."""
         score = super().losses
         return np.array(answers(prompts, self._known, lambda new: score(new).tolist()))
 
     def latent_losses(self, latents: Latents, space: Space) -> Losses:
-        """(n, d) -> (n,)."""
+        """The losses (n,) of the hard prompts that latents (n, d) stand for in a space."""
         return self.losses(space.prompts(latents))
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
-        """Remember what a resumed run has recorded."""
+        """Remember losses of latents that a resumed run has recorded."""
         self.remember(space.prompts(latents), losses)
 
     def remember(self, prompts: AnyPrompts, losses: Losses) -> None:
@@ -39,18 +40,18 @@ class RememberingObjective(Objective):
 
 
 class RememberingJudge(Judge):
-    """Judges hard prompts; one that was judged before is answered without a query."""
+    """A judge of hard prompts. A prompt that was judged before is answered without a query."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self._known: dict[bytes, Verdict] = {}
 
     def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
-        """(n, T) -> n verdicts."""
+        """The verdicts on n hard prompts (n, T), of which only new ones are scored."""
         return answers(prompts, self._known, super().verdicts)
 
     def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
-        """Remember what a resumed run has recorded."""
+        """Remember verdicts that a resumed run has recorded."""
         self._known.update((key, v) for one, v in zip(prompts, verdicts, strict=True) for key in _keys(one))
 
 

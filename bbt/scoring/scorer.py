@@ -1,4 +1,4 @@
-"""The rows of a split under prompts: scored by the backend, and counted."""
+"""A scorer puts the rows of a split to the backend under prompts, and counts what that costs."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ from bbt.types import AnyPrompts, Labels, Latents, Prompts, Scores
 
 
 class Scorer:
-    """The rows of one split, encoded once for each prompt length; with an `anchor` (1, T, H), as `Backend.encode`
-    takes it, wherever they hold prompt tokens."""
+    """The rows of one split, encoded once for each prompt length. Where they hold prompt tokens they are encoded with
+    the `anchor` (1, T, H), as `Backend.encode` takes it."""
 
     def __init__(
         self,
@@ -43,13 +43,14 @@ class Scorer:
         return self._encoded[n_prompt_tokens]
 
     def anchored(self, anchor: Prompts) -> "Scorer":
-        """The same rows with this anchor; those that were cut are not counted again."""
+        """A scorer of the same rows with this anchor; the rows that were cut are not counted again."""
         other = Scorer(self._backend, self._task, self._examples, self._ledger, anchor)
         other._truncated = self._truncated
         return other
 
     def scores(self, prompts: AnyPrompts) -> Scores:
-        """Soft prompts (n, T, H), deep (n, L, T, H) or hard (n, T) -> (n, B, K), counted.
+        """The scores (n, B, K) of soft prompts (n, T, H), deep ones (n, L, T, H) or hard ones (n, T), counted in the
+        ledger.
 
         Raises:
             BackendError: deep or hard prompts on a backend that does not take them.
@@ -65,7 +66,8 @@ class Scorer:
         return self._counted(prompts.nbytes, encoded, lambda: score(prompts, encoded))
 
     def latent_scores(self, latents: Latents, space: Space) -> Scores:
-        """Scores of the space's prompts: (n, d) -> (n, B, K), counted. A backend that can hold the space gets z."""
+        """The scores (n, B, K) of the prompts that latents (n, d) stand for in a space, counted in the ledger. A
+        backend that can hold the space is sent z instead of prompts."""
         backend = self._backend
         if not (isinstance(backend, LatentBackend) and isinstance(space, PromptSpace)):
             return self.scores(space.prompts(latents))
@@ -73,8 +75,8 @@ class Scorer:
         return self._counted(latents.nbytes, encoded, lambda: backend.latent_scores(latents, space, encoded))
 
     def _counted(self, bytes_up: int, encoded: Encoded, score: Callable[[], Scores]) -> Scores:
-        """Scores (n, B, K), with what they cost in the ledger: `bytes_up` where the backend knows of no traffic, the
-        rows' own tokens and one a score where it is not told what is billed."""
+        """The scores (n, B, K), with what they cost in the ledger. Where the backend knows of no traffic, `bytes_up` is
+        counted; where it is not told what is billed, the rows' own tokens are counted, and one for each score."""
         remote = self._backend if isinstance(self._backend, RemoteBackend) else None
         before = replace(remote.traffic) if remote else Traffic()
         start = time.perf_counter()

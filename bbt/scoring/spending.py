@@ -1,4 +1,4 @@
-"""A run's money: what it has spent, and how far that is from its ceilings."""
+"""A search's money: what it has spent, and whether its ceilings pay for another generation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,31 +11,35 @@ from bbt.settings import PriceConfig
 
 @dataclass(frozen=True)
 class Spending:
-    """What a search may still cost."""
+    """The prices and the ceilings of a search, and the queries that it has still to pay for."""
 
     price: PriceConfig
+    """What tokens cost, in the config's currency."""
     ledger: Ledger
+    """The ledger that counts the tokens spent so far."""
     ceilings: tuple[float, ...]
-    """Every extension of a run adds one; the last ends it."""
+    """The most money that the run may cost: its first ceiling, then one for every extension. The last ends the
+    search."""
     train: Encoded
-    """The rows of a train query."""
+    """The rows on which a train query is made."""
     judged: Sequence[Encoded]
-    """The rows of a dev query."""
+    """The sets of rows on which a dev query is made."""
     tests: Sequence[tuple[int, Encoded]]
-    """How many prompts are tested in the end, and on which rows."""
+    """For each set of rows that is tested in the end, how many prompts are tested, and the rows."""
     population_size: int
-    """Train queries of a generation."""
+    """The train queries of a generation."""
     n_judged: int
-    """Dev queries of the check that follows it."""
+    """The dev queries of the check that follows a generation."""
 
     def reached(self) -> int:
-        """How many of the ceilings the run would exceed with another generation, its check and the test."""
+        """The number of ceilings that the run would exceed with another generation, its check and the test."""
         spent = self.price.of(self.ledger.tokens_up, self.ledger.tokens_down)
         total = spent + self.cost(self.population_size, self.n_judged)
         return sum(total > ceiling for ceiling in self.ceilings)
 
     def cost(self, n_train: int, n_dev: int) -> float:
-        """Of so many queries and the test: by the rows' tokens, or by what was billed so far, if that is more."""
+        """What so many train and dev queries and the test cost: by the tokens of the rows, or by what was billed so far
+        for a row, if that is more."""
         parts = [(n_train, self.train), *((n_dev, rows) for rows in self.judged), *self.tests]
         examples = sum(n * rows.n_examples for n, rows in parts)
         counted = self.price.of(sum(n * rows.n_tokens for n, rows in parts), examples)

@@ -1,5 +1,5 @@
-"""The schedule of a search: when it scores, when dev judges, and when it ends. One loop drives the search itself and
-counts its queries beforehand."""
+"""A schedule says when a search scores, when dev judges, and when it ends. One loop drives the search itself and counts
+its queries beforehand."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,14 +9,14 @@ from bbt.runs.estimate import PlannedQueries
 
 
 class Searching(Protocol):
-    """A search as far as a schedule drives it."""
+    """The protocol of a search, as far as a schedule drives it."""
 
     last_check: int
-    """Train queries at the last dev check."""
+    """The train queries that had been spent at the last dev check."""
 
     @property
     def spent(self) -> int:
-        """Train queries so far."""
+        """The train queries spent so far."""
 
     @property
     def recorded(self) -> str | None:
@@ -29,7 +29,7 @@ class Searching(Protocol):
         """Score a population."""
 
     def check(self) -> None:
-        """Let dev judge; sets `last_check`."""
+        """Let dev judge, and set `last_check`."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,21 @@ class Schedule:
     """
 
     budgets: tuple[int, ...]
-    """Train queries, screening included: what the run began with, and what each extension raised it to."""
+    """Train queries, screening included: the budget that the run began with, then what each extension raised it to."""
     population_size: int
-    """Train queries of a generation, at most: a hard search scores nothing twice."""
+    """The train queries of a generation, at most: a search over prompts of words scores nothing twice."""
     dev_every: int = 100
     """Train queries between two dev checks; dev also judges where one of the budgets ends."""
     patience: int | None = None
-    """Dev checks without a better candidate after which the search ends for good (None: it does not)."""
+    """Dev checks without a better candidate after which the search ends for good (none: it does not)."""
     n_best: int = 1
     """Candidates of lowest training loss that a check judges beside the distribution's mean."""
     by: str = "metric"
-    """What dev judges by: metric or loss."""
+    """What dev judges by: `metric` or `loss`."""
     baselines: bool = True
     """Whether the untuned prompt is judged too, and the manual one stays unless it is clearly beaten."""
     margin: float = 1.0
-    """Standard errors by which the manual prompt must be beaten."""
+    """The standard errors by which the manual prompt must be beaten."""
 
     def drive(self, search: Searching) -> None:
         """Take the search to the end of its last budget.
@@ -124,13 +124,18 @@ class Schedule:
 
 @dataclass
 class _Counted:
-    """A search that only counts."""
+    """A search that scores nothing and only counts."""
 
     population_size: int
+    """The train queries of a generation."""
     spent: int
+    """The train queries counted so far."""
     last_check: int = 0
+    """The train queries that had been counted at the last dev check."""
     checks: int = 0
+    """The dev checks counted so far."""
     recorded: str | None = None
+    """The next event of a record, of which there is none here."""
 
     def done(self) -> bool:
         return False

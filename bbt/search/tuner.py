@@ -1,5 +1,5 @@
-"""The tuner: it asks an optimizer for candidates, scores them and tells their losses; now and then dev judges; it ends
-when the budget is spent."""
+"""The tuner asks an optimizer for candidates, scores them and tells their losses; now and then dev judges, and the
+search ends when the budget is spent."""
 
 import hashlib
 import logging
@@ -24,7 +24,7 @@ from bbt.types import AnyPrompts, Latents, Losses
 LOG = logging.getLogger(__name__)
 
 EXHAUSTED = 20
-"""Generations without one new prompt after which a search has seen what it will see."""
+"""Generations without one new prompt after which a search over prompts of words ends."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Candidate:
     who: str
     """Where it came from, for the tables: manual, untuned, mean, or train best 1, 2, ..."""
     prompt: AnyPrompts
-    """Embeddings (T, H), deep ones (L, T, H), or tokens (T,)."""
+    """Embeddings (T, H), deep ones (L, T, H), or the tokens (T,) of a hard prompt."""
     verdict: Verdict
-    """How dev judged it."""
+    """How dev has judged it."""
     train_queries: int
-    """Train queries that had been spent by then."""
+    """The train queries that had been spent by then."""
 
 
 @dataclass
@@ -50,13 +50,13 @@ class Tuner:
     """
 
     optimizer: Optimizer
-    """What proposes candidates (n, d)."""
+    """What proposes the candidates z (n, d) of a generation."""
     space: Space
-    """What they mean as prompts."""
+    """What says which prompts they stand for."""
     objective: Objective
     """The training loss that is minimised."""
     judge: Judge
-    """How dev judges."""
+    """What judges candidates on dev rows."""
     ledger: Ledger
     """Where queries, bytes and seconds are counted."""
     log: EventLog
@@ -64,7 +64,7 @@ class Tuner:
     schedule: Schedule
     """The budget, and when dev judges."""
     on_progress: Callable[[Progress], None] = lambda progress: None
-    """Told after each generation."""
+    """A function that is told of the search's progress after each generation."""
     spending: Spending | None = None
     """The search's money (none: there is no ceiling)."""
     best: Candidate | None = field(default=None, init=False)
@@ -74,18 +74,19 @@ class Tuner:
     baselines: list[Candidate] = field(default_factory=list, init=False)
     """The manual and the untuned prompt, where they compete."""
     last_check: int = field(default=0, init=False)
-    """Train queries at the last dev check."""
+    """The train queries that had been spent at the last dev check."""
     _contenders: list[tuple[float, NDArray[np.float64]]] = field(default_factory=list, init=False)
     """Loss and z (d,) of the candidates of lowest training loss since the last check."""
     _checks_without_better: int = field(default=0, init=False)
-    """Dev checks since one has found a better candidate."""
+    """The dev checks since one has found a better candidate."""
     _generations_without_query: int = field(default=0, init=False)
-    """Generations since one had a prompt that had not been scored before."""
+    """The generations since one had a prompt that had not been scored before."""
     _ceilings_reached: int = field(default=0, init=False)
     """How many of the spending's ceilings have been reached."""
 
     def run(self) -> Candidate:
-        """Spend the budget; returns the best candidate by dev, or the manual prompt where that is not clearly worse."""
+        """Spend the budget, and return the best candidate by dev, or the manual prompt where that is not clearly
+        worse."""
         if self.schedule.baselines:
             self._judge_baselines()
         self.schedule.drive(self)
@@ -96,7 +97,7 @@ class Tuner:
 
     @property
     def spent(self) -> int:
-        """Train queries so far."""
+        """The train queries spent so far."""
         return self.ledger.train_queries
 
     @property
@@ -129,7 +130,7 @@ class Tuner:
         self.on_progress(Progress(self.ledger.train_queries, float(losses.min()), best))
 
     def _losses(self, latents: Latents) -> Losses:
-        """Training losses of a generation, recalled or scored."""
+        """The training losses (n,) of a generation (n, d), recalled or scored."""
         checksum = _checksum(latents)
         recorded = self.log.recall("generation", candidates=checksum)
         if recorded:
@@ -155,7 +156,7 @@ class Tuner:
         self._keep_best([untuned])
 
     def _clearly_better(self, candidate: Candidate, manual: Candidate) -> bool:
-        """Whether the candidate beats the manual prompt by the margin: what is less is noise, of which a search over
+        """Whether the candidate beats the manual prompt by the margin. A smaller lead is noise, of which a search over
         many prompts finds plenty."""
         s = self.schedule
         return candidate.verdict.clearly_better_than(manual.verdict, s.by, s.margin, self.judge.n_examples)
@@ -175,7 +176,7 @@ class Tuner:
             LOG.info("%d queries: best dev metric %.4f, dev loss %.4f.", self.spent, found.metric, found.loss)
 
     def _judged(self, prompts: dict[str, AnyPrompts]) -> list[Candidate]:
-        """Named prompts, one a population of one, with their verdicts, recalled or scored."""
+        """Let dev judge prompts, given by name as populations of one; their verdicts are recalled or scored."""
         names = list(prompts)
         recorded = self.log.recall("dev", names=names)
         if recorded:
@@ -196,7 +197,7 @@ class Tuner:
                 self.best = candidate
 
     def _verdicts(self, prompts: list[AnyPrompts]) -> list[Verdict]:
-        """Verdicts on prompts, of which those of one length are scored in one call."""
+        """The verdicts on prompts, of which those of one length are scored in one call."""
         if len({prompt.shape for prompt in prompts}) == 1:
             return self.judge.verdicts(np.concatenate(prompts))
         return [self.judge.verdicts(prompt)[0] for prompt in prompts]
@@ -216,7 +217,8 @@ class Tuner:
 
 
 def penalised(losses: Losses) -> Losses:
-    """Finite losses for the optimizer: a broken candidate is somewhat worse than the worst sound one."""
+    """The losses (n,) as finite numbers for the optimizer: a broken candidate's is somewhat worse than the worst sound
+    one."""
     finite = losses[np.isfinite(losses)]
     worst = float(finite.max()) + 1.0 if len(finite) else 0.0
     return np.where(np.isfinite(losses), losses, worst)

@@ -1,4 +1,4 @@
-"""Spaces of hard prompts: what a search over prompts of words searches."""
+"""The spaces of hard prompts: what a search over prompts of words runs over."""
 
 from dataclasses import dataclass
 
@@ -29,66 +29,75 @@ def _printable(text: str) -> bool:
 
 @dataclass(frozen=True)
 class RoundedSpace:
-    """The prompts of a soft space, rounded to the nearest of the words `ids` (V,) with embeddings `words` (V, H)."""
+    """The hard prompts to which the prompts of a soft space are rounded."""
 
     soft: PromptSpace
+    """The space of soft prompts, in which z is searched."""
     ids: TokenIds
+    """(V,) token ids of the words that prompts are made of."""
     words: NDArray[np.float32]
+    """(V, H) embeddings of those words."""
     metric: Similarity
+    """How near a prompt token is to a word: by cosine or by distance."""
     rule: Rule
+    """How prompt tokens take their words: see `bbt.spaces.rounding.rounded`."""
     seed: int = 0
+    """The seed of the `stochastic` rule's draws."""
 
     @property
     def intrinsic_dim(self) -> int:
-        """d."""
+        """The intrinsic dimension d of the soft space."""
         return self.soft.intrinsic_dim
 
     @property
     def n_prompt_tokens(self) -> int:
-        """T."""
+        """The number of prompt tokens T."""
         return self.soft.n_prompt_tokens
 
     @property
     def p0(self) -> TokenIds:
-        """(1, T): the words nearest to the untuned soft prompt."""
+        """The words (1, T) nearest to the untuned soft prompt."""
         return self.rounded(self.soft.p0)
 
     @property
     def no_prompt(self) -> TokenIds:
-        """(1, 0): the manual prompt."""
+        """The manual prompt (1, 0)."""
         return np.zeros((1, 0), dtype=np.int64)
 
     def prompts(self, latents: Latents) -> TokenIds:
-        """(n, d) -> (n, T)."""
+        """The tokens (n, T) of the prompts that latents (n, d) stand for."""
         return self.rounded(self.soft.prompts(latents))
 
     def rounded(self, prompts: Prompts) -> TokenIds:
-        """(n, T, H) -> (n, T)."""
+        """The tokens (n, T) to which soft prompts (n, T, H) are rounded."""
         return self.ids[rounded(prompts, self.words, self.metric, self.rule, self.seed)]
 
 
 @dataclass(frozen=True)
 class ChoiceSpace:
-    """All prompts of `n_prompt_tokens` of the words `ids` (V,); a latent is the numbers of the words chosen."""
+    """The hard prompts of T words of a vocabulary of V; a latent (T,) holds the number of the word chosen at each
+    place."""
 
     ids: TokenIds
+    """(V,) token ids of the words to choose from."""
     n_prompt_tokens: int
+    """T, the number of choices."""
 
     @property
     def intrinsic_dim(self) -> int:
-        """T choices."""
+        """The dimension of a latent: T choices."""
         return self.n_prompt_tokens
 
     @property
     def p0(self) -> TokenIds:
-        """(1, T): the first words."""
+        """The prompt (1, T) of the first words."""
         return self.prompts(np.arange(self.n_prompt_tokens)[None] % len(self.ids))
 
     @property
     def no_prompt(self) -> TokenIds:
-        """(1, 0): the manual prompt."""
+        """The manual prompt (1, 0)."""
         return np.zeros((1, 0), dtype=np.int64)
 
     def prompts(self, latents: NDArray[np.floating] | NDArray[np.integer]) -> TokenIds:
-        """(n, T) numbers of choices -> (n, T) tokens."""
+        """The tokens (n, T) of the numbers of choices (n, T)."""
         return self.ids[latents.astype(np.int64)]

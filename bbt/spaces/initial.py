@@ -1,4 +1,4 @@
-"""Initial prompts p0: random vectors or tokens, tokens by their ids, a text, the label words, or a saved prompt."""
+"""Initial prompts p0 are random vectors or tokens, tokens by their ids, a text, the label words, or a saved prompt."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from bbt.types import Prompts
 
 
 def initial_prompts(config: InitialPromptConfig, backend: Backend, task: Task, seed: int) -> Prompts:
-    """(m, T, H) initial prompts, m = `n_screened` where they are drawn at random, else 1.
+    """Make the m initial prompts (m, T, H), where m = `n_screened` if they are drawn at random, and else 1.
 
     Raises:
         ConfigError: `init: text` without a text, text without one token, or ids beyond the vocabulary.
@@ -38,19 +38,19 @@ def initial_prompts(config: InitialPromptConfig, backend: Backend, task: Task, s
 
 
 def n_screened(config: InitialPromptConfig) -> int:
-    """Train queries that screening `initial_prompts` costs: one a prompt, where there are several."""
+    """The train queries that screening `initial_prompts` costs: one for each prompt, where there are several."""
     drawn = config.n_screened if config.init in ("vocabulary", "random") else 1
     return drawn if drawn > 1 else 0
 
 
 def random_ids(backend: Backend, n: int, seed: int) -> list[int]:
-    """n ordinary tokens, drawn with replacement."""
+    """Draw n ordinary tokens, with replacement."""
     ids = backend.ordinary_ids()
     return [ids[i] for i in stable_choice(seed, len(ids), n)]
 
 
 def _by_ids(first: int, n: int, backend: Backend) -> Prompts:
-    """(1, n, H) tokens of n ids in a row."""
+    """The embeddings (1, n, H) of n tokens whose ids stand in a row, from `first` on."""
     size = backend.info.vocab_size
     if first + n > size:
         raise ConfigError(
@@ -61,14 +61,14 @@ def _by_ids(first: int, n: int, backend: Backend) -> Prompts:
 
 
 def _repeated(tokens: Prompts, n: int) -> Prompts:
-    """Cut or repeat (1, t, H) to n tokens."""
+    """Cut or repeat tokens (1, t, H) to n of them."""
     if not tokens.shape[1]:
         raise ConfigError("the initial text has no tokens.")
     return tokens[:, np.arange(n) % tokens.shape[1]]
 
 
 def saved_prompt(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
-    """(1, T, H) a prompt tuned on this model before, on whatever task.
+    """Read a prompt (1, T, H) that was tuned on this model before, on whatever task.
 
     Raises:
         ConfigError: no such path; PromptError: another model's, another shape, or no word embeddings.

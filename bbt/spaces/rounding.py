@@ -1,4 +1,4 @@
-"""Soft prompts rounded to the nearest tokens of a vocabulary: (n, T, H) -> (n, T)."""
+"""Soft prompts are rounded here to the nearest tokens of a vocabulary: (n, T, H) -> (n, T)."""
 
 import math
 import zlib
@@ -15,19 +15,20 @@ Rule = Literal["nearest", "distinct", "stochastic"]
 
 
 def similarities(prompts: Prompts, words: NDArray[np.float32], metric: Similarity) -> NDArray[np.float32]:
-    """(n, T, V) of every prompt token to the word embeddings (V, H): their cosine, or minus half the squared
-    distance (less |p|^2 / 2, which is the same for all words)."""
+    """How near each prompt token is to each word with an embedding in `words` (V, H): (n, T, V) cosines, or minus half
+    of the squared distances (less |p|^2 / 2, which is the same for all words)."""
     if metric == "cosine":
         return np.asarray(_normalised(prompts) @ _normalised(words).T)
     return np.asarray(prompts @ words.T - 0.5 * np.square(words).sum(axis=1))
 
 
 def rounded(prompts: Prompts, words: NDArray[np.float32], metric: Similarity, rule: Rule, seed: int = 0) -> TokenIds:
-    """(n, T, H) -> (n, T) indices of words (V, H).
+    """The indices (n, T) of the words (V, H) that soft prompts (n, T, H) are rounded to.
 
-    nearest: every token for itself. distinct: from the most certain token on, each takes the nearest word that is
-    left, so that none is repeated. stochastic: drawn in proportion to exp(similarity / its standard deviation over
-    the words), by the seed and the prompt's own bits, so that the same prompt always becomes the same words.
+    nearest: every token takes the word nearest to it. distinct: from the most certain token on, each takes the nearest
+    word that is left, so that none is repeated. stochastic: each is drawn in proportion to exp(similarity / its
+    standard deviation over the words), by the seed and the prompt's own bits, so that the same prompt always becomes
+    the same words.
 
     The projection onto the nearest word embedding is that of PEZ (Wen et al. 2023, arXiv 2302.03668).
     """
@@ -41,7 +42,8 @@ def rounded(prompts: Prompts, words: NDArray[np.float32], metric: Similarity, ru
 
 
 def _distinct(near: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(T, V) -> (T,) without repetition, as long as there are words enough."""
+    """The words (T,) that are taken by tokens with similarities (T, V), none twice as long as there are words
+    enough."""
     near, chosen = near.copy(), np.zeros(len(near), dtype=np.int64)
     for token in near.max(axis=1).argsort()[::-1]:
         chosen[token] = near[token].argmax()
@@ -50,7 +52,7 @@ def _distinct(near: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _gumbel(seed: int, prompt: Prompts, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """Noise under which the argmax is a draw from the softmax."""
+    """Gumbel noise, under which the largest similarity is a draw from the softmax."""
     bits = zlib.crc32(np.ascontiguousarray(prompt).tobytes())
     uniform = stable_uniform((seed << 32) + bits, math.prod(shape)) + 2.0**-54
     return np.asarray(-np.log(-np.log(uniform)).reshape(shape))

@@ -1,4 +1,4 @@
-"""The prompt space: p = p0 + A z, for a whole population one matrix product."""
+"""The prompt space p = p0 + A z takes one matrix product for a whole population."""
 
 import hashlib
 import math
@@ -31,7 +31,7 @@ def normal_scale(embedding_std: float, intrinsic_dim: int, sigma0: float, alpha:
 def random_projection(
     seed: int, n_rows: int, intrinsic_dim: int, projection: Projection, scale: float
 ) -> NDArray[np.float32]:
-    """A (D, d), fixed by its seed.
+    """Draw A (D, d), D = `n_rows`; the same seed always draws the same A.
 
     uniform: U(-scale, scale); the ICML paper takes scale = 1 / sqrt(d) (BBT section 3.2).
     normal: N(0, scale^2), with `normal_scale` as in the released code.
@@ -64,47 +64,55 @@ def random_projection(
 
 
 class Space(Protocol):
-    """What a search runs over: a prompt for every z, soft (n, T, H), deep (n, L, T, H) or hard (n, T)."""
+    """The protocol of what a search runs over: it has a prompt for every z, soft (n, T, H), deep (n, L, T, H) or hard
+    (n, T)."""
 
     @property
     def intrinsic_dim(self) -> int:
-        """d."""
+        """The intrinsic dimension d."""
 
     @property
     def n_prompt_tokens(self) -> int:
-        """T."""
+        """The number of prompt tokens T."""
 
     @property
     def p0(self) -> AnyPrompts:
-        """The prompt at z = 0, a population of one."""
+        """The prompt at z = 0, as a population of one."""
 
     @property
     def no_prompt(self) -> AnyPrompts:
-        """The manual prompt, the template's words alone: a population of one without tokens."""
+        """The manual prompt, which is the template's words alone, as a population of one without tokens."""
 
     def prompts(self, latents: Latents) -> AnyPrompts:
-        """(n, d) -> n prompts, always the same for the same latents."""
+        """The n prompts of latents (n, d), always the same for the same latents."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What A is drawn from: all that must be told for the same A to be drawn elsewhere."""
+    """What A (D, d) is drawn from: all that must be told for the same A to be drawn elsewhere."""
 
     seed: int
+    """The seed of the draw."""
     intrinsic_dim: int
+    """d, the number of A's columns."""
     projection: Projection
+    """The distribution of A's entries: see `random_projection`."""
     scale: float
+    """The size of A's entries: half of the width for uniform ones, else their standard deviation."""
     tied: bool = False
     """Whether all prompt tokens are moved alike: A is drawn for one token (H, d) and repeated for each of the T."""
 
 
 @dataclass(frozen=True)
 class PromptSpace:
-    """All prompts p0 + A z: `p0` (1, T, H), `matrix` A (D, d), and the recipe of A where it was drawn by one."""
+    """The space of all soft prompts p0 + A z."""
 
     p0: Prompts
+    """(1, T, H) the prompt at z = 0."""
     matrix: NDArray[np.float32]
+    """(D, d) A, D = T * H."""
     recipe: Recipe | None = None
+    """What A was drawn by (none: A was made otherwise)."""
 
     def __post_init__(self) -> None:
         if self.matrix.shape[0] != self.p0.size:
@@ -112,7 +120,7 @@ class PromptSpace:
 
     @classmethod
     def drawn(cls, p0: Prompts, recipe: Recipe) -> "PromptSpace":
-        """The space around p0 whose A the recipe draws.
+        """Make the space around p0 whose A the recipe draws.
 
         Raises:
             ConfigError: as `random_projection`.
@@ -123,21 +131,21 @@ class PromptSpace:
 
     @property
     def intrinsic_dim(self) -> int:
-        """d."""
+        """The intrinsic dimension d."""
         return int(self.matrix.shape[1])
 
     @property
     def n_prompt_tokens(self) -> int:
-        """T."""
+        """The number of prompt tokens T."""
         return int(self.p0.shape[1])
 
     @property
     def no_prompt(self) -> Prompts:
-        """(1, 0, H): the manual prompt, the template's words alone."""
+        """The manual prompt (1, 0, H), which is the template's words alone."""
         return np.zeros((1, 0, self.p0.shape[2]), np.float32)
 
     def prompts(self, latents: Latents) -> Prompts:
-        """(n, d) -> (n, T, H)."""
+        """The prompts (n, T, H) of latents (n, d)."""
         offsets = latents.astype(np.float32) @ self.matrix.T
         return np.asarray(self.p0 + offsets.reshape(len(latents), *self.p0.shape[1:]))
 
@@ -150,7 +158,7 @@ class PromptSpace:
 
 @runtime_checkable
 class LatentBackend(Protocol):
-    """What a backend that can hold a prompt space has besides: z travels instead of prompts."""
+    """The protocol, beside `Backend`, of a backend that can hold a prompt space: z travels to it instead of prompts."""
 
     def latent_scores(self, latents: Latents, space: PromptSpace, encoded: Encoded) -> Scores:
-        """`label_scores` of `space.prompts(latents)`: (n, d) -> (n, B, K) float32."""
+        """The float32 scores (n, B, K) that `label_scores` gives for `space.prompts(latents)`, latents (n, d)."""

@@ -1,4 +1,4 @@
-"""The contract of `bbt.backend.Backend`, asked through the protocol alone."""
+"""The contract of `bbt.backend.Backend` is checked here, through the protocol alone."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -64,7 +64,7 @@ def encoded_rows_are_counted(backend: Backend, label_words: Sequence[str]) -> No
 
 
 def scores_have_the_shape_asked_for(backend: Backend, label_words: Sequence[str]) -> None:
-    """(n, B, K), float32 and finite."""
+    """Scores are (n, B, K), float32 and finite."""
     scores = backend.label_scores(_prompts(backend, 3), _encoded(backend, label_words))
     _equal("the scores' shape", scores.shape, (3, len(TEXTS), len(label_words)))
     _equal("the scores' type", scores.dtype, np.dtype(np.float32))
@@ -109,7 +109,7 @@ def any_memory_layout_will_do(backend: Backend, label_words: Sequence[str]) -> N
 
 
 def rows_without_a_prompt_take_empty_prompts(backend: Backend, label_words: Sequence[str]) -> None:
-    """T = 0 is the manual prompt."""
+    """Rows without prompt tokens, T = 0, are scored under the manual prompt."""
     encoded = _encoded(backend, label_words, n_tokens=0)
     scores = backend.label_scores(_prompts(backend, 1)[:, :0], encoded)
     _equal("the shape of the manual prompt's scores", scores.shape, (1, len(TEXTS), len(label_words)))
@@ -130,7 +130,7 @@ def no_rows_are_refused(backend: Backend, label_words: Sequence[str]) -> None:
 
 
 def a_label_word_of_several_tokens_is_refused(backend: Backend, label_words: Sequence[str]) -> None:
-    """It is a LabelWordError that names the word."""
+    """A label word of several tokens is a LabelWordError that names the word."""
     word = " ".join(label_words)
     message = _refused(lambda: backend.encode(_rows(), [*label_words, word]), LabelWordError, f"label word {word!r}")
     assert word in message, f"the error does not name the label word {word!r}: {message}"
@@ -201,7 +201,7 @@ def _encoded(
 
 
 def _prompts(backend: Backend, n: int) -> Prompts:
-    """(n, T, H) of about the size of word embeddings, the same at every call."""
+    """Prompts (n, T, H) of about the size of word embeddings, the same at every call."""
     shape = (n, N_TOKENS, backend.info.hidden_size)
     return np.random.default_rng(0).normal(0, backend.info.embedding_std, shape).astype(np.float32)
 

@@ -55,7 +55,7 @@ def searched(
 
 
 def settings(seed: int = 3, sigma0: float = 1.0, bounds: tuple[float, float] | None = None) -> Settings:
-    """Settings of a search that is quick."""
+    """The settings of a search that is quick."""
     return Settings(D, POPULATION, seed, sigma0, bounds, budget=POPULATION * GENERATIONS)
 
 

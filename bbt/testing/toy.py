@@ -15,7 +15,7 @@ from bbt.errors import BackendError, LabelWordError
 from bbt.types import Prompts, Scores
 
 HIDDEN = 4
-"""H."""
+"""The hidden size H."""
 VOCABULARY = 50
 """Tokens; the word embedding of token i is i / 100, H times, and the first five are special."""
 MAX_LENGTH = 512
@@ -29,17 +29,17 @@ class ToyRows:
     difficulties: list[float]
     """(B,) a number a row: the one that its text is, else a tenth of the text's length in characters."""
     n_prompt_tokens: int
-    """T."""
+    """The number of prompt tokens T."""
     n_labels: int = 2
-    """K."""
+    """The number of labels K."""
     n_tokens: int = 0
-    """Tokens of all rows, prompt tokens included."""
+    """The tokens of all rows, prompt tokens included."""
     n_truncated: int = 0
-    """Rows whose text was cut."""
+    """The number of rows whose text was cut."""
 
     @property
     def n_examples(self) -> int:
-        """B."""
+        """The number of rows B."""
         return len(self.difficulties)
 
 
@@ -109,13 +109,13 @@ class ToyBackend:
         return scores
 
     def embed_text(self, text: str) -> Prompts:
-        """(1, T, H): a token a word, whose id is the word's length."""
+        """The word embeddings (1, T, H) of a text: each word is a token, whose id is the word's length."""
         return self.embed_ids([len(word) for word in text.split()])
 
     def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
-        """(1, T, H)."""
+        """The word embeddings (1, T, H) of token ids."""
         return np.array([[[i / 100] * HIDDEN for i in token_ids]], np.float32).reshape(1, -1, HIDDEN)
 
     def ordinary_ids(self) -> list[int]:
-        """Ids of all tokens but the first five."""
+        """The ids of all tokens but the first five."""
         return list(range(5, VOCABULARY))
