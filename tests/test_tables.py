@@ -22,6 +22,7 @@ RECORDS_OF_TEST = [{"body": text, "mood": mood} for text, mood in ROWS_OF_TEST]
 COLUMNS = {"text": "body", "label": "mood"}
 SEARCH = {
     "prompt": {"n_prompt_tokens": 2, "n_screened": 1, "intrinsic_dim": 4},
+    "optimizer": {"population_size": 20},
     "budget": {"queries": 40, "dev_every": 20},
 }
 
