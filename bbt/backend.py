@@ -19,11 +19,12 @@ from bbt.types import DeepPrompts, Prompts, RowScores, Scores, TokenIds
 class Segment:
     """One piece of a rendered template.
 
-    `literal` is template text, `text` the example's text (truncated first if the row is too long),
-    `prompt` stands for `n_tokens` soft prompt tokens, `mask` for the position whose label words are scored.
+    `literal` is template text, `text` the example's text (truncated first if the row is too long), `whole` one that is
+    never cut, `prompt` stands for `n_tokens` soft prompt tokens, `mask` for the position whose label words are scored,
+    `target` for the text that is to come next, whose likelihood is scored or in whose place text is generated.
     """
 
-    kind: Literal["literal", "text", "prompt", "mask"]
+    kind: Literal["literal", "text", "whole", "prompt", "mask", "target"]
     text: str = ""
     n_tokens: int = 0
 
@@ -197,6 +198,68 @@ class LikelihoodBackend(Backend, Protocol):
         """
 
 
+class EncodedPairs(Encoded, Protocol):
+    """Tokenised rows with their targets."""
+
+    @property
+    def n_target_tokens(self) -> NDArray[np.int64]:
+        """(B,) tokens of each row's target."""
+
+
+@runtime_checkable
+class TargetBackend(Backend, Protocol):
+    """A backend that also says how likely a text of several tokens is to come next (causal LMs)."""
+
+    def encode_pairs(self, rows: Sequence[Row]) -> EncodedPairs:
+        """Tokenise rows, each of which ends in a `target`, once for many calls of `target_log_likelihoods`. One space
+        left of the target belongs to its first word, as at `{mask}`.
+
+        Raises:
+            BackendError: not a causal LM; a row that does not end in its target; or one that does not fit the model
+                even with its text cut away.
+        """
+
+    def target_log_likelihoods(self, prompts: Prompts, encoded: EncodedPairs) -> RowScores:
+        """The log-likelihood of every row's target, its tokens' summed, under every prompt: (n, T, H) -> (n, B)
+        float32, given all that stands left of it."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated."""
+
+    max_new_tokens: int = 32
+    """A row ends after so many tokens at the latest."""
+    stop: tuple[str, ...] = ("\n",)
+    """A row ends before the first of these strings, or at the model's end of sequence."""
+    n_beams: int = 1
+    """Beams of a search; 1: greedy, or sampled."""
+    sample: bool = False
+    """Whether each token is drawn instead of the likeliest being taken."""
+    temperature: float = 1.0
+    """Of the draw."""
+    top_p: float = 1.0
+    """The draw is from the likeliest tokens that have this probability together."""
+    seed: int = 0
+    """Of the draw; rows of one batch are drawn one after the other."""
+
+
+@runtime_checkable
+class GenerationBackend(Backend, Protocol):
+    """A backend that also writes on."""
+
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> Encoded:
+        """Tokenise what stands left of the `target` in which each row ends, leaving room for the new tokens.
+
+        Raises:
+            BackendError: as `TargetBackend.encode_pairs`.
+        """
+
+    def generate(self, prompt: Prompts, encoded: Encoded, decoding: Decoding) -> list[str]:
+        """What the model writes in the place of each row's target under one prompt (1, T, H): without the string that
+        ended it, and without blanks around it."""
+
+
 @dataclass
 class Traffic:
     """Bytes of answered exchanges with an endpoint, HTTP heads included. What a fault swallowed is counted nowhere:
@@ -261,6 +324,8 @@ _OFFERS: dict[type[Any], str] = {
     FeatureBackend: "hidden states (features)",
     LikelihoodBackend: "token likelihoods",
     HardBackend: "hard prompts (words)",
+    TargetBackend: "likelihoods of targets of several tokens",
+    GenerationBackend: "generated text",
 }
 """What each capability is called in an error."""
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bbt.backend import Row
+from bbt.backend import Row, Segment
 from bbt.errors import BackendError, DataError, LabelWordError
 
 MARK = "\U0010fffd"
@@ -46,6 +46,14 @@ class TokenRow:
     ids: tuple[int, ...]
     read: int
     truncated: bool
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """What stands left of a target, read at its last token, and the target's own tokens, one at least."""
+
+    context: TokenRow
+    target: tuple[int, ...]
 
 
 @dataclass
@@ -154,6 +162,30 @@ class RowTokenizer:
         if not tokens:
             raise BackendError("a row is empty: there is nothing left of {mask} for a causal LM to go on from.")
         return self._truncated(tokens, read, self._max_length - reserved)
+
+    def pair(self, row: Row) -> TokenPair:
+        """Tokenise a row that ends in its target; the target is never cut.
+
+        Raises:
+            BackendError: a row that does not end in a target, a target without a token, or as `row`.
+        """
+        before = _with_mask(row)
+        after_space = self._keeps_space and _left_of_mask(before).endswith(" ")
+        target = self._ids(" " * after_space + row[-1].text)
+        if not target:
+            raise BackendError("a target has no token: give each row one of a word at least.")
+        if len(target) > self._max_length:
+            begins = row[-1].text[:40]
+            raise BackendError(f"the target {begins!r}... takes {len(target)} tokens, the model {self._max_length}.")
+        return TokenPair(self.row(before, len(target) - 1), tuple(target))
+
+    def context(self, row: Row, max_new_tokens: int) -> TokenRow:
+        """Tokenise what stands left of the target in which a row ends, leaving room for new tokens.
+
+        Raises:
+            BackendError: a row that does not end in a target, or as `row`.
+        """
+        return self.row(_with_mask(row), max_new_tokens - 1)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Token ids as readable text."""
@@ -298,6 +330,13 @@ def _cut_places(texts: Sequence[int | None], excess: int) -> set[int]:
     while len(cut) < excess and any(places.values()):
         cut.add(max(places.values(), key=len).pop())
     return cut
+
+
+def _with_mask(row: Row) -> Row:
+    """What stands left of a row's target, and the mask in its place: a causal LM's next token."""
+    if not row or row[-1].kind != "target":
+        raise BackendError("a row does not end in its target: put {target} last in the template.")
+    return (*row[:-1], Segment("mask"))
 
 
 def _left_of_mask(row: Row) -> str:
