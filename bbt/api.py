@@ -106,6 +106,8 @@ def estimate(config: Config, runs: Path = RUNS) -> Estimate:
         raise ConfigError(f"the queries of method {config.method.name} are not known beforehand: no estimate.")
     gauge = open_gauge(config.model, plan)
     task = make_task(config.task, gauge.kind)
+    if task.scored_by != "label_words":
+        raise ConfigError(f"no estimate is known for tasks that are scored by {task.scored_by.replace('_', ' ')}.")
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
     others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind)]

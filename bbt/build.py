@@ -25,6 +25,11 @@ def make_experiment(
         raise ConfigError(f"price.ceiling: {config.method.name} has no search that could stop there.")
     kind = backend.info.kind
     task = make_task(config.task, kind)
+    if task.scored_by not in method.takes:
+        raise ConfigError(
+            f"{config.method.name} takes no task that is scored by {task.scored_by.replace('_', ' ')}; black-box and "
+            "manual do."
+        )
     split = make_split(config.data, task, config.seed)
     return Experiment(
         task,

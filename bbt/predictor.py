@@ -123,7 +123,8 @@ class Predictor:
         Raises:
             ConfigError: the task has another number of labels.
         """
-        return Task(task.name, self.task.template, task.label_names, self.task.label_words, task.metrics)
+        own = self.task
+        return Task(task.name, own.template, task.label_names, own.label_words, task.metrics, scored_by=own.scored_by)
 
     def _checked(self, texts: Iterable[str], pairs: Iterable[str] | None) -> tuple[list[str], list[str]]:
         firsts = _texts(texts, "texts")

@@ -16,6 +16,10 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+ScoredBy: TypeAlias = Literal["label_words", "likelihood", "mean_likelihood"]
+"""What a label's score is: see `bbt.tasks.Task`."""
+
+
 class TaskConfig(Strict):
     """A built-in task by name, a `module:SPEC` of the user's own, or a task that is described right here, for which
     `template` and `label_words` are needed."""
@@ -25,14 +29,16 @@ class TaskConfig(Strict):
     template: str | None = None
     """Text with the slots {prompt}, {text}, {text_pair} and {mask}."""
     label_words: tuple[str, ...] | None = None
-    """(K,) words of one token each, in label order."""
+    """(K,) words of one token each, in label order; of several where labels are scored by likelihood."""
     label_names: tuple[str, ...] | None = None
     """(K,) what answers call the labels (none: the label words)."""
     metrics: tuple[str, ...] | None = None
+    """Names of metrics, or `module:function`; the first one selects prompts."""
     label_space: bool = True
     """Whether masked LMs take the label words with the space before them, as the template writes it; the released BBT
     code takes RoBERTa's without."""
-    """Names of metrics, or `module:function`; the first one selects prompts."""
+    scored_by: ScoredBy = "label_words"
+    """Labels by the logit of their word, or on causal LMs by the likelihood of several tokens, or that a token."""
 
 
 def _number_as_text(value: object) -> object:

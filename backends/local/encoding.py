@@ -163,21 +163,34 @@ class RowTokenizer:
             raise BackendError("a row is empty: there is nothing left of {mask} for a causal LM to go on from.")
         return self._truncated(tokens, read, self._max_length - reserved)
 
-    def pair(self, row: Row) -> TokenPair:
-        """Tokenise a row that ends in its target; the target is never cut.
+    def pairs(self, rows: Sequence[Row]) -> list[TokenPair]:
+        """Tokenise rows that end in their targets. A target is never cut; rows that differ in nothing else have one
+        context, with room for the longest of theirs.
 
         Raises:
-            BackendError: a row that does not end in a target, a target without a token, or as `row`.
+            BackendError: as `target`, or as `row`.
         """
-        before = _with_mask(row)
-        after_space = self._keeps_space and _left_of_mask(before).endswith(" ")
-        target = self._ids(" " * after_space + row[-1].text)
-        if not target:
+        targets = [self.target(row) for row in rows]
+        longest: dict[Row, int] = {}
+        for row, target in zip(rows, targets, strict=True):
+            longest[row[:-1]] = max(len(target), longest.get(row[:-1], 0))
+        contexts = {before: self.row((*before, Segment("mask")), n - 1) for before, n in longest.items()}
+        return [TokenPair(contexts[row[:-1]], target) for row, target in zip(rows, targets, strict=True)]
+
+    def target(self, row: Row) -> tuple[int, ...]:
+        """Token ids of a row's target as it comes after what stands left of it.
+
+        Raises:
+            BackendError: a row that does not end in a target, or a target without a token or too long for the model.
+        """
+        after_space = self._keeps_space and _left_of_mask(_with_mask(row)).endswith(" ")
+        ids = self._ids(" " * after_space + row[-1].text)
+        if not ids:
             raise BackendError("a target has no token: give each row one of a word at least.")
-        if len(target) > self._max_length:
+        if len(ids) > self._max_length:
             begins = row[-1].text[:40]
-            raise BackendError(f"the target {begins!r}... takes {len(target)} tokens, the model {self._max_length}.")
-        return TokenPair(self.row(before, len(target) - 1), tuple(target))
+            raise BackendError(f"the target {begins!r}... takes {len(ids)} tokens, the model {self._max_length}.")
+        return tuple(ids)
 
     def context(self, row: Row, max_new_tokens: int) -> TokenRow:
         """Tokenise what stands left of the target in which a row ends, leaving room for new tokens.
@@ -253,6 +266,11 @@ class RowTokenizer:
         if not self._is_one_token(ids):
             pieces = self._tokenizer.convert_ids_to_tokens(ids)
             advice = "Choose a word that is (task.label_words)."
+            if self._causal and ids:
+                advice = (
+                    "Choose a word that is (task.label_words), or have a local model score labels of several tokens by "
+                    "their likelihood (task.scored_by: likelihood)."
+                )
             if self._keeps_space and self._is_one_token(others):
                 here, there = ("with", "without") if after_space else ("without", "with")
                 advice = (

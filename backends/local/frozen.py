@@ -92,7 +92,7 @@ class FrozenModel:
         """Tokenise rows that end in targets; see `TargetBackend.encode_pairs`."""
         shares = self.target_evaluator.shares_prefixes
         _require_rows(rows)
-        return LocalPairs([self.row_tokenizer.pair(row) for row in rows], _n_prompt_tokens(rows), shares)
+        return LocalPairs(self.row_tokenizer.pairs(rows), _n_prompt_tokens(rows), shares)
 
     def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> LocalContexts:
         """Tokenise what stands left of targets; see `GenerationBackend.encode_contexts`."""

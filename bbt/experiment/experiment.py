@@ -17,7 +17,7 @@ from bbt.runs.observer import Observer
 from bbt.scoring.calibration import CONTENT_FREE
 from bbt.scoring.judge import Verdict, verdict_facts, verdicts
 from bbt.scoring.ledger import Ledger
-from bbt.scoring.scorer import Scorer
+from bbt.scoring.scorers import scorer_of
 from bbt.settings import CalibrationKind, PriceConfig
 from bbt.tasks import Example, Split, Task
 from bbt.types import Prompts, RowScores
@@ -68,11 +68,11 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger()
-        self.train = Scorer(self.backend, self.task, self.split.train, self.ledger)
-        self.dev = Scorer(self.backend, self.task, self.split.dev, self.ledger)
+        self.train = scorer_of(self.backend, self.task, self.split.train, self.ledger)
+        self.dev = scorer_of(self.backend, self.task, self.split.dev, self.ledger)
         needs_free = self.calibration == "content-free"
         free = self.content_free_rows
-        self.content_free = Scorer(self.backend, self.task, free, self.ledger) if needs_free else None
+        self.content_free = scorer_of(self.backend, self.task, free, self.ledger) if needs_free else None
         self._begin()
 
     @property
@@ -98,7 +98,8 @@ class Experiment:
         info, task = self.backend.info, task or self.task
         words, names, template = task.label_words, task.label_names, task.template.source
         origin = self.provenance(task, **facts)
-        prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, words, names, anchor, origin)
+        of = embeddings, info.name, info.fingerprint, template, words, names, anchor, origin
+        prompt = SoftPrompt(*of, scored_by=task.scored_by)
         return SoftPromptClassifier(self.backend, task, prompt)
 
     def provenance(self, task: Task, **facts: Any) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class SearchMethod(Method):
 class BlackBox(SearchMethod):
     """Black-Box Tuning, with any optimizer."""
 
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood")
+
     def plan(self, references: bool) -> Plan:
         """The queries of its loop."""
         plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)

@@ -1,5 +1,7 @@
 """The manual prompt: nothing is tuned."""
 
+from typing import ClassVar
+
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
 from bbt.runs.estimate import Plan
@@ -7,6 +9,8 @@ from bbt.runs.estimate import Plan
 
 class Manual(Method):
     """The template's words and the label words as they are (BBT section 4.1)."""
+
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood")
 
     def plan(self, references: bool) -> Plan:
         """One look at dev."""

@@ -18,7 +18,7 @@ from bbt.scoring.judge import Judge
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import load_loss
 from bbt.scoring.objective import Objective
-from bbt.scoring.scorer import Scorer
+from bbt.scoring.scorers import scorer_of
 from bbt.scoring.spending import Spending
 from bbt.search.schedule import Schedule
 from bbt.search.tuner import Candidate, Tuner
@@ -203,7 +203,7 @@ class PromptSearch(ABC):
         n_tokens = s.prompt.n_prompt_tokens
         train, dev = e.train.encoded(n_tokens), e.dev.encoded(n_tokens)
         tested = [(3 if e.references else 1, e.task, e.split.test), *((1, task, rows) for task, rows in e.other_tests)]
-        tests = [(n, Scorer(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
+        tests = [(n, scorer_of(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
         population, n_judged = s.optimizer.population_size, 1 + s.selection.n_best
         spending = Spending(e.price, e.ledger, ceilings, train, dev, tests, population, n_judged)
         spending.check(self._n_screened)

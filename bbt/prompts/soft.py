@@ -9,6 +9,7 @@ import numpy as np
 
 from bbt.errors import PromptError
 from bbt.files import write_bytes_atomically
+from bbt.settings import ScoredBy
 from bbt.types import Prompts
 
 FORMAT = "bbt-soft-prompt/1"
@@ -21,7 +22,7 @@ class SoftPrompt:
 
     `template` and `label_words` are those it was tuned with, `anchor` (T, H) is the prompt after whose
     LayerNorm the difference is added (released-code placement), `provenance` holds the task, score, seed,
-    queries, versions and commit, `biases` (K,) what is added to its label scores.
+    queries, versions and commit, `biases` (K,) what is added to its label scores, `scored_by` what these are.
     """
 
     embeddings: Prompts
@@ -33,6 +34,7 @@ class SoftPrompt:
     anchor: Prompts | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     biases: tuple[float, ...] | None = None
+    scored_by: ScoredBy = "label_words"
 
     @property
     def batch(self) -> Prompts:

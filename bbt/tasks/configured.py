@@ -47,6 +47,7 @@ def make_task(config: TaskConfig, kind: str) -> Task:
         config.label_words or base.label_words,
         config.metrics or base.metrics,
         base.loss,
+        config.scored_by,
     )
 
 
@@ -179,7 +180,7 @@ def other_test(name: str, path: Path | None, task: Task, kind: str) -> tuple[Tas
             f"{task.name} cannot be tested on {name}: its labels are {', '.join(task.label_names)}, there they are "
             f"{', '.join(other.label_names)}."
         )
-    asked = Task(name, task.template, task.label_names, task.label_words, other.metrics)
+    asked = replace(task, name=name, metrics=other.metrics)
     return asked, test_examples(other, path)
 
 
