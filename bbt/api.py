@@ -13,8 +13,9 @@ from bbt.build import make_experiment
 from bbt.config import Config, make_config, read_run_config
 from bbt.errors import BbtError, ConfigError, RunError
 from bbt.experiment.classifiers import Classifier
+from bbt.experiment.generators import Generator
 from bbt.experiment.tested import tested
-from bbt.files import write_atomically
+from bbt.files import write_atomically, write_lines
 from bbt.methods import label, load_method, to_yaml
 from bbt.predictor import Predictor, open_backend
 from bbt.runs.estimate import Estimate, estimated, speed_of_last
@@ -23,6 +24,8 @@ from bbt.runs.observer import Observer, watching
 from bbt.tasks.configured import limited, make_split, make_task, other_tests
 
 RUNS = Path("runs")
+OUTPUTS = "outputs.jsonl"
+"""What was generated on a run's test rows, beside their references."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Outcome:
 
     config: Config
     result: dict[str, Any]
-    classifier: Classifier
+    classifier: Classifier | Generator
     folder: Path | None = None
 
     def save(self, folder: Path | str) -> None:
@@ -124,11 +127,13 @@ def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Ob
         folder.log.forget()
     done = tested(experiment, method.train(experiment))
     _save(done.classifier, folder.path)
+    if done.outputs:
+        write_lines(folder.path / OUTPUTS, done.outputs)
     folder.write_result(done.result)
     return Outcome(config, done.result, done.classifier, folder.path)
 
 
-def _save(classifier: Classifier, folder: Path) -> None:
+def _save(classifier: Classifier | Generator, folder: Path) -> None:
     """What a `Predictor` loads.
 
     Raises:

@@ -198,6 +198,7 @@ class LikelihoodBackend(Backend, Protocol):
         """
 
 
+@runtime_checkable
 class EncodedPairs(Encoded, Protocol):
     """Tokenised rows with their targets."""
 

@@ -31,6 +31,7 @@ def make_experiment(
             "manual do."
         )
     split = make_split(config.data, task, config.seed)
+    calibration = "none" if task.scored_by == "generation" else config.calibration  # a text has no class biases
     return Experiment(
         task,
         replace(split, test=limited(split.test, config.evaluation.rows)),
@@ -41,7 +42,7 @@ def make_experiment(
         other_tests(config.evaluation, task, kind),
         config.evaluation.references,
         config.price,
-        config.calibration,
+        calibration,
         {
             "method": config.method.name,
             "label": method.label(config.method.name),

@@ -12,12 +12,13 @@ from backends import load_backend
 from bbt.backend import Backend
 from bbt.config import Config, read_run_config
 from bbt.errors import BackendError, ConfigError, DataError
-from bbt.methods.saved import is_soft_prompt, load_classifier
+from bbt.experiment.generators import Generator, labelling, writing
+from bbt.methods.saved import is_soft_prompt, load_trained
 from bbt.prompts.soft import SoftPrompt
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import log_softmax, predicted
 from bbt.settings import ModelConfig
-from bbt.tasks import Example, Task
+from bbt.tasks import Example, GenerationTask, Task
 from bbt.tasks.examples import checked_text
 from bbt.tasks.task import labels_of
 from bbt.types import Labels
@@ -78,11 +79,12 @@ class Predictor:
         else:
             model = read_run_config(path).model
             self.backend = _opened(model.backend, model.name, {**model.options, **(options or {})})
-        self.task, self.classifier = load_classifier(path, self.backend)
+        self.task, self.classifier = load_trained(path, self.backend)
 
     def predict(self, texts: Iterable[str], text_pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """For each text the label and the probabilities over the label words; the label is None where all
-        probabilities are equal, as where a sampled answer names no label.
+        probabilities are equal, as where a sampled answer names no label. Where the task's answer is a text, that is
+        the `output`.
 
         Raises:
             DataError: one string instead of several, a text that is none, or second texts that are missing, too many
@@ -91,6 +93,8 @@ class Predictor:
         examples = [Example(text, 0, pair) for text, pair in zip(*self._checked(texts, text_pairs), strict=True)]
         if not examples:
             return []
+        if isinstance(self.classifier, Generator):
+            return [{"output": text} for text in self.classifier.texts(examples, Ledger())]
         return self.answers(examples).named(self.task.label_names)
 
     def answers(self, examples: Sequence[Example]) -> Answers:
@@ -99,7 +103,7 @@ class Predictor:
         Raises:
             BackendError: the model's scores of a row are NaN.
         """
-        scores = self.classifier.scores(examples, Ledger())
+        scores = labelling(self.classifier).scores(examples, Ledger())
         broken = np.isnan(scores).any(axis=1)
         if broken.any():
             raise BackendError(
@@ -116,6 +120,17 @@ class Predictor:
         """
         own = self.worded(task)
         return own.evaluate(labels_of(examples), self.answers(examples).labels)
+
+    @property
+    def generates(self) -> bool:
+        """Whether it answers with texts."""
+        return isinstance(self.classifier, Generator)
+
+    def written(self, task: GenerationTask, examples: Sequence[Example]) -> tuple[dict[str, float], list[str]]:
+        """The task's metrics on examples with targets, their perplexity among them, and what is generated."""
+        generator = writing(self.classifier)
+        texts = generator.texts(examples, Ledger())
+        return {**task.evaluate_texts(texts, examples), "perplexity": generator.perplexity(examples, Ledger())}, texts
 
     def worded(self, task: Task) -> Task:
         """A task in the own template and label words.

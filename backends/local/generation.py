@@ -30,13 +30,11 @@ def generated(
         torch.manual_seed(decoding.seed)
         for batch in micro_batches(lengths, 1, token_budget):
             embeddings, mask = _left_padded([embedded(words, rows[i], prompt) for i in batch.rows])
-            config = _config(model, decoding, ends)
-            stops: dict[str, Any] = {"stop_strings": list(decoding.stop), "tokenizer": tokenizer}
             ids = model.generate(
                 inputs_embeds=embeddings,
                 attention_mask=mask,
-                generation_config=config,
-                **(stops if decoding.stop else {}),
+                generation_config=_config(decoding, ends),
+                stopping_criteria=[_Ended(tokenizer, decoding.stop)] if decoding.stop else None,
             )
             for i, new in zip(batch.rows, ids.tolist(), strict=True):
                 texts[i] = written(tokenizer, new, ends, decoding.stop)
@@ -66,7 +64,20 @@ def written(tokenizer: Any, ids: Sequence[int], ends: Sequence[int], stop: Seque
     return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))].strip()
 
 
-def _config(model: Any, decoding: Decoding, ends: list[int]) -> Any:
+class _Ended:
+    """Whether a row's text holds a stop string: looked for in the text, since tokens may hold more than it, or a part
+    of it (`StopStringCriteria` of transformers refuses strings that no one token of the vocabulary ends with)."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """(B, N) new tokens -> (B,)."""
+        texts = [self._tokenizer.decode(row) for row in input_ids.tolist()]
+        return torch.tensor([any(one in text for one in self._stop) for text in texts], device=input_ids.device)
+
+
+def _config(decoding: Decoding, ends: list[int]) -> Any:
     """Nothing is left to the defaults that a model brings along, which may sample or punish repetitions."""
     from transformers import GenerationConfig
 

@@ -60,11 +60,12 @@ def show(
 
 
 def _tasks() -> list[tuple[str, str]]:
-    from bbt.tasks import TASKS
+    from bbt.tasks import GENERATION_TASKS, TASKS
     from bbt.tasks.data import bundled_tasks
 
     bundled = bundled_tasks()
-    return [(name, spec.title + (" (bundled)" if name in bundled else "")) for name, spec in TASKS.items()]
+    labelled = [(name, spec.title + (" (bundled)" if name in bundled else "")) for name, spec in TASKS.items()]
+    return labelled + [(name, f"{spec.title} (generated)") for name, spec in GENERATION_TASKS.items()]
 
 
 def _models() -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from bbt.backend import Backend
 from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
+from bbt.experiment.generators import Generator, SoftPromptGenerator
 from bbt.prompts import SoftPrompt
 from bbt.runs.environment import environment
 from bbt.runs.log import EventLog
@@ -18,8 +19,9 @@ from bbt.scoring.calibration import CONTENT_FREE
 from bbt.scoring.judge import Verdict, verdict_facts, verdicts
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.scorers import scorer_of
+from bbt.scoring.targets import TargetJudge, TargetScorer
 from bbt.settings import CalibrationKind, PriceConfig
-from bbt.tasks import Example, Split, Task
+from bbt.tasks import Example, GenerationTask, Split, Task
 from bbt.types import Prompts, RowScores
 
 
@@ -27,7 +29,7 @@ from bbt.types import Prompts, RowScores
 class Trained:
     """What a method has made of an experiment."""
 
-    classifier: Classifier
+    classifier: Classifier | Generator
     """What dev chose."""
     who: str
     """Which of the method's states that is."""
@@ -37,7 +39,7 @@ class Trained:
     """Train queries spent by then."""
     n_parameters: int
     """How many numbers were tuned."""
-    references: Mapping[str, Classifier] = field(default_factory=dict)
+    references: Mapping[str, Classifier | Generator] = field(default_factory=dict)
     """What it is to be tested beside, by name."""
     prompt_text: str | None = None
     """The prompt in words, where it has any."""
@@ -102,6 +104,28 @@ class Experiment:
         prompt = SoftPrompt(*of, scored_by=task.scored_by)
         return SoftPromptClassifier(self.backend, task, prompt)
 
+    def generator(self, embeddings: Prompts, **facts: Any) -> SoftPromptGenerator:
+        """A prompt (T, H) with its provenance, to which `facts` add, for a task whose answer is a text."""
+        task, info = self.generation_task, self.backend.info
+        of = embeddings, info.name, info.fingerprint, task.template.source, (), (), None
+        prompt = SoftPrompt(*of, self.provenance(task, **facts), scored_by=task.scored_by, decoding=task.decoding)
+        return SoftPromptGenerator(self.backend, task, prompt)
+
+    @property
+    def generation_task(self) -> GenerationTask:
+        """The task, whose answer is a text."""
+        assert isinstance(self.task, GenerationTask), "`Method.takes` is looked at before"
+        return self.task
+
+    @property
+    def generates(self) -> bool:
+        """Whether the task's answer is a text."""
+        return isinstance(self.task, GenerationTask)
+
+    def target_rows(self, examples: Sequence[Example]) -> TargetScorer:
+        """Rows whose answer is a text, scored on the run's ledger."""
+        return TargetScorer(self.backend, self.generation_task, examples, self.ledger)
+
     def provenance(self, task: Task, **facts: Any) -> dict[str, Any]:
         """Where a prompt of this run comes from; `facts` add to it."""
         return {
@@ -141,6 +165,16 @@ class Experiment:
             before,
             lambda: classifier.scores(self.content_free_rows, self.ledger)[None],
         )
+        return self._logged(who, verdict, start)
+
+    def judge_generator(self, generator: SoftPromptGenerator, who: str) -> Verdict:
+        """How a prompt does on dev rows whose answer is a text; counts one dev query and logs it."""
+        start = time.perf_counter()
+        (verdict,) = TargetJudge(self.target_rows(self.split.dev), self.ledger).verdicts(generator.prompt.batch)
+        return self._logged(who, verdict, start)
+
+    def _logged(self, who: str, verdict: Verdict, start: float) -> Verdict:
+        """The verdict, which has taken the time since `start`, in the log."""
         self.ledger.seconds += time.perf_counter() - start
         self.log.append({"event": "dev", "names": [who], **verdict_facts([verdict]), "ledger": self.ledger.snapshot()})
         return verdict
@@ -159,4 +193,4 @@ class Experiment:
 
 def _fingerprint(split: Split) -> str:
     rows: Sequence[Example] = [*split.train, *split.dev]
-    return hashlib.sha256(repr([(e.text, e.text_pair, e.label) for e in rows]).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr([(e.text, e.text_pair, e.label, *e.targets) for e in rows]).encode()).hexdigest()[:16]

@@ -1,34 +1,20 @@
-"""A run's outcome: what its method has made, calibrated and tested beside what it started from, and what it cost."""
+"""How what a method has made tests, calibrated, beside what it started from."""
 
-import math
-import resource
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from bbt.backend import Backend, DeviceBackend
-from bbt.errors import BackendError
 from bbt.experiment.classifiers import Classifier, calibrated
 from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.generators import labelling
+from bbt.experiment.outcome import Tested, check_finite, result_of
+from bbt.experiment.tested_texts import tested_texts
 from bbt.scoring.calibration import class_biases, with_biases
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import predicted
 from bbt.tasks import Example, Task
 from bbt.tasks.task import labels_of
 from bbt.types import RowScores
-
-
-@dataclass(frozen=True)
-class Tested:
-    """What a run has come to."""
-
-    classifier: Classifier
-    """What was trained, with its class biases."""
-    result: dict[str, Any]
-    """What `result.json` holds."""
 
 
 def tested(experiment: Experiment, trained: Trained) -> Tested:
@@ -38,16 +24,15 @@ def tested(experiment: Experiment, trained: Trained) -> Tested:
     Raises:
         BackendError: nothing that was tried had a finite loss.
     """
-    e, info = experiment, experiment.backend.info
-    if not math.isfinite(trained.verdict.loss):
-        raise BackendError(
-            f"every prompt's scores were NaN or infinite in {info.precision}: is the model damaged, "
-            "or the precision too low for it? Try model.options.precision=fp32."
-        )
+    check_finite(experiment, trained)
+    if experiment.generates:
+        return tested_texts(experiment, trained)
+    e = experiment
     costs = e.ledger.snapshot()
     ledgers = {name: Ledger() for name in (*(trained.references if e.references else ()), "tuned")}
     test: dict[str, dict[str, float]] = {}
-    for name, classifier in (trained.references if e.references else {}).items():
+    for name, reference in (trained.references if e.references else {}).items():
+        classifier = labelling(reference)
         scores = _test_scores(e, classifier, ledgers[name])
         biases = trained.biases.get(name) or _biases(e, classifier, scores, ledgers[name])
         if name == "manual":
@@ -56,41 +41,21 @@ def tested(experiment: Experiment, trained: Trained) -> Tested:
             test[f"{name} calibrated" if name == "manual" else name] = _calibrated(e, scores, biases)
         elif name != "manual":
             test[name] = _metrics(e.task, e.split.test, scores)
-    scores = _test_scores(e, trained.classifier, ledgers["tuned"])
+    classifier = labelling(trained.classifier)
+    scores = _test_scores(e, classifier, ledgers["tuned"])
     biases = trained.verdict.biases
     if e.calibration == "batch" and e.split.test:
-        biases = _biases(e, trained.classifier, scores, ledgers["tuned"])
+        biases = _biases(e, classifier, scores, ledgers["tuned"])
     test["tuned"] = _calibrated(e, scores, biases)
-    outcome = calibrated(trained.classifier, biases)
+    outcome = calibrated(classifier, biases)
     elsewhere = Ledger()
     also_test = {
         task.name: {**_metrics(task, rows, outcome.scores(rows, elsewhere)), "examples": len(rows)}
         for task, rows in e.other_tests
     }
-    price = {"search": _price(e, e.ledger), "test": sum(_price(e, one) for one in (*ledgers.values(), elsewhere))}
-    result = {
-        "task": e.task.name,
-        "model": info.name,
-        "fingerprint": info.fingerprint,
-        "method": e.facts.get("method"),
-        "label": e.facts.get("label", e.facts.get("method", "")),
-        "seed": e.seed,
-        "calibration": e.calibration,
-        "test_examples": len(e.split.test),
-        "test_note": e.facts.get("test_note"),
-        "test": test,
-        "also_test": also_test,
-        "test_truncated": ledgers["tuned"].truncated,
-        "selected": {"who": trained.who, **trained.verdict.facts(), "train_queries": trained.train_queries},
-        "prompt_text": trained.prompt_text,
-        "n_parameters": trained.n_parameters,
-        "cost": costs,
-        "price": price,
-        **_peak_memory(e.backend),
-        "device": info.device,
-        "precision": info.precision,
-    }
-    return Tested(outcome, result)
+    tests = (*ledgers.values(), elsewhere)
+    cut = ledgers["tuned"].truncated
+    return Tested(outcome, result_of(e, trained, costs, tests, cut, test=test, also_test=also_test))
 
 
 def _test_scores(e: Experiment, classifier: Classifier, ledger: Ledger) -> RowScores:
@@ -120,19 +85,3 @@ def _calibrated(e: Experiment, scores: RowScores, biases: tuple[float, ...] | No
 def _metrics(task: Task, rows: Sequence[Example], scores: RowScores) -> dict[str, float]:
     """The task's metrics; none where nothing is to be tested."""
     return task.evaluate(labels_of(rows), predicted(scores)) if rows else {}
-
-
-def _price(e: Experiment, ledger: Ledger) -> float:
-    """Money, by the experiment's price."""
-    return e.price.of(ledger.tokens_up, ledger.tokens_down)
-
-
-def _peak_memory(backend: Backend) -> dict[str, Any]:
-    """Peak memory in MB and whose it is: the device's where the backend's model has one, else what of this process was
-    resident (Linux counts it in KiB, macOS in bytes)."""
-    of_device = backend.peak_memory_mb() if isinstance(backend, DeviceBackend) else None
-    if of_device is not None:
-        return {"peak_memory_mb": round(of_device, 1), "peak_memory_of": backend.info.device}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    return {"peak_memory_mb": round(peak / unit, 1), "peak_memory_of": "process"}

@@ -10,7 +10,7 @@ from bbt.runs.estimate import Plan
 class Manual(Method):
     """The template's words and the label words as they are (BBT section 4.1)."""
 
-    takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood")
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood", "generation")
 
     def plan(self, references: bool) -> Plan:
         """One look at dev."""
@@ -18,5 +18,9 @@ class Manual(Method):
 
     def train(self, experiment: Experiment) -> Trained:
         """Judge it once on dev, for the table."""
+        if experiment.generates:
+            generator = experiment.generator(experiment.no_prompt)
+            judged = experiment.judge_generator(generator, "manual")
+            return Trained(generator, "manual", judged, train_queries=0, n_parameters=0)
         classifier = experiment.manual
         return Trained(classifier, "manual", experiment.judge(classifier, "manual"), train_queries=0, n_parameters=0)

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,12 +12,13 @@ import numpy as np
 
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.generators import Generator
 from bbt.optimizers import Optimizer, Settings, make_optimizer
 from bbt.runs.log import decode_losses, encode_losses
-from bbt.scoring.judge import Judge
+from bbt.scoring.judge import DevJudge, Judge
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import load_loss
-from bbt.scoring.objective import Objective
+from bbt.scoring.objective import Objective, TrainingLoss
 from bbt.scoring.scorers import scorer_of
 from bbt.scoring.spending import Spending
 from bbt.search.schedule import Schedule
@@ -124,11 +125,11 @@ class PromptSearch(ABC):
         """What proposes points of the space."""
 
     @abstractmethod
-    def _classifier(self, best: Candidate) -> Classifier:
+    def _classifier(self, best: Candidate) -> Classifier | Generator:
         """The best candidate, with how it was found."""
 
     @abstractmethod
-    def _references(self) -> dict[str, Classifier]:
+    def _references(self) -> Mapping[str, Classifier | Generator]:
         """What the search started from."""
 
     @property
@@ -142,7 +143,7 @@ class PromptSearch(ABC):
         """Queries that are spent on p0."""
         return 0
 
-    def _objective(self) -> Objective:
+    def _objective(self) -> TrainingLoss:
         e = self.experiment
         return Objective(self.train, self._loss(), e.ledger, e.calibration, self.content_free)
 
@@ -151,7 +152,7 @@ class PromptSearch(ABC):
         task, objective = self.experiment.task, self.settings.objective
         return load_loss(objective.loss or task.loss, objective.margin, task.metric)
 
-    def _judge(self) -> Judge:
+    def _judge(self) -> DevJudge:
         e = self.experiment
         return Judge(self.dev, e.task, e.ledger, e.calibration, self.train, self.content_free)
 
@@ -253,12 +254,11 @@ class SoftSearch(PromptSearch):
         settings = self._optimizer_settings(self.space.intrinsic_dim, self.experiment.seed)
         return make_optimizer(self.settings.optimizer.name, settings)
 
-    def _classifier(self, best: Candidate) -> Classifier:
+    def _classifier(self, best: Candidate) -> Classifier | Generator:
         anchor = None if best.who == "manual" else self._anchor
-        facts: dict[str, Any] = {"who": best.who, "train_queries": best.train_queries, "dev": best.verdict.facts()}
-        return self.experiment.soft_prompt(np.asarray(best.prompt), anchor, **facts)
+        return self.experiment.soft_prompt(np.asarray(best.prompt), anchor, **found(best))
 
-    def _references(self) -> dict[str, Classifier]:
+    def _references(self) -> Mapping[str, Classifier | Generator]:
         e = self.experiment
         return {"manual": e.manual, "untuned": e.soft_prompt(self.space.p0[0], self._anchor)}
 
@@ -273,6 +273,11 @@ class SoftSearch(PromptSearch):
     @property
     def _sigma0(self) -> float:
         return self.settings.optimizer.sigma0
+
+
+def found(best: Candidate) -> dict[str, Any]:
+    """How a candidate was found, for its provenance."""
+    return {"who": best.who, "train_queries": best.train_queries, "dev": best.verdict.facts()}
 
 
 def schedule(settings: SearchSettings, budgets: tuple[int, ...]) -> Schedule:

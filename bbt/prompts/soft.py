@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bbt.backend import Decoding
 from bbt.errors import PromptError
 from bbt.files import write_bytes_atomically
 from bbt.settings import ScoredBy
@@ -22,7 +23,8 @@ class SoftPrompt:
 
     `template` and `label_words` are those it was tuned with, `anchor` (T, H) is the prompt after whose
     LayerNorm the difference is added (released-code placement), `provenance` holds the task, score, seed,
-    queries, versions and commit, `biases` (K,) what is added to its label scores, `scored_by` what these are.
+    queries, versions and commit, `biases` (K,) what is added to its label scores, `scored_by` what these are,
+    `decoding` how text is generated, where it is.
     """
 
     embeddings: Prompts
@@ -35,6 +37,7 @@ class SoftPrompt:
     provenance: dict[str, Any] = field(default_factory=dict)
     biases: tuple[float, ...] | None = None
     scored_by: ScoredBy = "label_words"
+    decoding: Decoding | None = None
 
     @property
     def batch(self) -> Prompts:
@@ -88,6 +91,8 @@ class SoftPrompt:
         try:
             facts = json.loads(metadata["prompt"])
             facts |= {k: tuple(facts[k]) for k in ("label_words", "label_names", "biases") if facts.get(k) is not None}
+            if facts.get("decoding"):
+                facts["decoding"] = Decoding(**{**facts["decoding"], "stop": tuple(facts["decoding"]["stop"])})
             return cls(embeddings=arrays["embeddings"], anchor=arrays.get("anchor"), **facts)
         except (KeyError, TypeError, ValueError) as error:
             raise PromptError(f"{file} is damaged: its metadata do not describe a prompt ({error!r}).") from error

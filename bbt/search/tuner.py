@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from bbt.optimizers import Optimizer
 from bbt.runs.log import EventLog, decode_losses, encode_losses
 from bbt.runs.observer import Progress
-from bbt.scoring.judge import Judge, Verdict, recorded_verdicts, verdict_facts
+from bbt.scoring.judge import DevJudge, Verdict, recorded_verdicts, verdict_facts
 from bbt.scoring.ledger import Ledger
-from bbt.scoring.objective import Objective
+from bbt.scoring.objective import TrainingLoss
 from bbt.scoring.spending import Spending
 from bbt.search.schedule import Schedule
 from bbt.spaces.soft import Space
@@ -44,8 +44,8 @@ class Tuner:
 
     optimizer: Optimizer
     space: Space
-    objective: Objective
-    judge: Judge
+    objective: TrainingLoss
+    judge: DevJudge
     ledger: Ledger
     log: EventLog
     schedule: Schedule

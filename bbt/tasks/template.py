@@ -1,4 +1,4 @@
-"""Templates with `{prompt}`, `{text}`, `{text_pair}` and `{mask}` slots."""
+"""Templates with `{prompt}`, `{text}`, `{text_pair}` and `{mask}` slots, or a `{source}` and a `{target}`."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bbt.backend import Row, Segment
 from bbt.errors import ConfigError, unknown
 
-SLOTS = ("prompt", "text", "text_pair", "mask")
+SLOTS = ("prompt", "text", "text_pair", "mask", "source", "source_pair", "target")
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _PROMPT_AND_SEPARATOR = re.compile(r"(?P<left>\s*)(?:\{prompt\}(?:\s*\.(?=\s|\{mask\}))?(?P<right>\s*))+")
@@ -23,8 +23,12 @@ class Template:
     places taking one more if they do not divide evenly. For a causal LM `{mask}` comes last: the label word is
     the next token.
 
+    Where text is to be generated, `{source}`, `{source_pair}` and `{target}` stand for the texts and the answer, which
+    comes last; the space left of it belongs to its first word. Only the source is cut where a row is too long.
+
     Raises:
-        ConfigError: an unknown slot, no `{text}`, or not exactly one `{mask}`.
+        ConfigError: an unknown slot; no `{text}`, or not exactly one `{mask}`; or with a `{target}` no `{source}`, or
+            anything that comes after it.
     """
 
     source: str
@@ -34,13 +38,26 @@ class Template:
         for slot in slots:
             if slot not in SLOTS:
                 raise ConfigError(f"template {self.source!r}: " + unknown("slot", slot, SLOTS))
-        if slots.count("mask") != 1 or "text" not in slots:
+        if "target" in slots:
+            others = {"text", "text_pair", "mask"} & {*slots}
+            ends = self.source.endswith("{target}") and slots.count("target") == 1
+            if others or "source" not in slots or not ends:
+                raise ConfigError(
+                    f"template {self.source!r} needs {{source}}, and {{target}} once and last; {{text}}, {{text_pair}} "
+                    "and {mask} do not go with it."
+                )
+        elif slots.count("mask") != 1 or "text" not in slots:
             raise ConfigError(f"template {self.source!r} needs {{text}} and exactly one {{mask}}.")
 
     @property
     def takes_pair(self) -> bool:
-        """Whether the template reads `{text_pair}`."""
-        return "{text_pair}" in self.source
+        """Whether the template reads `{text_pair}` or `{source_pair}`."""
+        return "{text_pair}" in self.source or "{source_pair}" in self.source
+
+    @property
+    def takes_target(self) -> bool:
+        """Whether text is to be generated at the template's end."""
+        return self.source.endswith("{target}")
 
     def manual(self) -> "Template":
         """The same words without the soft prompt and the full stop that separates it from the text."""
@@ -51,14 +68,14 @@ class Template:
         A masked LM that takes the space into its mask token, as RoBERTa does, reads the same row."""
         return Template(self.source.replace(" {mask}", "{mask}"))
 
-    def render(self, text: str, text_pair: str, n_prompt_tokens: int) -> Row:
+    def render(self, text: str, text_pair: str, n_prompt_tokens: int, target: str = "") -> Row:
         """One example as segments; with no prompt tokens the manual template is rendered.
 
         Raises:
             ConfigError: prompt tokens were asked for but the template has no `{prompt}`.
         """
         if n_prompt_tokens == 0 and "{prompt}" in self.source:
-            return self.manual().render(text, text_pair, 0)
+            return self.manual().render(text, text_pair, 0, target)
         shares = _shares(n_prompt_tokens, self.source.count("{prompt}"), self.source)
         segments: list[Segment] = []
         for i, piece in enumerate(_SLOT.split(self.source)):
@@ -68,8 +85,12 @@ class Template:
                 segments.append(Segment("prompt", n_tokens=shares.pop(0)))
             elif piece == "mask":
                 segments.append(Segment("mask"))
+            elif piece == "target":
+                segments.append(Segment("target", target))
+            elif piece == "source_pair":
+                segments.append(Segment("whole", text_pair))
             else:
-                segments.append(Segment("text", text if piece == "text" else text_pair))
+                segments.append(Segment("text", text_pair if piece == "text_pair" else text))
         return tuple(segments)
 
 
