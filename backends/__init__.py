@@ -9,14 +9,14 @@ from typing import Any, cast
 
 from bbt.backend import Backend
 from bbt.errors import ConfigError
-from bbt.names import resolved
+from bbt.names import Table, resolved
 
-BACKENDS = {
-    "local": "backends.local:LocalBackend",
-    "http": "backends.http:HttpBackend",
-    "pool": "backends.pool:PoolBackend",
-    "text-api": "backends.openai:TextBackend",
-    "vllm": "backends.openai:VLLMBackend",
+BACKENDS: Table = {
+    "local": ("backends.local:LocalBackend", "a model on this machine: bundled, a folder, or of the hub"),
+    "http": ("backends.http:HttpBackend", "a model behind bbt serve"),
+    "pool": ("backends.pool:PoolBackend", "several endpoints of one model, as one"),
+    "text-api": ("backends.openai:TextBackend", "an OpenAI-compatible API that takes text: prompts of words"),
+    "vllm": ("backends.openai:VLLMBackend", "a causal LM behind vLLM, sent embeddings"),
 }
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from backends.local.encoding import RowTokenizer
 from backends.local.hub import where
-from backends.local.loading import PRECISIONS, kind_of, resolve
+from backends.local.source import kind_of, resolve
 from bbt.backend import Row
-from bbt.runs.estimate import Plan, Wire
+from bbt.runs.estimate import PlannedQueries, Wire
 from bbt.settings import ModelConfig
 
 CHARACTERS_PER_TOKEN = 4
@@ -20,7 +20,7 @@ class ModelGauge:
     """Rows of one run on one model, measured; `count` gives a row's tokens."""
 
     model: ModelConfig
-    plan: Plan
+    plan: PlannedQueries
     kind: str
     hidden_size: int
     counted: str
@@ -36,7 +36,7 @@ class ModelGauge:
         return measure(self, rows, n_labels)
 
 
-def open_gauge(model: ModelConfig, plan: Plan) -> ModelGauge:
+def open_gauge(model: ModelConfig, plan: PlannedQueries) -> ModelGauge:
     """The gauge of a model for what a run has planned; of a text-only API that of its vocabulary.
 
     A model whose tokenizer is not to be had is taken for a causal LM and measured in characters.
@@ -49,7 +49,7 @@ def open_gauge(model: ModelConfig, plan: Plan) -> ModelGauge:
         return ModelGauge(model, plan, str(options.get("kind", "causal")), 0, "as four characters each", _by_characters)
 
 
-def _measured(model: ModelConfig, plan: Plan, name: str, options: Mapping[str, Any]) -> ModelGauge:
+def _measured(model: ModelConfig, plan: PlannedQueries, name: str, options: Mapping[str, Any]) -> ModelGauge:
     from transformers import AutoConfig, AutoTokenizer
 
     source = resolve(name)
@@ -85,7 +85,7 @@ def _embeddings(gauge: ModelGauge, rows: Sequence[Row], n_labels: int) -> Wire:
     down = (370 + 30 * n_labels) * len(rows)
     if gauge.plan.in_words:
         return Wire(6 * gauge.tokens(rows) + 10 * len(rows), down)
-    size = PRECISIONS.get(str(gauge.model.options.get("precision", "fp32")), PRECISIONS["fp32"]).itemsize
+    size = 2 if gauge.model.options.get("precision") in ("bf16", "fp16") else 4
     return Wire(4 / 3 * (size * gauge.hidden_size * gauge.tokens(rows) + 1500 * len(rows)), down)
 
 

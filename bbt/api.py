@@ -1,6 +1,7 @@
 """The top-level API: the one place, beside the command line, that puts `bbt` and `backends` together."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,29 @@ from safetensors import SafetensorError
 from backends.gauge import open_gauge
 from bbt.backend import Backend
 from bbt.build import make_experiment
-from bbt.config import Config, make_config, read_run_config
-from bbt.errors import BbtError, ConfigError, RunError
+from bbt.config import Config, make_config, merged, read_run_config, read_tree
+from bbt.errors import BbtError, ConfigError, LabelWordError, RunError
 from bbt.experiment.classifiers import Classifier
+from bbt.experiment.experiment import Experiment, content_free_rows
 from bbt.experiment.generators import Generator
+from bbt.experiment.outcome import Tested
 from bbt.experiment.tested import tested
 from bbt.files import write_atomically, write_lines
-from bbt.methods import label, load_method, to_yaml
+from bbt.methods import Method, load_method, resolved_tree, to_yaml
+from bbt.methods import label as label_of
 from bbt.predictor import Predictor, open_backend
 from bbt.runs.estimate import Estimate, estimated, speed_of_last
 from bbt.runs.folder import RunFolder, read_result, write_result
 from bbt.runs.observer import Observer, watching
-from bbt.tasks.configured import limited, make_split, make_task, other_tests
+from bbt.runs.progress import shown_progress
+from bbt.runs.report import selected_line
+from bbt.settings import ColumnsConfig, DataConfig
+from bbt.tasks import TASKS, Columns, Split
+from bbt.tasks.configured import known_label_names, limited, make_split, make_task, other_tests, worded
+from bbt.tasks.data import Shots
+from bbt.tasks.tables import Table, Tables
 
+LOG = logging.getLogger(__name__)
 RUNS = Path("runs")
 OUTPUTS = "outputs.jsonl"
 """What was generated on a run's test rows, beside their references."""
@@ -47,25 +58,120 @@ class Outcome:
 
 
 def tune(
-    config: Config | Mapping[str, Any], backend: Backend | None = None, observer: Observer | None = None
+    config: Config | Mapping[str, Any] | Path | str | None = None,
+    backend: Backend | None = None,
+    observer: Observer | None = None,
+    *,
+    train: Table | None = None,
+    dev: Table | float = 0.5,
+    test: Table | None = None,
+    text: str | None = None,
+    text_pair: str | None = None,
+    label: str | None = None,
+    labels: Sequence[Hashable] | None = None,
+    k: Shots = "all",
+    task: str | Mapping[str, Any] | None = None,
+    model: str | Mapping[str, Any] | None = None,
+    method: str | Mapping[str, Any] | None = None,
+    budget: int | Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    progress: bool = True,
 ) -> Outcome:
-    """Run in memory, without a run folder; `backend` overrides the config's model."""
-    config = config if isinstance(config, Config) else make_config(config)
+    """Run in memory, without a run folder: a config, or a file of one, or rows.
+
+    Rows are tables, as `bbt.tasks.tables` reads them: `train`, `dev` (or which share of the train rows dev is, class by
+    class) and `test`, with the names of their columns. `labels` are the label column's values in label order, where
+    they are not the task's label names or 0 to K - 1; `k` draws so many train rows a class, and as many for dev where
+    `dev` is a share. Without a task that is built in or says more, the class names are the label words.
+
+    `task`, `model`, `method`, `budget` and `seed` stand for what a config says under these names: a name, a number of
+    queries, or the whole section (a task of your own is a section). `backend` overrides the model; a bar shows the
+    `progress` on a terminal.
+
+    Raises:
+        ConfigError, DataError: a config or rows that cannot be used; LabelWordError: a label word is not one token.
+    """
+    config = _configured(config, task=task, model=model, method=method, budget=budget, seed=seed)
+    with shown_progress(progress, observer) as watched:
+        if train is None:
+            about_rows = {"test": test, "text": text, "text_pair": text_pair, "label": label, "labels": labels}
+            stray = [name for name, value in about_rows.items() if value is not None]
+            if stray or not isinstance(dev, float):
+                raise ConfigError(f"{', '.join(stray) or 'dev'} without train: give the train rows, too.")
+            return tune_rows(config, None, backend or open_backend(config.model), watched)
+        if isinstance(task, str):
+            make_task(config.task, "masked")  # a name alone is one of a known task
+        train = list(train) if isinstance(train, Iterator) else train  # it is read twice
+        tables = Tables(train, dev, test, Columns(text or "text", text_pair, label or "label"), labels)
+        return _tune_tables(config, tables, k, backend, watched)
+
+
+def tune_rows(config: Config, split: Split | None, backend: Backend, observer: Observer | None = None) -> Outcome:
+    """Run in memory on the rows of `split`, or on those that the config names."""
     method = load_method(config)
     observer = watching(config.observers, observer)
-    experiment = make_experiment(config, backend or open_backend(config.model), observer=observer)
-    done = tested(experiment, method.train(experiment))
+    experiment = make_experiment(config, backend, observer=observer, split=split)
+    done = _trained_and_tested(config, method, experiment)
     return Outcome(config, done.result, done.classifier)
 
 
-def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> Outcome:
+def _tune_tables(
+    config: Config, tables: Tables, k: Shots, backend: Backend | None, observer: Observer | None
+) -> Outcome:
+    """The config's method on rows of tables; the outcome's config says how they were read."""
+    described = config.task
+    if "name" not in described.model_fields_set:
+        described = described.model_copy(update={"name": "rows"})
+    columns, names = tables.columns, known_label_names(described)
+    if described.name in TASKS and TASKS[described.name].takes_pair and columns.text_pair is None:
+        columns = replace(columns, text_pair="text_pair")
+    tables = replace(tables, columns=columns)
+    values, names = tables.label_values(names)
+    backend = backend or open_backend(config.model)
+    kind, words = backend.info.kind, described.label_words
+    described = worded(described, names, kind, columns.text_pair is not None)
+    task = make_task(described, kind)
+    if task.template.takes_pair != (columns.text_pair is not None):
+        needs = (
+            "two texts a row: name the second's column, text_pair" if columns.text_pair is None else "one text a row"
+        )
+        raise ConfigError(f"the template {task.template.source!r} reads {needs}.")
+    split = tables.split(values, k, config.seed, task.label_names)
+    read = ColumnsConfig(text=columns.text, text_pair=columns.text_pair, label=columns.label)
+    data = DataConfig(source="memory", k=k, columns=read, labels=tuple(values))
+    config = config.model_copy(update={"task": described, "data": data})
+    try:
+        return tune_rows(config, split, backend, observer)
+    except LabelWordError as error:
+        if words or task.label_words != names:
+            raise
+        raise LabelWordError(f"{error} Unless you give label words, the class names are taken.") from error
+
+
+def _configured(config: Config | Mapping[str, Any] | Path | str | None, **given: Any) -> Config:
+    """A config with what is given over it; a name stands for a section's name, a number for its queries."""
+    if isinstance(config, (str, Path)):
+        config = read_tree(config)
+    sections = {
+        key: {"name": value} if isinstance(value, str) else {"queries": value} if isinstance(value, int) else value
+        for key, value in given.items()
+        if key != "seed" and value is not None
+    }
+    over = {**sections, **({} if given["seed"] is None else {"seed": given["seed"]})}
+    if isinstance(config, Config):
+        return make_config(merged(resolved_tree(config), over)) if over else config
+    return make_config(merged(config or {}, over))
+
+
+def run(config: Config, runs: Path | str = RUNS, observer: Observer | None = None) -> Outcome:
     """Run in a new run folder under `runs`; whatever stops it, `resume` goes on from there.
 
     A config that cannot be run (a BbtError before the first generation) leaves no folder behind.
     """
+    runs = Path(runs)
     text = to_yaml(config)
     backend = open_backend(config.model)
-    name = config.name or f"{config.task.name.replace(':', '-')}-{label(config)}-seed{config.seed}"
+    name = config.name or f"{config.task.name.replace(':', '-')}-{label_of(config)}-seed{config.seed}"
     with RunFolder.create(runs, name, text) as folder:
         try:
             return _in_folder(config, backend, folder, observer)
@@ -76,7 +182,7 @@ def run(config: Config, runs: Path = RUNS, observer: Observer | None = None) -> 
 
 
 def resume(
-    path: Path, queries: int | None = None, observer: Observer | None = None, ceiling: float | None = None
+    path: Path | str, queries: int | None = None, observer: Observer | None = None, ceiling: float | None = None
 ) -> Outcome:
     """Go on with a run as if it had never stopped; `queries` extends its budget first, `ceiling` its money.
 
@@ -85,6 +191,7 @@ def resume(
     Raises:
         RunError: not a run, in use, or a budget or ceiling that is no extension.
     """
+    path = Path(path)
     with RunFolder(path) as folder:
         config = read_run_config(path)
         method = load_method(config)
@@ -98,7 +205,7 @@ def resume(
         return _in_folder(config, open_backend(config.model), folder, observer)
 
 
-def estimate(config: Config, runs: Path = RUNS) -> Estimate:
+def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
     """What a run of the config would cost at most, without calling its backend.
 
     Raises:
@@ -114,7 +221,8 @@ def estimate(config: Config, runs: Path = RUNS) -> Estimate:
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
     others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind)]
-    return estimated(config.price, plan, task, split, others, gauge, speed_of_last(runs, config.model))
+    speed, free = speed_of_last(Path(runs), config.model), content_free_rows()
+    return estimated(config.price, plan, task, split, others, gauge, speed, config.calibration, free)
 
 
 def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:
@@ -125,7 +233,7 @@ def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Ob
     experiment = make_experiment(config, backend, folder.log, observer)
     if not method.replays:
         folder.log.forget()
-    done = tested(experiment, method.train(experiment))
+    done = _trained_and_tested(config, method, experiment)
     _save(done.classifier, folder.path)
     if done.outputs:
         write_lines(folder.path / OUTPUTS, done.outputs)
@@ -133,15 +241,29 @@ def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Ob
     return Outcome(config, done.result, done.classifier, folder.path)
 
 
+def _trained_and_tested(config: Config, method: Method, experiment: Experiment) -> Tested:
+    """Train and test, and tell the log what is done."""
+    rows, name = experiment.split, method.label(config.method.name)
+    counts = f"{len(rows.train)} train, {len(rows.dev)} dev and {len(rows.test)} test rows"
+    LOG.info("%s on %s (%s), model %s.", name, experiment.task.name, counts, experiment.backend.info.name)
+    trained = method.train(experiment)
+    LOG.info("%s has ended after %d train queries; now the test.", name, experiment.ledger.train_queries)
+    done = tested(experiment, trained)
+    LOG.info("%s", selected_line(done.result))
+    for prompt, metrics in done.result["test"].items():
+        LOG.info("test, %s: %s", prompt, ", ".join(f"{key} {value:.4f}" for key, value in metrics.items()) or "no rows")
+    return done
+
+
 def _save(classifier: Classifier | Generator, folder: Path) -> None:
     """What a `Predictor` loads.
 
     Raises:
-        OSError: a full disk, which safetensors tells in an error of its own.
+        OSError: a full disk, or a folder that cannot be written to; says how to go on.
     """
     try:
         classifier.save(folder)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         what_to_do = f"Mend that, then save again or bbt resume {folder}."
         raise OSError(f"cannot save to {folder}: {error}. {what_to_do}") from error
 

@@ -20,11 +20,12 @@ class Segment:
     """One piece of a rendered template.
 
     `literal` is template text, `text` the example's text (truncated first if the row is too long), `whole` one that is
-    never cut, `prompt` stands for `n_tokens` soft prompt tokens, `mask` for the position whose label words are scored,
-    `target` for the text that is to come next, whose likelihood is scored or in whose place text is generated.
+    never cut, `prompt` stands for `n_tokens` soft prompt tokens, `start` for as many at the very start of the row,
+    before BOS or [CLS], `mask` for the position whose label words are scored, `target` for the text that is to come
+    next, whose likelihood is scored or in whose place text is generated.
     """
 
-    kind: Literal["literal", "text", "whole", "prompt", "mask", "target"]
+    kind: Literal["literal", "text", "whole", "prompt", "start", "mask", "target"]
     text: str = ""
     n_tokens: int = 0
 
@@ -261,6 +262,35 @@ class GenerationBackend(Backend, Protocol):
         ended it, and without blanks around it."""
 
 
+@dataclass(frozen=True)
+class PlainText:
+    """What anybody must tokenise to have the tokens that the backend's rows of a template have, so that a prompt can be
+    used without bbt."""
+
+    text: str
+    """To be formatted with `text` and, for pairs, `text_pair`; it ends where a causal LM's label word comes, and holds
+    a masked LM's mask token."""
+    add_special_tokens: bool
+    """Whether the tokenizer adds its special tokens, or the text holds them already."""
+    leading_ids: tuple[int, ...]
+    """Tokens that stand before the soft prompt's: a BOS or [CLS], where the prompt does not stand at the very start."""
+    label_ids: tuple[int, ...]
+    """(K,) token ids of the label words."""
+
+
+@runtime_checkable
+class PlainBackend(Backend, Protocol):
+    """A backend that can say how its rows look without it."""
+
+    def plain_text(self, render: Callable[[str, str], Row], label_words: Sequence[str]) -> PlainText:
+        """What stands for the rows that `render` makes of a text and a second text, exactly.
+
+        Raises:
+            BackendError: there is no such text, as where the prompt stands after the text; or a label word is not one
+                token.
+        """
+
+
 @dataclass
 class Traffic:
     """Bytes of answered exchanges with an endpoint, HTTP heads included. What a fault swallowed is counted nowhere:
@@ -327,6 +357,7 @@ _OFFERS: dict[type[Any], str] = {
     HardBackend: "hard prompts (words)",
     TargetBackend: "likelihoods of targets of several tokens",
     GenerationBackend: "generated text",
+    PlainBackend: "its tokenizer (rows as plain texts)",
 }
 """What each capability is called in an error."""
 

@@ -9,13 +9,18 @@ from bbt.experiment.experiment import Experiment
 from bbt.methods import load_method
 from bbt.runs.log import EventLog
 from bbt.runs.observer import Observer
+from bbt.tasks import Split
 from bbt.tasks.configured import limited, make_split, make_task, other_tests
 
 
 def make_experiment(
-    config: Config, backend: Backend, log: EventLog | None = None, observer: Observer | None = None
+    config: Config,
+    backend: Backend,
+    log: EventLog | None = None,
+    observer: Observer | None = None,
+    split: Split | None = None,
 ) -> Experiment:
-    """The config's experiment on a backend.
+    """The config's experiment on a backend; on the rows of `split` where they are in memory.
 
     Raises:
         ConfigError, DataError: a task or rows that cannot be used, or a ceiling for a method that searches nothing.
@@ -24,13 +29,13 @@ def make_experiment(
     if config.price.ceiling is not None and not method.replays:
         raise ConfigError(f"price.ceiling: {config.method.name} has no search that could stop there.")
     kind = backend.info.kind
-    task = make_task(config.task, kind)
+    task = method.worded(make_task(config.task, kind))
     if task.scored_by not in method.takes:
         raise ConfigError(
             f"{config.method.name} takes no task that is scored by {task.scored_by.replace('_', ' ')}; black-box and "
             "manual do."
         )
-    split = make_split(config.data, task, config.seed)
+    split = split or make_split(config.data, task, config.seed)
     calibration = "none" if task.scored_by == "generation" else config.calibration  # a text has no class biases
     return Experiment(
         task,

@@ -87,6 +87,7 @@ def read_run_config(folder: Path | str) -> Config:
         method["algorithm"] = method.pop("optimizer")
     own = {"calibration": "none", **{key: value for key, value in tree.items() if key not in SECTIONS}}
     shared = {key: value for key, value in tree.items() if key in SECTIONS}
+    shared["prompt"] = {"tied": False, **(shared.get("prompt") or {})}
     return make_config({**own, "method": method}, shared)
 
 

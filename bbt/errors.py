@@ -22,7 +22,7 @@ class ConfigError(BbtError):
     """A configuration that cannot be used."""
 
 
-class DataError(BbtError):
+class DataError(BbtError, ValueError):
     """A data set that does not fit its task."""
 
 

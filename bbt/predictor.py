@@ -12,6 +12,7 @@ from backends import load_backend
 from bbt.backend import Backend
 from bbt.config import Config, read_run_config
 from bbt.errors import BackendError, ConfigError, DataError
+from bbt.experiment.classifiers import Classifier
 from bbt.experiment.generators import Generator, labelling, writing
 from bbt.methods.saved import is_soft_prompt, load_trained
 from bbt.prompts.soft import SoftPrompt
@@ -21,7 +22,7 @@ from bbt.settings import ModelConfig
 from bbt.tasks import Example, GenerationTask, Task
 from bbt.tasks.examples import checked_text
 from bbt.tasks.task import labels_of
-from bbt.types import Labels
+from bbt.types import Labels, RowScores
 
 
 def open_backend(config: ModelConfig) -> Backend:
@@ -61,6 +62,22 @@ class Answers:
         ]
 
 
+def sound_scores(classifier: Classifier, examples: Sequence[Example]) -> RowScores:
+    """(B, K) scores of examples, all of them numbers.
+
+    Raises:
+        BackendError: the model's scores of a row are NaN.
+    """
+    scores = classifier.scores(examples, Ledger())
+    broken = np.isnan(scores).any(axis=1)
+    if broken.any():
+        raise BackendError(
+            f"the model's scores of {broken.sum()} of {len(examples)} texts are NaN, the first of "
+            f"{examples[int(broken.argmax())].text[:40]!r}. Try --option precision=fp32."
+        )
+    return scores
+
+
 class Predictor:
     """A trained method on its model, ready for new texts.
 
@@ -97,19 +114,22 @@ class Predictor:
             return [{"output": text} for text in self.classifier.texts(examples, Ledger())]
         return self.answers(examples).named(self.task.label_names)
 
+    def predict_proba(self, texts: Iterable[str], text_pairs: Iterable[str] | None = None) -> NDArray[np.float64]:
+        """(B, K) probabilities of the labels, in the order of `task.label_names`.
+
+        Raises:
+            DataError: as `predict`.
+        """
+        examples = [Example(text, 0, pair) for text, pair in zip(*self._checked(texts, text_pairs), strict=True)]
+        return self.answers(examples).probabilities if examples else np.zeros((0, len(self.task.label_names)))
+
     def answers(self, examples: Sequence[Example]) -> Answers:
         """The labels and probabilities of examples, whose own labels are not looked at.
 
         Raises:
             BackendError: the model's scores of a row are NaN.
         """
-        scores = labelling(self.classifier).scores(examples, Ledger())
-        broken = np.isnan(scores).any(axis=1)
-        if broken.any():
-            raise BackendError(
-                f"the model's scores of {broken.sum()} of {len(examples)} texts are NaN, the first of "
-                f"{examples[int(broken.argmax())].text[:40]!r}. Try --option precision=fp32."
-            )
+        scores = sound_scores(labelling(self.classifier), examples)
         return Answers(predicted(scores), np.exp(log_softmax(scores)))
 
     def evaluate(self, task: Task, examples: Sequence[Example]) -> dict[str, float]:

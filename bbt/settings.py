@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from bbt.names import Table
+
 
 class Strict(BaseModel):
     """A model to which unknown keys and infinite numbers are errors, and whose values never change."""
@@ -54,14 +56,15 @@ class TaskConfig(Strict):
     name: str = "sst2"
     """The built-in task's name, a `module:SPEC`, or any name for a task described here."""
     template: str | None = None
-    """Text with the slots {prompt}, {text}, {text_pair} and {mask}; or {prompt}, {source}, {source_pair} and, last,
-    {target}."""
+    """Text with the slots {prompt} or {start}, {text}, {text_pair} and {mask}; or {prompt} or {start}, {source},
+    {source_pair} and, last, {target}."""
     label_words: tuple[str, ...] | None = None
     """(K,) words of one token each, in label order; of several where labels are scored by likelihood."""
     label_names: tuple[str, ...] | None = None
     """(K,) what answers call the labels (none: the label words)."""
     metrics: tuple[str, ...] | None = None
-    """Names of metrics, or `module:function`; the first one selects prompts."""
+    """Names of metrics, or `module:function`; the first one selects prompts (none: the built-in task's, or
+    accuracy)."""
     label_space: bool = True
     """Whether masked LMs take the label words with the space before them, as the template writes it; the released BBT
     code takes RoBERTa's without."""
@@ -96,7 +99,8 @@ class ColumnsConfig(Strict):
 class DataConfig(Strict):
     """Where the rows come from."""
 
-    source: Literal["bundled", "files", "huggingface"] = "bundled"
+    source: Literal["bundled", "files", "huggingface", "memory"] = "bundled"
+    """`memory` says that the rows were handed to `bbt.tune` or a `PromptClassifier`."""
     k: int | Literal["all"] = 16
     """Rows a class for train, and as many for dev where no dev rows are given; `all` train rows with dev rows given."""
     seed: int | None = Field(None, ge=0)
@@ -220,8 +224,19 @@ class HardPromptConfig(InitialPromptConfig):
 class PromptConfig(HardPromptConfig):
     """The section `prompt` of a search over soft prompts p = p0 + A z."""
 
-    placement: Literal["embedding", "layernorm"] = "embedding"
-    """The prompt stands for word embeddings, or A z is added after the embedding LayerNorm (released code)."""
+    placement: Literal["embedding", "layernorm", "start"] = "embedding"
+    """The prompt stands for word embeddings where the template says (`embedding`) or before everything, BOS and [CLS],
+    too (`start`: PEFT's place, so that PEFT can take the prompt as it is); or A z is added after the embedding
+    LayerNorm (`layernorm`, released code)."""
+
+
+class TiedPromptConfig(PromptConfig):
+    """The section `prompt` of Black-Box Tuning."""
+
+    intrinsic_dim: int = Field(100, ge=1)
+    """d; in a hundred directions of one token there is more to be found than in fifty of five (examples/RESULTS.md)."""
+    tied: bool = True
+    """Whether z moves all prompt tokens alike, by one shift in R^H, instead of each by its own."""
 
 
 class PopulationConfig(Strict):
@@ -257,8 +272,19 @@ class OptimizerConfig(PopulationConfig):
 CalibrationKind: TypeAlias = Literal["none", "fitted", "batch", "content-free"]
 """How class biases are found: `bbt.scoring.calibration.class_biases`."""
 
-LOSSES = ("cross_entropy", "hinge", "negative_metric")
-"""Names of the losses (`bbt.scoring.losses`)."""
+LOSSES: Table = {
+    "cross_entropy": ("bbt.scoring.losses:cross_entropy", "mean negative log-probability of the gold label"),
+    "hinge": ("bbt.scoring.losses:hinge", "how far wrong labels come within a margin of the gold one"),
+    "negative_metric": ("bbt.scoring.losses:negative_metric", "minus the task's first metric"),
+}
+
+
+class SmallPopulationConfig(OptimizerConfig):
+    """The section `optimizer` of Black-Box Tuning: at a few hundred queries more generations are worth more than larger
+    ones (examples/RESULTS.md)."""
+
+    population_size: int = Field(12, ge=2)
+    """n."""
 
 
 class ObjectiveConfig(Strict):

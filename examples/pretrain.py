@@ -1,12 +1,14 @@
-"""Pre-train a small language model on a folder of text files, on CPU, resumable at any moment.
+"""Pre-train a small language model on a folder of text files, on a CPU or a GPU, resumable at any moment.
 
     python examples/pretrain.py CORPUS --kind mlm --init CHECKPOINT_DIR --trim-vocab 12000 --out DIR --minutes 60
     python examples/pretrain.py CORPUS --kind causal --out DIR --minutes 35
+    python examples/pretrain.py CORPUS --kind mlm --init CHECKPOINT_DIR --out DIR --minutes 5 --device cuda --muon
 
 CORPUS holds UTF-8 ``*.txt`` files with a blank line between documents.  DIR receives a folder which plain
 ``AutoModelForMaskedLM`` / ``AutoModelForCausalLM`` and ``AutoTokenizer`` load; DIR.work keeps the optimizer
 state, the encoded corpus and the loss curve (``curve.jsonl``).  After a crash, repeat the command with ``--resume``.
 With ``--minutes`` the schedule follows the clock, so a run may change its number of threads half-way.
+The corpus lies on the device, and batches are drawn and masked there.
 """
 
 import argparse
@@ -16,9 +18,8 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from pretrain_model import Objective, model_from, new_model
+from pretrain_model import Objective, model_from, new_model, set_dropout
 from pretrain_text import (
     TOKENIZER_KINDS,
     Corpus,
@@ -65,12 +66,12 @@ def prepare_tokenizer(args: argparse.Namespace, documents: dict[str, list[str]])
     return kept
 
 
-def build_optimizers(masters: dict[str, torch.Tensor], args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+def build_optimizers(params: dict[str, torch.nn.Parameter], args: argparse.Namespace) -> list[torch.optim.Optimizer]:
     """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
     tables = ("embeddings.", ".wte.", ".wpe.")  # look-up tables are no linear maps: Muon is not for them
-    matrices = [n for n, p in masters.items() if p.ndim == 2 and not any(t in n for t in tables)] if args.muon else []
-    hidden = [masters[n] for n in matrices]
-    rest = [p for n, p in masters.items() if n not in matrices]
+    matrices = [n for n, p in params.items() if p.ndim == 2 and not any(t in n for t in tables)] if args.muon else []
+    hidden = [params[n] for n in matrices]
+    rest = [p for n, p in params.items() if n not in matrices]
     groups = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": 0.01},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
@@ -87,15 +88,15 @@ def learning_rate(progress: float, peak: float, warmup: float) -> float:
 
 
 class Trainer:
-    """bf16 weights for the arithmetic, fp32 master copies for the updates, everything needed to resume."""
+    """The model in training, and everything needed to resume."""
 
     def __init__(self, model: PreTrainedModel, args: argparse.Namespace):
-        model.set_attn_implementation("eager")  # on CPU the fused attention's backward pass is far slower
-        self.model, self.args = model.bfloat16(), args
-        self.params = dict(model.named_parameters())
-        self.masters = {n: p.detach().float().clone() for n, p in self.params.items()}
-        self.optimizers = build_optimizers(self.masters, args)
-        self.generator = torch.Generator().manual_seed(args.seed)
+        # On CPU the fused attention's backward pass is far slower.
+        model.set_attn_implementation("eager" if args.device.type == "cpu" else "sdpa")
+        set_dropout(model, args.dropout)
+        self.model, self.args = model.float().to(args.device).train(), args
+        self.optimizers = build_optimizers(dict(model.named_parameters()), args)
+        self.generator = torch.Generator(args.device).manual_seed(args.seed)
         self.step = self.tokens = 0
         self.seconds = 0.0  # training time spent so far, over all resumptions
 
@@ -105,28 +106,24 @@ class Trainer:
             return self.step / max(1, self.args.steps)
         return self.seconds / (60 * self.args.minutes + 1e-9)
 
-    def update(self) -> None:
-        """Move the bf16 gradients to the masters, clip their norm to 1, step, and copy the weights back."""
-        for name, param in self.params.items():
-            self.masters[name].grad = param.grad.float()
-            param.grad = None
-        torch.nn.utils.clip_grad_norm_(self.masters.values(), 1.0)
+    def update(self, objective: Objective, corpus: Corpus) -> torch.Tensor:
+        """Take one step on a new batch, the gradient's norm clipped to 1; return the loss, still on the device."""
+        torch.manual_seed(self.args.seed + self.step)  # dropout, the same after a resumption
+        loss = objective.training_loss(self.model, *objective.batch(corpus, self.generator, self.step))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(self.progress(), self.args.lr, self.args.warmup)
             optimizer.step()
-        self.copy_back()
-
-    @torch.no_grad()
-    def copy_back(self) -> None:
-        """Round the fp32 masters into the bf16 model."""
-        for name, param in self.params.items():
-            param.copy_(self.masters[name])
+            optimizer.zero_grad()
+        self.step, self.tokens = self.step + 1, self.tokens + self.args.batch_tokens
+        return loss.detach()
 
     def save(self, path: Path) -> None:
         """Write everything that a resumption needs; the rename makes a kill at any moment harmless."""
         state = {
-            "masters": self.masters,
+            "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
             "generator": self.generator.get_state(),
             "step": self.step,
@@ -138,22 +135,18 @@ class Trainer:
 
     def load(self, path: Path) -> None:
         """Continue exactly where ``save`` was called: weights, optimizers, data order, counters."""
-        state = torch.load(path, weights_only=True)
-        for name, master in self.masters.items():
-            master.copy_(state["masters"][name])
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"])
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
-        self.copy_back()
 
 
 def export(trainer: Trainer, out: Path, work: Path) -> None:
     """Write config and fp16 weights for ``from_pretrained``; each file is swapped in whole."""
-    weights = {n: m.half() for n, m in trainer.masters.items()}
     model = trainer.model.__class__(trainer.model.config).half()
-    model.load_state_dict(weights, strict=False)
-    model.tie_weights()
+    model.load_state_dict(trainer.model.state_dict())
     model.config.dtype = torch.float16
     model.save_pretrained(work / "export")
     for file in (work / "export").iterdir():
@@ -164,26 +157,20 @@ def export(trainer: Trainer, out: Path, work: Path) -> None:
 
 def train(trainer: Trainer, objective: Objective, train_set: Corpus, held: Corpus, args: argparse.Namespace) -> None:
     """Run until the limit; every ``--save-minutes`` save, export, and append a line to the loss curve."""
-    loss_function = torch.compile(objective.loss) if args.compile else objective.loss
     bar = tqdm(unit="tok", unit_scale=True, initial=trainer.tokens, mininterval=10)
     clock, saved, losses = time.monotonic(), time.monotonic(), []
     while trainer.progress() < 1:
-        loss = loss_function(trainer.model, *objective.batch(train_set, trainer.generator))
-        loss.backward()
-        trainer.update()
+        losses.append(trainer.update(objective, train_set))
         now = time.monotonic()
-        trainer.step, trainer.tokens = trainer.step + 1, trainer.tokens + args.batch_tokens
         trainer.seconds, clock = trainer.seconds + now - clock, now
-        losses.append(loss.item())
         bar.update(args.batch_tokens)
-        bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}", refresh=False)
         if now - saved > 60 * args.save_minutes or trainer.progress() >= 1:
             checkpoint(trainer, objective, held, losses, args)
             saved, losses = time.monotonic(), []
 
 
 def checkpoint(
-    trainer: Trainer, objective: Objective, held: Corpus, losses: list[float], args: argparse.Namespace
+    trainer: Trainer, objective: Objective, held: Corpus, losses: list[torch.Tensor], args: argparse.Namespace
 ) -> None:
     """Save, export, and log the mean training loss since the last checkpoint and the held-out loss."""
     trainer.save(args.work / "state.pt")
@@ -192,7 +179,7 @@ def checkpoint(
         "step": trainer.step,
         "tokens": trainer.tokens,
         "minutes": round(trainer.seconds / 60, 2),
-        "loss": round(float(np.mean(losses)), 4),
+        "loss": round(float(torch.stack(losses).mean()), 4),
         "held_out": round(objective.held_out(trainer.model, held), 4),
     }
     with (args.work / "curve.jsonl").open("a") as curve:
@@ -231,12 +218,16 @@ def parse_args() -> argparse.Namespace:
     add("--lr", type=float, default=4e-4)
     add("--warmup", type=float, default=0.03, help="share of the run")
     add("--muon", action="store_true", help="Muon for the hidden matrices")
+    add("--dropout", type=float, default=0.0)
+    add("--device", type=torch.device, default=torch.device("cpu"), help="cpu, cuda, cuda:1, ...")
     add("--compile", action="store_true")
     add("--save-minutes", type=float, default=3)
     add("--held-out", type=int, default=200, help="hold out one document in so many")
     add("--seed", type=int, default=0)
     add("--threads", type=int, default=os.cpu_count())
     args = parser.parse_args()
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: PyTorch finds no CUDA device here")
     args.keep_words = Path(args.keep_words).read_text().split() if args.keep_words else []
     args.weights = {k: float(v) for k, v in (pair.split("=") for pair in args.weights.split(",") if pair)}
     args.work = args.out.with_name(args.out.name + ".work")
@@ -264,7 +255,9 @@ def main() -> None:
         prepare(args)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(args.out)
     kept = json.loads((args.work / "kept.json").read_text())
-    train_set, held = (load_corpus(args.work / "corpus.npz", part, args.weights) for part in ("train", "held"))
+    train_set, held = (
+        load_corpus(args.work / "corpus.npz", part, args.weights, args.device) for part in ("train", "held")
+    )
     model = model_from(args.init, args.kind, kept) if args.init else new_model(args, len(tokenizer))
     trainer = Trainer(model, args)
     if args.resume and (args.work / "state.pt").exists():

@@ -18,7 +18,7 @@ from transformers import (
 
 
 def new_model(args: argparse.Namespace, vocab: int) -> PreTrainedModel:
-    """A randomly initialised BERT or GPT-2 of the asked size; dropout off, since no text is seen often."""
+    """A randomly initialised BERT or GPT-2 of the asked size, whose config says no dropout."""
     if args.kind == "mlm":
         config = BertConfig(
             vocab_size=vocab,
@@ -65,6 +65,13 @@ def model_from(init: Path, kind: str, kept: list[int] | None) -> PreTrainedModel
     return model
 
 
+def set_dropout(model: PreTrainedModel, rate: float) -> None:
+    """Drop so many activations in training; the config that is exported goes on to say none."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = rate
+
+
 @torch.no_grad()
 def identity_head(model: PreTrainedModel, shift: float = 3.0) -> None:
     """Let the new head's transform pass the hidden state through unchanged.
@@ -97,9 +104,9 @@ def masked_batch(
 
     Every row loses the same number of tokens (the K best of log odds + Gumbel noise), which keeps shapes fixed.
     """
-    frame = torch.ones(len(rows), 1, dtype=torch.long)
+    frame = torch.ones_like(rows[:, :1])
     inputs = torch.cat([frame * ids["cls"], rows, frame * ids["sep"]], dim=1)
-    uniform = torch.rand(inputs.shape, generator=generator).clamp(1e-9, 1 - 1e-7)
+    uniform = torch.rand(inputs.shape, generator=generator, device=rows.device).clamp(1e-9, 1 - 1e-7)
     places = (odds[inputs].log() - (-uniform.log()).log()).topk(round(rate * inputs.shape[1]), dim=1).indices
     targets = inputs.gather(1, places)
     return inputs.scatter(1, places, ids["mask"]), places, targets
@@ -123,17 +130,24 @@ class Objective:
 
     def __init__(self, args: argparse.Namespace, tokenizer: PreTrainedTokenizerFast, train: Corpus):
         self.args = args
+        self.device = train.tokens.device
+        self.training_loss = torch.compile(self.loss) if args.compile else self.loss
         counts = torch.bincount(train.tokens, minlength=len(tokenizer)).float()
         self.odds = {"content": mask_odds(counts, tokenizer.all_special_ids, args.mask_pivot)}
         self.odds["uniform"] = mask_odds(counts, tokenizer.all_special_ids, 1.0)
         if args.kind == "mlm":
             self.ids = {"cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id, "mask": tokenizer.mask_token_id}
-        self.loss = masked_loss if args.kind == "mlm" else causal_loss
 
-    def batch(self, corpus: Corpus, generator: torch.Generator, masking: str = "content") -> tuple[torch.Tensor, ...]:
-        """One batch at a length drawn from ``--lengths``: several lengths, so that every position gets trained."""
-        lengths = self.args.lengths
-        length = lengths[int(torch.randint(len(lengths), (1,), generator=generator))]
+    def loss(self, model: PreTrainedModel, *batch: torch.Tensor) -> torch.Tensor:
+        """Mean loss (nats) of a batch; products are taken in bf16, the weights stay in fp32."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            return masked_loss(model, *batch) if self.args.kind == "mlm" else causal_loss(model, *batch)
+
+    def batch(
+        self, corpus: Corpus, generator: torch.Generator, step: int, masking: str = "content"
+    ) -> tuple[torch.Tensor, ...]:
+        """The batch of one step, at the lengths of ``--lengths`` in turn, so that every position gets trained."""
+        length = self.args.lengths[step % len(self.args.lengths)]
         count = self.args.batch_tokens // length
         if self.args.kind == "causal":
             return (corpus.rows(count, length + 1, generator),)
@@ -143,6 +157,8 @@ class Objective:
     @torch.no_grad()
     def held_out(self, model: PreTrainedModel, corpus: Corpus, batches: int = 8) -> float:
         """Mean loss (nats) on the same held-out windows every time; masks are uniform, 15 %, whatever training does."""
-        generator = torch.Generator().manual_seed(0)
-        losses = [self.loss(model, *self.batch(corpus, generator, "uniform")) for _ in range(batches)]
+        generator = torch.Generator(self.device).manual_seed(0)
+        model.eval()
+        losses = [self.loss(model, *self.batch(corpus, generator, step, "uniform")) for step in range(batches)]
+        model.train()
         return float(torch.stack(losses).mean())

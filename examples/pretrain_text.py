@@ -43,22 +43,22 @@ def encode_documents(documents: list[str], tokenizer: Tokenizer, end: int) -> tu
 
 @dataclass
 class Corpus:
-    """Encoded text: ``tokens`` (N,) uint16, and the offsets where a sentence starts, one (S_f,) array a file."""
+    """Encoded text, all of it on one device, where rows are drawn without asking the host."""
 
-    tokens: torch.Tensor
-    starts: list[torch.Tensor]
-    weights: torch.Tensor  # (files,) chance of drawing a row from each file
+    tokens: torch.Tensor  # (N,) int32, the files one after the other
+    starts: torch.Tensor  # (S,) int64, offsets in `tokens` at which a sentence starts
+    first: torch.Tensor  # (files,) int64, where each file's sentences begin in `starts`
+    sentences: torch.Tensor  # (files,) int64, how many sentences each file has
+    weights: torch.Tensor  # (files,) chance of drawing a row from each file, up to a factor
 
     def rows(self, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
         """Draw ``count`` windows (count, length) int64; half of them start, half end at a sentence boundary."""
+        device = self.tokens.device
         files = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        chance = torch.rand(count, 2, generator=generator)
-        picks = [
-            self.starts[f][int(c * len(self.starts[f]))] for f, c in zip(files.tolist(), chance[:, 0], strict=True)
-        ]
-        offsets = torch.stack(picks) - length * (chance[:, 1] < 0.5)
-        offsets = offsets.clamp(0, len(self.tokens) - length)
-        return self.tokens[offsets[:, None] + torch.arange(length)].long()
+        chance = torch.rand(2, count, generator=generator, device=device, dtype=torch.float64)
+        picks = self.starts[self.first[files] + (chance[0] * self.sentences[files]).long()]
+        offsets = (picks - length * (chance[1] < 0.5)).clamp(0, len(self.tokens) - length)
+        return self.tokens[offsets[:, None] + torch.arange(length, device=device)].long()
 
 
 def read_documents(folder: Path) -> dict[str, list[str]]:
@@ -88,14 +88,15 @@ def encode_corpus(documents: dict[str, list[str]], tokenizer: Tokenizer, end: in
     np.savez(path, **arrays)
 
 
-def load_corpus(path: Path, part: str, weights: dict[str, float]) -> Corpus:
+def load_corpus(path: Path, part: str, weights: dict[str, float], device: torch.device) -> Corpus:
     """Load one part; a file is drawn in proportion to its sentences times its weight (1 where none is given)."""
     with np.load(path) as data:
         names = [k.split("/")[2] for k in data.files if k.startswith(f"{part}/starts/")]
         starts = [torch.from_numpy(data[f"{part}/starts/{n}"]) for n in names]
         tokens = torch.from_numpy(data[f"{part}/tokens"].astype(np.int32))
-    odds = torch.tensor([len(s) * weights.get(n, 1.0) for n, s in zip(names, starts, strict=True)])
-    return Corpus(tokens, starts, odds)
+    counts = torch.tensor([len(s) for s in starts])
+    odds = counts * torch.tensor([weights.get(n, 1.0) for n in names])
+    return Corpus(*(t.to(device) for t in (tokens, torch.cat(starts), counts.cumsum(0) - counts, counts, odds)))
 
 
 def byte_level_bpe(texts: list[str], size: int, keep_words: list[str]) -> Tokenizer:

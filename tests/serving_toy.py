@@ -4,11 +4,10 @@ long for every scoring."""
 import sys
 import time
 
-from toy import ToyBackend
-
 from backends.serve.keys import Keys
 from backends.serve.limits import Limits
 from backends.serve.run import serve
+from bbt.testing import ToyBackend
 
 
 class Slow(ToyBackend):

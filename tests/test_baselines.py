@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 from tiny_models import MAX_LENGTH
-from toy import ToyBackend, shared_config
+from toy import shared_config
 
 from bbt.api import run, tune
 from bbt.baselines.adapter import Adapter
@@ -22,6 +22,7 @@ from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import cross_entropy
 from bbt.tasks import Example
 from bbt.tasks.task import labels_of
+from bbt.testing import ToyBackend
 
 TRAININGS = ("prompt-tuning", "p-tuning", "prefix-tuning", "adapter", "lora", "bitfit", "model-tuning")
 GRADIENT_METHODS = (*TRAININGS, "auto-prompt")

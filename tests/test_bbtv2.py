@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from toy import ToyBackend, shared_config
+from toy import shared_config
 
 from bbt.api import resume, run, tune
 from bbt.errors import BackendError, ConfigError
@@ -14,6 +14,7 @@ from bbt.optimizers.layerwise import Layerwise
 from bbt.prompts.soft import SoftPrompt
 from bbt.spaces.deep import DeepSpace
 from bbt.spaces.soft import PromptSpace, random_projection
+from bbt.testing import ToyBackend
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
-from toy import ToyBackend
 
 from bbt.api import run, tune
 from bbt.config import make_config
@@ -17,6 +16,7 @@ from bbt.scoring.calibration import class_biases, fitted_biases, held_out
 from bbt.scoring.judge import verdicts
 from bbt.scoring.losses import cross_entropy, log_softmax, predicted
 from bbt.tasks import Task, Template
+from bbt.testing import ToyBackend
 
 KINDS = ("fitted", "batch", "content-free")
 TASK = Task("t", Template("{prompt} {text} {mask}"), ("a", "b", "c"), ("a", "b", "c"))
@@ -110,7 +110,7 @@ def test_verdicts_are_cross_entropy_without_calibration_and_what_remains_with_it
 
 
 TOY = {
-    "model": {"backend": "toy:ToyBackend", "name": "toy"},
+    "model": {"backend": "bbt.testing:ToyBackend", "name": "toy"},
     "prompt": {"n_prompt_tokens": 3, "intrinsic_dim": 4, "n_screened": 1},
     "optimizer": {"population_size": 8},
     "budget": {"queries": 48, "dev_every": 16},

@@ -65,7 +65,7 @@ def finished(model, tmp_path_factory):
 
 def written(folder, **changes):
     path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({**CONFIG, "model": {"backend": "toy:ToyBackend"}, **changes}))
+    path.write_text(yaml.safe_dump({**CONFIG, "model": {"backend": "bbt.testing:ToyBackend"}, **changes}))
     return path
 
 
@@ -102,7 +102,18 @@ def test_the_installed_command_ends_an_error_with_exit_code_2_and_one_line(tmp_p
     )
 
 
-@pytest.mark.parametrize(("what", "names"), [("tasks", "sst2 agnews mrpc"), ("optimizers", "cma random PSO")])
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("tasks", "sst2 agnews mrpc"),
+        ("methods", "black-box lora"),
+        ("optimizers", "cma random PSO"),
+        ("losses", "cross_entropy hinge negative_metric"),
+        ("metrics", "accuracy f1 macro_f1"),
+        ("observers", ""),
+        ("backends", "local http pool text-api vllm"),
+    ],
+)
 def test_ls_lists_names_with_what_they_are(bbt, what, names):
     listed = json.loads(bbt("ls", what, "--json").stdout)
     about = {row["name"]: row["about"] for row in listed}
@@ -144,7 +155,7 @@ def test_run_prints_a_table_or_json_and_makes_a_folder(bbt, model, tmp_path):
     [
         ({"bugdet": {}}, ["unknown key 'bugdet'", "'budget'"]),
         ({"task": {"name": "sst3"}}, ["unknown task 'sst3'", "'sst2'"]),
-        ({"optimizer": {"name": "cmaes"}}, ["unknown optimizer 'cmaes'", "'cma'"]),
+        ({"optimizer": {"name": "cmaes", "population_size": 4}}, ["unknown optimizer 'cmaes'", "'cma'"]),
         ({"model": {"backend": "locale"}}, ["unknown backend 'locale'", "'local'"]),
         ({"model": {"name": "nonesuch/model"}}, ["cannot load model 'nonesuch/model'"]),
         ({"prompt": {"init": "vocab"}}, ["'vocab'", "vocabulary"]),

@@ -16,13 +16,13 @@ from bbt.compare.finished import read
 from bbt.compare.plan import cells, load_plan
 from bbt.compare.work import Watcher, Work
 from bbt.errors import ConfigError
-from bbt.methods import resolved_tree
+from bbt.methods import load_method, resolved_tree
 from bbt.predictor import Predictor
 from bbt.tasks.builtin import builtin_task
 from bbt.tasks.configured import test_examples as rows_of
 
 ROOT = Path(__file__).parent.parent
-TOY = {"backend": "toy:ToyBackend", "name": "toy"}
+TOY = {"backend": "bbt.testing:ToyBackend", "name": "toy"}
 TREE = {
     "base": {
         "model": TOY,
@@ -102,7 +102,8 @@ def test_base_file_task_and_method_are_laid_over_each_other(plan, tmp_path):
     tasks = {"films": {"config": str(tmp_path / "task.yaml"), "data": {"k": 4}}}
     methods = {"cma": {"optimizer": {"name": "cma"}, "prompt": {"alpha": 3}}}
     config = cells(load_plan(plan(tasks=tasks, methods=methods)))[0].config
-    assert (config.data.k, config.data.note, config.prompt.alpha, config.prompt.intrinsic_dim) == (4, "mine", 3, 4)
+    prompt = load_method(config).prompt
+    assert (config.data.k, config.data.note, prompt.alpha, prompt.intrinsic_dim) == (4, "mine", 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,7 @@ def test_what_a_backend_prints_goes_into_no_comparison_s_way(plan, tmp_path, mon
 
 CHATTY = """
 import os
-from toy import ToyBackend
+from bbt.testing import ToyBackend
 
 class Chatty(ToyBackend):
     def label_scores(self, prompts, encoded):

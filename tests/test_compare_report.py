@@ -19,7 +19,7 @@ from bbt.compare.costs import as_csv, cost_tables, records
 from bbt.compare.finished import Finished, Point
 from bbt.compare.page import page
 from bbt.compare.plan import Plan, cells
-from bbt.compare.plots import COSTS, cost_plot, mean_steps, shots_plot, spread_plot
+from bbt.compare.plots import X_AXES, cost_plot, mean_steps, shots_plot, spread_plot
 from bbt.compare.published import published_table
 from bbt.compare.scores import score_table, spread
 from bbt.compare.significance import in_words, pair_in_words, paired, paired_tables
@@ -290,7 +290,7 @@ def test_the_page_is_one_file_with_tables_pictures_plan_and_failures():
     parsed = Parsed(page("title", shown, tables, failures, "seeds: [0]"))
     assert parsed.open == []
     assert set(parsed.rows) == {6, 2}
-    assert len(parsed.images) == 2 * (len(COSTS) + 1)
+    assert len(parsed.images) == 2 * (len(X_AXES) + 1)
     for source in parsed.images:
         kind, _, data = source.partition(",")
         assert kind == "data:image/svg+xml;base64"

@@ -55,7 +55,7 @@ def test_finished_runs_of_any_methods_are_averaged(settings, tmp_path):
     search = run(settings({"name": "black-box"}), tmp_path)
     features = run(settings({"name": "feature-mlp", "hidden_size": 4}), tmp_path)
     folders = [str(search.folder), str(features.folder)]
-    outcome = run(settings({"name": "ensemble", "members": folders}), tmp_path)
+    outcome = run(settings({"name": "ensemble", "members": folders}, calibration="none"), tmp_path)
     expected = geometric_mean([probabilities(folder) for folder in folders])
     np.testing.assert_allclose(probabilities(outcome.folder), expected, atol=1e-5)
     assert outcome.result["n_parameters"] == sum(o.result["n_parameters"] for o in (search, features))
@@ -72,14 +72,15 @@ def test_the_saved_ensemble_needs_its_members_no_more(settings, tmp_path):
 
 
 def test_members_are_trained_on_one_split_with_seeds_of_their_own(settings, tmp_path):
-    outcome = run(settings({"name": "ensemble", "n_members": 3}, seed=2), tmp_path)
+    outcome = run(settings({"name": "ensemble", "n_members": 3}, seed=2, calibration="none"), tmp_path)
     members = outcome.classifier.members
     assert [member.seed for member in members] == [6, 7, 8]
     prompts = [member.classifier.prompt.embeddings for member in members]
     assert all(np.abs(a - b).max() > 0.01 for a, b in [prompts[:2], prompts[1:]])
     cost = outcome.result["cost"]
     assert cost["train_queries"] == 3 * 8
-    alone = [run(member.config, tmp_path) for member in members]
+    data, method = {"k": 4, "seed": 2}, {"name": "black-box"}
+    alone = [run(settings(method, seed=m.seed, data=data, calibration="none"), tmp_path) for m in members]
     assert cost["dev_queries"] == sum(o.result["cost"]["dev_queries"] for o in alone) + 3
     expected = geometric_mean([probabilities(o.folder) for o in alone])
     np.testing.assert_allclose(probabilities(outcome.folder), expected, atol=1e-5)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from serving import serving
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -21,7 +22,7 @@ def run(script: str, *args: object, cwd: Path) -> str:
 
 def test_quickstart_tunes_saves_and_predicts(tmp_path: Path) -> None:
     lines = run("quickstart.py", cwd=tmp_path).splitlines()
-    assert set(eval(lines[0])) == {"manual", "untuned", "tuned"}
+    assert set(eval(lines[0])) == {"manual", "manual calibrated", "untuned", "tuned"}
     assert eval(lines[1])[0]["label"] in ("negative", "positive")
     assert (tmp_path / "sst2-tuned/prompt.safetensors").is_file()
 
@@ -48,15 +49,22 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+SIZE = "--layers 1 --width 32 --heads 2 --vocab 300 --positions 64 --lengths 16,32 --batch-tokens 256 --threads 1"
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("kind", "template"), [("mlm", "{text} . It was {mask} ."), ("causal", "{text} It was {mask}")]
 )
-def test_pretrain_resumes_and_its_model_is_scored(tmp_path: Path, corpus: Path, kind: str, template: str) -> None:
+def test_pretrain_resumes_and_its_model_is_scored(
+    tmp_path: Path, corpus: Path, kind: str, template: str, device: str
+) -> None:
     out = tmp_path / "model"
     words = tmp_path / "words.txt"
     words.write_text("bad great")
-    size = "--layers 1 --width 32 --heads 2 --vocab 300 --positions 64 --lengths 16 --batch-tokens 256 --threads 1"
-    command = [corpus, "--kind", kind, "--out", out, "--keep-words", words, *size.split(), "--held-out", "20"]
+    recipe = f"--muon --dropout 0.1 --held-out 20 --device {device}"
+    command = [corpus, "--kind", kind, "--out", out, "--keep-words", words, *SIZE.split(), *recipe.split()]
     run("pretrain.py", *command, "--steps", 2, cwd=tmp_path)
     run("pretrain.py", *command, "--steps", 4, "--resume", cwd=tmp_path)
     curve = (tmp_path / "model.work" / "curve.jsonl").read_text().splitlines()
@@ -71,6 +79,6 @@ def test_remote_tunes_through_a_server_and_the_load_test_counts_its_answers(tiny
     with serving(tiny_backend("bert")) as url:
         lines = run("remote.py", "--url", url, "--model", model, "--queries", 20, cwd=tiny_folder("bert")).splitlines()
         said = run("load_test.py", "--url", url, "--clients", 3, "--seconds", 2, cwd=tiny_folder("bert"))
-    assert set(eval(lines[0])) == {"manual", "untuned", "tuned"}
+    assert set(eval(lines[0])) == {"manual", "manual calibrated", "untuned", "tuned"}
     assert re.fullmatch(r"a query: \d+ bytes up, \d+ bytes down", lines[1])
     assert re.search(r"answers: \{'200': \d+\}\nlatency, seconds: p50 ", said)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from toy import ToyBackend, shared_config
+from toy import shared_config
 
 from bbt.api import run, tune
 from bbt.backend import Features
@@ -12,6 +12,7 @@ from bbt.errors import BackendError, RunError
 from bbt.methods.feature_mlp import FeatureMLP, logits, perceptron, pooled
 from bbt.predictor import Predictor
 from bbt.runs.log import EventLog
+from bbt.testing import ToyBackend
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])

@@ -67,7 +67,7 @@ def test_a_masked_models_tokens_are_masked_in_turn(tiny_backend, reference, mask
 
 @pytest.mark.parametrize("capability", [DeepBackend, FeatureBackend, LikelihoodBackend])
 def test_a_backend_without_the_capability_is_refused_in_a_sentence(capability, tiny_backend):
-    from toy import ToyBackend
+    from bbt.testing import ToyBackend
 
     with pytest.raises(BackendError, match=r"which ToyBackend does not offer; use model\.backend: local"):
         require(ToyBackend(), capability)

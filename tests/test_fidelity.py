@@ -4,7 +4,7 @@ lists the rest."""
 from pathlib import Path
 
 import pytest
-from toy import TASK, ToyBackend
+from toy import TASK
 
 from bbt.config import load_config, make_config, read_run_config
 from bbt.errors import ConfigError
@@ -13,6 +13,7 @@ from bbt.settings import DataConfig, PromptConfig, TaskConfig
 from bbt.spaces.initial import initial_prompts
 from bbt.tasks.builtin import TASKS
 from bbt.tasks.configured import make_split, make_task
+from bbt.testing import ToyBackend
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from toy import ToyBackend, shared_config, toy_scorer
+from toy import shared_config, toy_scorer
 
 from bbt.api import resume, run, tune
 from bbt.backend import HardBackend, require
@@ -18,6 +18,7 @@ from bbt.scoring.remembering import RememberingJudge, RememberingObjective, answ
 from bbt.spaces.hard import ChoiceSpace, RoundedSpace, readable_ids
 from bbt.spaces.soft import PromptSpace
 from bbt.tasks.template import Template
+from bbt.testing import ToyBackend
 
 WORDS = ("bad", "great", "positive")
 TEXTS = ["a film", "the plot is bad and the acting is worse"]

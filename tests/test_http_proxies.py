@@ -5,11 +5,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from serving import free_port, serving
-from toy import ToyBackend
 
 from backends.http import HttpBackend
 from backends.transport import Transport, read_json
 from bbt.errors import ConfigError, EndpointError
+from bbt.testing import ToyBackend
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from reference import normalised
-from toy import ToyBackend, shared_config
+from toy import shared_config
 
 from bbt.api import run, tune
 from bbt.backend import Segment
@@ -11,6 +11,7 @@ from bbt.methods.in_context import InContextClassifier, alternating, demonstrate
 from bbt.runs.log import EventLog
 from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, Task, Template
+from bbt.testing import ToyBackend
 
 TASK = Task("films", Template("{prompt} . {text} . It was {mask}"), ("no", "yes"), ("bad", "great"))
 SHOWN = [Example("a film", 1), Example("the plot is bad", 0), Example("I liked it", 1)]

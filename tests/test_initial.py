@@ -1,16 +1,18 @@
 import numpy as np
 import pytest
-from toy import HIDDEN, TASK, ToyBackend
+from toy import TASK
 
 from bbt.errors import ConfigError, PromptError
 from bbt.prompts.soft import SoftPrompt
 from bbt.settings import PromptConfig
 from bbt.spaces.initial import initial_prompts
+from bbt.testing import ToyBackend
+from bbt.testing.toy import HIDDEN
 
 
 def initial(seed=0, **settings):
     settings = {"n_prompt_tokens": 5, **settings}
-    return initial_prompts(PromptConfig(**settings), ToyBackend(), TASK, seed)
+    return initial_prompts(PromptConfig(**{"n_screened": 1, **settings}), ToyBackend(), TASK, seed)
 
 
 def tokens(prompts):

@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import log_loss
 
-from bbt.scoring.losses import cross_entropy, finite_losses, gold, hinge, log_softmax, negative_metric
+from bbt.scoring.losses import cross_entropy, finite_losses, gold, hinge, load_loss, log_softmax, negative_metric
+from bbt.settings import LOSSES
 from bbt.tasks.metrics import accuracy
+from bbt.testing import check_loss
 
 N, B, K = 4, 9, 3
 LABELS = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2])
@@ -78,3 +80,23 @@ def test_a_candidate_with_a_nan_is_worst_and_the_others_are_untouched(loss, labe
 def test_finite_losses_makes_every_broken_value_infinite():
     losses = finite_losses(np.array([np.nan, -np.inf, np.inf, 0.5]))
     np.testing.assert_array_equal(losses, [np.inf, np.inf, np.inf, 0.5])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_keeps_the_contract(name):
+    check_loss(load_loss(name, 2.0, accuracy))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda scores, labels: cross_entropy(scores, labels).mean(), "have shape"),
+        (lambda scores, labels: cross_entropy(scores, labels) + scores.mean(), "depends on the other candidates"),
+        (lambda scores, labels: -gold(scores, labels).mean(axis=-1), "feels a constant"),
+        (lambda scores, labels: -cross_entropy(scores, labels), "does not fall"),
+        (lambda scores, labels: np.nan_to_num(cross_entropy(scores, labels)), "NaN among its scores has a finite"),
+    ],
+)
+def test_a_fault_of_a_loss_is_found_and_told_in_a_sentence(fault, said):
+    with pytest.raises(AssertionError, match=said):
+        check_loss(fault)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from toy import HIDDEN, TASK, ToyBackend, toy_scorer
+from toy import TASK, toy_scorer
 
 from bbt.scoring.judge import Judge, Verdict
 from bbt.scoring.ledger import Ledger
@@ -8,6 +8,8 @@ from bbt.scoring.losses import cross_entropy
 from bbt.scoring.objective import Objective
 from bbt.scoring.scorer import Scorer
 from bbt.tasks import Example
+from bbt.testing import ToyBackend
+from bbt.testing.toy import HIDDEN
 
 TOKENS = 3
 

@@ -2,6 +2,8 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from threadpoolctl import threadpool_limits
 
 from bbt.errors import ConfigError
 from bbt.optimizers import OPTIMIZERS, Settings, make_optimizer
+from bbt.optimizers.random_search import RandomSearch
+from bbt.testing import check_optimizer
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # moarchiving and matplotlib, which only other parts of pycma use
@@ -36,24 +40,18 @@ def search(name, generations=GENERATIONS, told=None, function=quadratic, **setti
     return np.array(latents), np.array(losses), optimizer
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_keeps_the_contract(name):
+    check_optimizer(partial(make_optimizer, name))
+
+
 @pytest.mark.parametrize(("name", "rule"), [*((name, "csa") for name in NAMES), ("cma", "tpa")])
-def test_every_optimizer_keeps_the_contract(name, rule):
-    np.random.seed(0)
-    before = np.random.get_state()[1].copy()
+def test_every_optimizer_searches(name, rule):
     latents, losses, optimizer = search(name, step_size_rule=rule)
-    np.testing.assert_array_equal(np.random.get_state()[1], before, err_msg="the global generator was used")
-
-    assert latents.shape == (GENERATIONS, POPULATION, D)
-    assert latents.dtype == np.float64
-    assert optimizer.mean.shape == (D,)
-    assert optimizer.mean.dtype == np.float64
-
     np.random.seed(1)  # must not matter
     again, _, replayed = search(name, told=losses, step_size_rule=rule)
     np.testing.assert_array_equal(again, latents, err_msg="replayed losses gave another trajectory")
     np.testing.assert_array_equal(replayed.mean, optimizer.mean)
-    assert not np.array_equal(search(name, generations=1, seed=4)[0][0], latents[0])
-
     recommended = quadratic(optimizer.mean[None])[0]
     if name == "random":
         assert recommended == losses.min() < losses[0].min()
@@ -63,19 +61,45 @@ def test_every_optimizer_keeps_the_contract(name, rule):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_optimizer_stays_within_its_bounds(name):
-    latents, _, optimizer = search(name, bounds=(-1.5, 2.0), function=lambda z: np.square(z - 5.0).sum(axis=1))
-    for points in (latents, optimizer.mean):
-        assert points.min() >= -1.5
-        assert points.max() <= 2.0
-    assert latents.max() > 1.9  # the best point lies outside: the bound is felt
+def test_a_bound_is_felt_where_the_best_point_lies_outside(name):
+    latents, _, _ = search(name, bounds=(-1.5, 2.0), function=lambda z: np.square(z - 5.0).sum(axis=1))
+    assert latents.max() > 1.9
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_first_population_is_spread_by_sigma0(name):
-    near, far = (search(name, generations=1, sigma0=sigma0)[0][0] for sigma0 in (0.1, 1.0))
-    assert 0.04 < near.std() < 0.2
-    assert far.std() == pytest.approx(10 * near.std(), rel=0.05)
+class Faulty(RandomSearch):
+    """Random search with one fault."""
+
+    def __init__(self, fault, settings):
+        given = {"bounds": replace(settings, bounds=None), "sigma0": replace(settings, sigma0=1.0)}
+        super().__init__(given.get(fault, settings))
+        self.fault = fault
+
+    def ask(self):
+        latents = super().ask()
+        if self.fault == "global":
+            latents += 1e-9 * np.random.standard_normal(latents.shape)
+        if self.fault == "unseeded":
+            latents += 1e-9 * np.random.default_rng().standard_normal(latents.shape)
+        return latents.astype(np.float32) if self.fault == "float32" else latents
+
+    def tell(self, latents, losses):
+        super().tell(latents, -losses if self.fault == "worst" else losses)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("global", "global generator was used"),
+        ("unseeded", "asks for other candidates"),
+        ("float32", "expected float64"),
+        ("worst", "recommends a point of loss"),
+        ("bounds", "leaves the bounds"),
+        ("sigma0", "first population's standard deviation"),
+    ],
+)
+def test_a_fault_of_an_optimizer_is_found_and_told_in_a_sentence(fault, said):
+    with pytest.raises(AssertionError, match=said):
+        check_optimizer(partial(Faulty, fault))
 
 
 def raw_pycma(rule, diagonal, seed, sigma0, bounds, generations=GENERATIONS):

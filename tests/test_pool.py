@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from serving import FaultyProxy, ServerProcess, free_port, serving
-from toy import TASK, ToyBackend
+from toy import TASK
 
 import backends.pool.member
 import backends.transport
@@ -16,6 +16,7 @@ from backends.pool.round import Round
 from bbt.errors import BackendError, ConfigError, EndpointError
 from bbt.spaces.soft import PromptSpace, Recipe
 from bbt.tasks import Example
+from bbt.testing import ToyBackend
 
 ROWS = TASK.rows([Example(str(number), 1) for number in (1.5, -0.5, 3)], 2)
 WORDS = ("no", "yes")

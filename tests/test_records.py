@@ -5,7 +5,6 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from toy import ToyBackend
 
 from bbt.api import resume, run, tune
 from bbt.config import make_config
@@ -15,10 +14,11 @@ from bbt.methods import resolved_tree
 from bbt.runs.environment import environment
 from bbt.runs.folder import RunFolder, read_result, run_summaries
 from bbt.runs.log import EventLog, decode_losses, encode_losses
+from bbt.testing import ToyBackend
 
 TOY = {
     "name": "toy",
-    "model": {"backend": "toy:ToyBackend", "name": "toy"},
+    "model": {"backend": "bbt.testing:ToyBackend", "name": "toy"},
     "prompt": {"n_prompt_tokens": 2, "intrinsic_dim": 4, "scale": "paper"},
     "optimizer": {"population_size": 5},
     "budget": {"queries": 20, "dev_every": 10},
@@ -131,7 +131,7 @@ def test_a_run_folder_holds_config_events_prompt_and_result(finished):
     result = json.loads((finished / "result.json").read_text())
     assert read_result(folder) == result
     assert result["cost"]["train_queries"] == 20
-    assert set(result["test"]) == {"manual", "untuned", "tuned"}
+    assert set(result["test"]) == {"manual", "manual calibrated", "untuned", "tuned"}
     start = folder.log.of("start")[0]
     assert start["packages"]["numpy"] == np.__version__
     assert start["info"]["hidden_size"] == 4
@@ -226,8 +226,8 @@ def test_screened_initial_prompts_cost_queries_and_are_recalled(tmp_path):
 
 
 def test_a_backend_that_cannot_be_imported_is_named():
-    with pytest.raises(ConfigError, match="backend 'toy:Nonesuch' cannot be imported"):
-        run(toy_config(model={"backend": "toy:Nonesuch"}))
+    with pytest.raises(ConfigError, match=r"backend 'bbt\.testing:Nonesuch' cannot be imported"):
+        run(toy_config(model={"backend": "bbt.testing:Nonesuch"}))
 
 
 @pytest.mark.parametrize(

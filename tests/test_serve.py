@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import requests
 from serving import ServerProcess, chunked, raw_request, serving
-from toy import ToyBackend
 
 from backends.http import HttpBackend
 from backends.serve.keys import HOUR, Account, Keys, Quota, QuotaError
@@ -20,6 +19,7 @@ from backends.serve.run import check_reach
 from backends.wire import MEDIA_TYPE, WireError, pack, unpack
 from bbt.errors import ConfigError, EndpointError
 from bbt.tasks.template import Template
+from bbt.testing import ToyBackend
 
 ALICE, BOB = "the key of alice, in full", "the key of bob, in full"
 KEYS = Keys([("alice", Quota(key=ALICE)), ("bob", Quota(key=BOB))])

@@ -6,7 +6,7 @@ import pytest
 
 from bbt.draws import stable_choice, stable_normal, stable_uniform
 from bbt.errors import ConfigError
-from bbt.spaces.soft import PromptSpace, normal_scale, random_projection
+from bbt.spaces.soft import PromptSpace, Recipe, normal_scale, random_projection
 
 # T = 3 tokens of RoBERTa-large's 1024 numbers. A change of any of these changes every run's numbers.
 GOLDEN = {
@@ -124,3 +124,12 @@ def test_drawing_takes_little_more_than_the_projection_itself():
 def test_a_projection_that_no_machine_should_hold_is_refused():
     with pytest.raises(ConfigError, match=r"A would hold 51200 x 50000 numbers \(10.2 GB.*more than 8.6 GB"):
         random_projection(0, 51_200, 50_000, "normal", 1.0)
+
+
+def test_a_tied_projection_moves_all_tokens_alike():
+    p0 = np.arange(12, dtype=np.float32).reshape(1, 3, 4)
+    space = PromptSpace.drawn(p0, Recipe(1, 5, "normal", 0.5, tied=True))
+    moved = space.prompts(np.random.default_rng(0).normal(size=(6, 5))) - p0
+    np.testing.assert_allclose(moved, np.repeat(moved[:, :1], 3, axis=1), atol=1e-5)
+    np.testing.assert_array_equal(space.matrix[:4], random_projection(1, 4, 5, "normal", 0.5))
+    assert len({tuple(row) for row in moved[:, 0].round(4).tolist()}) == 6

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,11 +9,12 @@ from sklearn.metrics import accuracy_score, classification_report, confusion_mat
 from bbt.backend import Segment
 from bbt.errors import ConfigError
 from bbt.settings import TaskConfig
-from bbt.tasks import TASKS, Example, Task, Template, task_spec
-from bbt.tasks.builtin import builtin_task
+from bbt.tasks import METRICS, TASKS, Example, Task, TaskSpec, Template, task_spec
+from bbt.tasks.builtin import Wording, builtin_task
 from bbt.tasks.configured import make_task
-from bbt.tasks.metrics import confusion, load_metric, per_class
+from bbt.tasks.metrics import accuracy, confusion, load_metric, per_class
 from bbt.tasks.task import labels_of
+from bbt.testing import check_metric, check_task
 
 GOLD = np.array([0, 0, 1, 1, 1, 0])
 PREDICTED = np.array([0, 1, 1, 0, 1, 0])
@@ -164,3 +167,41 @@ def test_scores_by_class_and_confusion_are_scikit_learns(rows):
     np.testing.assert_array_equal(
         np.column_stack([counts[:, 4], counts[:, :4]]), confusion_matrix(gold, predictions, labels=range(-1, 4))[1:]
     )
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_keeps_the_contract(name):
+    check_task(TASKS[name])
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_keeps_the_contract(name):
+    check_metric(load_metric(name))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda labels, predictions: (labels == predictions).mean().astype(np.float32), "is a float32, expected a flo"),
+        (lambda labels, predictions: 100.0 * accuracy(labels, predictions), "is 100.0, expected 0 to 1"),
+        (lambda labels, predictions: 1.0 - accuracy(labels, predictions), "of right predictions is 0.0"),
+        (lambda labels, predictions: accuracy(labels[:9], predictions[:9]), "depends on the order of the rows"),
+        (
+            lambda labels, predictions: (
+                accuracy(labels[predictions >= 0], predictions[predictions >= 0]) if (predictions >= 0).any() else 0.0
+            ),
+            "is 1 where predictions are missing",
+        ),
+    ],
+)
+def test_a_fault_of_a_metric_is_found_and_told_in_a_sentence(fault, said):
+    with pytest.raises(AssertionError, match=said):
+        check_metric(fault)
+
+
+def test_a_fault_of_a_task_is_found_and_told_in_a_sentence():
+    wording = Wording("{prompt} {text} {mask}", ("x", "y"))
+    spec = TaskSpec("t", ("a", "b"), wording, wording, None)
+    check_task(spec)
+    with pytest.raises(AssertionError, match=r"a causal LM's template goes on after \{mask\}"):
+        check_task(replace(spec, causal=replace(wording, template="{prompt} {text} {mask} .")))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import HIDDEN, ToyBackend, shared_config
+from toy import shared_config
 
 from bbt.api import run, tune
 from bbt.baselines.attempt import Mixture
@@ -19,6 +19,8 @@ from bbt.prompts.soft import SoftPrompt
 from bbt.scoring.ledger import Ledger
 from bbt.spaces.initial import saved_prompt
 from bbt.tasks import Example
+from bbt.testing import ToyBackend
+from bbt.testing.toy import HIDDEN
 
 T = 2
 

@@ -3,7 +3,7 @@ import warnings
 
 import numpy as np
 import pytest
-from toy import HIDDEN, TASK, ToyBackend, toy_scorer
+from toy import TASK, toy_scorer
 
 from bbt.errors import ConfigError
 from bbt.optimizers import Settings, make_optimizer
@@ -15,6 +15,8 @@ from bbt.scoring.objective import Objective
 from bbt.search.schedule import Schedule
 from bbt.search.tuner import Candidate, Tuner, penalised
 from bbt.spaces.soft import PromptSpace, random_projection
+from bbt.testing import ToyBackend
+from bbt.testing.toy import HIDDEN
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -13,7 +13,7 @@ from sklearn.metrics import classification_report, confusion_matrix
 
 from bbt import api
 from bbt.cli import main
-from bbt.config import make_config
+from bbt.config import make_config, read_run_config
 from bbt.errors import BackendError, ConfigError, DataError
 from bbt.predictor import Predictor
 from bbt.tasks.data import bundled_splits
@@ -302,5 +302,8 @@ def test_scores_that_are_no_numbers_are_no_answer(run):
         predictor.predict(["a", "b"])
 
 
-def test_a_run_folder_is_named_by_a_string_too(run):
+def test_a_run_folder_is_named_by_a_string_too(run, tmp_path):
+    again = api.run(read_run_config(str(run)), str(tmp_path / "runs"))
+    assert again.folder is not None
+    assert api.resume(str(again.folder)).folder == again.folder
     assert Predictor(str(run)).predict(["a"]) == Predictor(Path(run)).predict(["a"])

@@ -5,6 +5,7 @@ import yaml
 
 from bbt.config import load_config, make_config, parse_override
 from bbt.errors import ConfigError
+from bbt.methods import to_yaml
 
 
 def file(tmp_path, text):
@@ -59,14 +60,14 @@ def test_columns_by_number_and_the_new_data_keys_are_kept_in_a_run_s_record(tmp_
     data = "data: {source: files, train: a.csv, dev: b.csv, test: c.csv, k: all, header: false, labels: [0, 1], "
     config = load_config(file(tmp_path, data + "columns: {text: 2, label: 1}}"))
     assert (config.data.columns.text, config.data.columns.label) == ("2", "1")
-    assert load_config(file(tmp_path, config.to_yaml())) == config
+    assert load_config(file(tmp_path, to_yaml(config))).data == config.data
 
 
 def test_a_record_of_the_version_before_loads_with_the_new_keys_defaults(tmp_path):
-    tree = yaml.safe_load(make_config({}).to_yaml())
+    tree = yaml.safe_load(to_yaml(make_config({})))
     for key in ("dev", "header"):
         del tree["data"][key]
-    assert load_config(file(tmp_path, yaml.safe_dump(tree))) == make_config({})
+    assert load_config(file(tmp_path, yaml.safe_dump(tree))).data == make_config({}).data
 
 
 @pytest.mark.parametrize("splits", [["test"], ["a", "b", "c", "d"]])

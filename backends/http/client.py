@@ -120,6 +120,7 @@ class Client:
             "seed": r.seed,
             "intrinsic_dim": r.intrinsic_dim,
             "projection": r.projection,
+            "tied": r.tied,
             "scale": r.scale,
             "checksum": space.checksum(),
         }

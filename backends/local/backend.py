@@ -1,6 +1,6 @@
 """`LocalBackend`: whole populations through the forward pass of a `transformers` model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,10 +14,12 @@ from backends.local.features import causal_log_likelihoods, hidden_states, maske
 from backends.local.frozen import Source
 from backends.local.generation import generated
 from backends.local.gradient import TrainableModel
-from backends.local.loading import Kind, load, resolve_device, resolve_precision
+from backends.local.loading import load, resolve_device, resolve_precision
+from backends.local.plain import plain_text
 from backends.local.precision import settled
 from backends.local.rows import LocalContexts, LocalPairs, LocalRows, clipped_std
-from bbt.backend import Decoding, Features, ModelInfo, Row
+from backends.local.source import Kind
+from bbt.backend import Decoding, Features, ModelInfo, PlainText, Row
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Prompts, RowScores, Scores, TokenIds
 
@@ -203,6 +205,12 @@ class LocalBackend:
     def prompt_text(self, token_ids: Sequence[int]) -> str:
         """The text of a hard prompt's tokens."""
         return self._frozen.row_tokenizer.text(token_ids)
+
+    def plain_text(self, render: Callable[[str, str], Row], label_words: Sequence[str]) -> PlainText:
+        """What the bare tokenizer needs for the same rows; see `PlainBackend.plain_text`."""
+        return plain_text(
+            self._frozen.tokenizer, self._frozen.row_tokenizer, render, label_words, self._frozen.kind == "causal"
+        )
 
     def embed_text(self, text: str) -> Prompts:
         """Word embeddings of a text: (1, T, H)."""

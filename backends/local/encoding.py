@@ -118,6 +118,11 @@ class RowTokenizer:
         self._special = re.compile("|".join(names) or r"(?!)")
         self._keeps_space = len(self._ids(" a")) == 1
 
+    @property
+    def special_ids(self) -> tuple[list[int], list[int]]:
+        """Tokens that stand left and right of every row's text."""
+        return self._left, self._right
+
     def label_ids(self, label_words: Sequence[str], row: Row) -> list[int]:
         """Token ids of the label words as they come after what stands left of the mask in `row`.
 
@@ -152,7 +157,8 @@ class RowTokenizer:
             BackendError: the template alone does not fit, or a causal template goes on after the mask or is empty.
             DataError: a text that is no Unicode (half a surrogate pair).
         """
-        tokens, read, n_prompt = [_Token(i) for i in self._left], -1, 0
+        n_prompt, read = sum(segment.n_tokens for segment in row if segment.kind == "start"), -1
+        tokens = [_Token(i) for i in (*map(prompt_id, range(n_prompt)), *self._left)]
         for token in self._tokens(*self._written(row)):
             if token.id == self._mask:
                 read = len(tokens)
@@ -218,6 +224,8 @@ class RowTokenizer:
         (number, start, end) in characters of the segments that are an example's text."""
         written, spans, after_slot, ended = "", [], True, False
         for number, segment in enumerate(row):
+            if segment.kind == "start":
+                continue  # stands left of all that is written
             slot = segment.kind in ("prompt", "mask")
             if slot:
                 written = written.removesuffix(" ") if number and row[number - 1].kind == "literal" else written

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from backends.local.check import checked_evaluator
 from backends.local.encoding import RowTokenizer
-from backends.local.loading import Kind, load
+from backends.local.loading import load
 from backends.local.rows import LocalContexts, LocalPairs, LocalRows, common_prefix
+from backends.local.source import Kind
 from backends.local.structure import first_position
 from backends.local.targets import TargetEvaluator, checked_target_evaluator
 from bbt.backend import Row, check_anchor

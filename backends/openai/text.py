@@ -212,6 +212,8 @@ class TextBackend(VocabularyClient):
         word comes with the space before it."""
         text, rest = "", list(prompt)
         for segment in row:
+            if segment.kind == "start":
+                raise BackendError("a text endpoint takes no soft prompt: {start} is no place for words, use {prompt}.")
             if segment.kind == "prompt":
                 words, rest = self.prompt_text(rest[: segment.n_tokens]), rest[segment.n_tokens :]
                 # The first word may bring the space that the template has already.

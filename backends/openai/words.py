@@ -9,17 +9,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from backends.local.encoding import ordinary_ids
 from backends.local.hub import where
-from backends.local.loading import check_tokenizer, checked_kind, quiet, resolve
+from backends.local.source import check_tokenizer, checked_kind, quiet, resolve
 from bbt.errors import BackendError
 from bbt.types import Prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -29,7 +30,7 @@ class Words:
     """`matrix` (V, H) in fp32 as the checkpoint holds it; facts from its config."""
 
     tokenizer: Any
-    matrix: Tensor
+    matrix: "Tensor"
     architecture: str
     n_layers: int
     max_length: int
@@ -93,6 +94,7 @@ def read_words(model: str, revision: str | None = None) -> Words:
 
 def _parameter_name(config: Any) -> str:
     """The word embeddings' name in the model, found without a byte of its weights."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
@@ -101,7 +103,7 @@ def _parameter_name(config: Any) -> str:
     return next(str(name) for name, weight in model.named_parameters() if weight is words)
 
 
-def _matrix(source: str, options: dict[str, Any], name: str) -> Tensor:
+def _matrix(source: str, options: dict[str, Any], name: str) -> "Tensor":
     """The checkpoint's tensor of that name; checkpoints may leave out the leading parts of it."""
     from safetensors import safe_open
 

@@ -60,6 +60,7 @@ class Space(Strict):
     intrinsic_dim: int = Field(ge=1)
     projection: Literal["uniform", "normal", "orthonormal"]
     scale: float = Field(gt=0)
+    tied: bool = False
     checksum: str = Field(pattern="^[0-9a-f]{64}$")
 
 

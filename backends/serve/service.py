@@ -129,7 +129,7 @@ class Service:
             )
         if id in holdings.spaces and holdings.spaces.get(id).checksum() == space.checksum:
             return Registered(id=id)
-        recipe = Recipe(space.seed, space.intrinsic_dim, space.projection, space.scale)
+        recipe = Recipe(space.seed, space.intrinsic_dim, space.projection, space.scale, space.tied)
         async with self._drawing:  # one at a time: each takes memory several times that of A
             drawn = await asyncio.to_thread(_draw, p0, recipe)
         if drawn.checksum() != space.checksum:
@@ -192,7 +192,7 @@ class Service:
 
 def _n_prompt_tokens(row: Sequence[Segment]) -> int:
     """T of a row; only prompt segments may have tokens, and none a negative number."""
-    if any(segment.n_tokens < 0 or (segment.n_tokens and segment.kind != "prompt") for segment in row):
+    if any(segment.n_tokens < 0 or (segment.n_tokens and segment.kind not in ("prompt", "start")) for segment in row):
         raise BackendError("n_tokens is the number of tokens of a prompt segment, 0 elsewhere.")
     return sum(segment.n_tokens for segment in row)
 

@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compare": compare.compare,
     "eval": use.evaluate,
     "predict": use.predict,
+    "export": use.export,
     "serve": serve.serve,
     "ls": look.list_,
     "show": look.show,
@@ -37,6 +38,8 @@ for name, command in COMMANDS.items():
 def main() -> None:
     """Entry point: errors meant for people become one line and exit code 2."""
     replace_what_cannot_be_encoded()
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # module:Name in a config may lie in the folder that the user stands in
     try:
         with shown_warnings():
             sys.exit(app(sys.argv[1:] or ["--help"], standalone_mode=False))

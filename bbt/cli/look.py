@@ -2,25 +2,40 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import typer
 
 from bbt.cli.common import AsJson, Runs, complain, print_result, print_table
 
+if TYPE_CHECKING:
+    from bbt.names import Table
+
+What: TypeAlias = Literal[
+    "tasks", "models", "methods", "optimizers", "losses", "metrics", "observers", "backends", "runs"
+]
+
 
 def list_(
-    what: Annotated[Literal["tasks", "models", "methods", "optimizers", "runs"], typer.Argument(help="What to list.")],
+    what: Annotated[What, typer.Argument(help="What to list.")],
     runs: Runs = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
-    """List built-in tasks, bundled models, methods, optimizers, or the runs made here."""
-    listing: dict[str, Callable[[], list[tuple[str, str]]]] = {
+    """List built-in parts, bundled models, or the runs made here.
+
+    Wherever a config names a part, module:Name of your own will do, too; examples/extend/ holds one of each.
+    """
+    listing: dict[What, Callable[[], list[tuple[str, str]]]] = {
         "tasks": _tasks,
         "models": _models,
-        "methods": _methods,
+        "methods": lambda: _parts("bbt.methods", "METHODS"),
         "optimizers": _optimizers,
+        "losses": lambda: _parts("bbt.settings", "LOSSES"),
+        "metrics": lambda: [*_parts("bbt.tasks", "METRICS"), *_parts("bbt.tasks.sequence_metrics", "SEQUENCE_METRICS")],
+        "observers": lambda: _parts("bbt.runs.observer", "OBSERVERS"),
+        "backends": lambda: _parts("backends", "BACKENDS"),
         "runs": lambda: _runs(runs),
     }
     rows = listing[what]()
@@ -74,18 +89,20 @@ def _models() -> list[tuple[str, str]]:
     return [(name, _first_line(folder / "README.md")) for name, folder in bundled_models().items()]
 
 
-def _methods() -> list[tuple[str, str]]:
-    from bbt.methods import METHODS
-
-    return [(name, about) for name, (_, about) in METHODS.items()]
-
-
 def _optimizers() -> list[tuple[str, str]]:
     from bbt.optimizers import OPTIMIZERS
     from bbt.optimizers.nevergrad import registry_names
 
-    ours = [(name, about) for name, (_, about) in OPTIMIZERS.items()]
-    return [*ours, *((name, "nevergrad") for name in registry_names())]
+    return [*_named(OPTIMIZERS), *((name, "nevergrad") for name in registry_names())]
+
+
+def _parts(module: str, table: str) -> list[tuple[str, str]]:
+    """The parts in the table of that name of a module, which is imported only for them."""
+    return _named(getattr(import_module(module), table))
+
+
+def _named(table: "Table") -> list[tuple[str, str]]:
+    return [(name, about) for name, (_, about) in table.items()]
 
 
 def _runs(runs: Path) -> list[tuple[str, str]]:

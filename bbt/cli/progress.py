@@ -1,4 +1,4 @@
-"""A progress bar that watches a run."""
+"""The progress bar of a command, and what Ctrl-C does."""
 
 import signal
 import sys
@@ -7,28 +7,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bbt.cli.common import complain
-from bbt.runs.observer import Observer, Progress
+from bbt.runs.observer import Progress
+from bbt.runs.progress import Bar
 
 
-class Bar(Observer):
-    """Draws on a terminal, nothing elsewhere."""
+class InterruptibleBar(Bar):
+    """A bar that knows its run's folder and hands Ctrl-C on."""
 
     def __init__(self) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(disable=None, file=sys.stderr, dynamic_ncols=True)
+        super().__init__()
         self.folder: Path | None = None
         self.interrupted = False
 
     def opened(self, folder: Path) -> None:
         """Say where the run is kept."""
         self.folder = folder
-        if not self.bar.disable:
-            self.bar.write(f"run folder: {folder}", file=sys.stderr)
-
-    def started(self, total: int, unit: str) -> None:
-        """Set the bar's length."""
-        self.bar.total, self.bar.unit = total, unit
+        super().opened(folder)
 
     def interrupt(self, *_: object) -> None:
         """Handle Ctrl-C."""
@@ -39,20 +33,18 @@ class Bar(Observer):
         """Move the bar."""
         if self.interrupted:  # some libraries swallow it while they are imported
             raise KeyboardInterrupt
-        best = "-" if progress.best_metric is None else f"{100 * progress.best_metric:.1f}"
-        self.bar.set_postfix_str(f"train loss {progress.train_loss:.3f}, best dev {best}", refresh=False)
-        self.bar.update(progress.done - self.bar.n)
+        super().progressed(progress)
 
 
 @contextmanager
-def progress_bar() -> Iterator[Bar]:
+def progress_bar() -> Iterator[InterruptibleBar]:
     """A bar while a run lasts; Ctrl-C says how to go on."""
-    observer = Bar()
+    observer = InterruptibleBar()
     before = signal.signal(signal.SIGINT, observer.interrupt)
     try:
         yield observer
     except KeyboardInterrupt:
-        observer.bar.close()
+        observer.close()
         if observer.folder and observer.folder.is_dir():
             complain(f"stopped; nothing is lost: bbt resume {observer.folder} goes on.")
         else:
@@ -60,4 +52,4 @@ def progress_bar() -> Iterator[Bar]:
         sys.exit(130)
     finally:
         signal.signal(signal.SIGINT, before)
-        observer.bar.close()
+        observer.close()

@@ -1,4 +1,4 @@
-"""`bbt eval` and `bbt predict`: what a run has made, put to use."""
+"""`bbt eval`, `bbt predict` and `bbt export`: what a run has made, put to use."""
 
 import io
 import json
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -99,6 +99,27 @@ def _evaluate_texts(
     print_table(f"{prompt} on {task.name} ({len(examples)} test rows)", ("metric", ""), rows)
     for name, signature in found.items():
         print(f"{name}: {signature}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder or prompt.safetensors.")],
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+    to: Annotated[
+        Literal["peft", "transformers", "vllm", "safetensors"], typer.Option(help="Who is to use it.")
+    ] = "peft",
+    option: Option = None,
+) -> None:
+    """Carry a tuned prompt away: files that are used without bbt, and a README.md with the lines that use them.
+
+    Example: bbt export runs/quickstart --to peft carried
+    """
+    from bbt.export import export as write_export
+    from bbt.predictor import Predictor
+
+    predictor = Predictor(run, backend_options(option))
+    soft = write_export(predictor.classifier, predictor.backend, to, folder)
+    said = "" if soft else "no soft prompt to deploy: the manual prompt was selected; its text and class biases are in "
+    print(f"{said}{folder}")
 
 
 def _rows(

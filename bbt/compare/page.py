@@ -7,7 +7,7 @@ from functools import partial
 from html import escape
 
 from bbt.compare.comparison import Comparison
-from bbt.compare.plots import COSTS, cost_plot, shots_plot, spread_plot
+from bbt.compare.plots import X_AXES, cost_plot, shots_plot, spread_plot
 from bbt.compare.table import Table
 from bbt.compare.work import Failure
 from bbt.runs.environment import environment
@@ -47,7 +47,7 @@ def _plots(comparison: Comparison) -> Iterator[tuple[str, str]]:
             plots: dict[str, Callable[[], str]] = {}
             if comparison.plan.k:
                 plots[f"{task} against k"] = partial(shots_plot, comparison, task)
-            for cost in COSTS:
+            for cost in X_AXES:
                 plots[f"{task} against {cost}"] = partial(cost_plot, comparison, task, cost)
             plots[f"{task}: spread over seeds"] = partial(spread_plot, comparison, task)
             for name, plot in plots.items():

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = NDArray[np.float64]
-COSTS: dict[str, Callable[[Point], float]] = {
+X_AXES: dict[str, Callable[[Point], float]] = {
     "train queries": lambda point: point.queries,
     "seconds": lambda point: point.seconds,
 }
@@ -30,7 +30,7 @@ def cost_plot(comparison: Comparison, task: str, cost: str) -> str:
     named: set[str] = set()
     for label, runs in _rows(comparison, task).items():
         method, color = runs[0].cell.method, _color(comparison, runs[0].cell.method)
-        curves = [[(COSTS[cost](point), point.metric) for point in one.curve] for one in runs]
+        curves = [[(X_AXES[cost](point), point.metric) for point in one.curve] for one in runs]
         if all(curves) and label == _longest(comparison, task, runs[0]):
             x, y = mean_steps(curves)
             axes.step(x, 100 * y, where="post", color=color, alpha=0.7, linewidth=1)

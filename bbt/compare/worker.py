@@ -33,7 +33,8 @@ class Lines(Observer):
         """Tell the share that is done."""
         if time.monotonic() - self.told > 0.5:
             self.told = time.monotonic()
-            print(json.dumps({"done": progress.done, "total": self.total}), file=self.channel, flush=True)
+            self.channel.write(json.dumps({"done": progress.done, "total": self.total}) + "\n")
+            self.channel.flush()
 
 
 def own_channel() -> TextIO:
@@ -62,7 +63,7 @@ def main() -> None:
             api.run(make_config(job["config"]), folder.parent, observer)
     except BbtError as error:
         sys.stdout.flush()  # so that the error is the log's last line
-        print(" ".join(str(error).split()), file=sys.stderr)
+        sys.stderr.write(" ".join(str(error).split()) + "\n")
         sys.exit(2)
 
 

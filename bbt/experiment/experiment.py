@@ -73,7 +73,7 @@ class Experiment:
         self.train = scorer_of(self.backend, self.task, self.split.train, self.ledger)
         self.dev = scorer_of(self.backend, self.task, self.split.dev, self.ledger)
         needs_free = self.calibration == "content-free"
-        free = self.content_free_rows
+        free = content_free_rows()
         self.content_free = scorer_of(self.backend, self.task, free, self.ledger) if needs_free else None
         self._begin()
 
@@ -163,7 +163,7 @@ class Experiment:
             dev[None],
             self.calibration,
             before,
-            lambda: classifier.scores(self.content_free_rows, self.ledger)[None],
+            lambda: classifier.scores(content_free_rows(), self.ledger)[None],
         )
         return self._logged(who, verdict, start)
 
@@ -179,16 +179,16 @@ class Experiment:
         self.log.append({"event": "dev", "names": [who], **verdict_facts([verdict]), "ledger": self.ledger.snapshot()})
         return verdict
 
-    @property
-    def content_free_rows(self) -> list[Example]:
-        """Rows that say nothing; their labels mean nothing."""
-        return [Example(text, 0, text) for text in CONTENT_FREE]
-
     def _begin(self) -> None:
         """The first event names model and rows, so that a changed one is noticed when the run is resumed."""
         facts = {"model": self.backend.info.fingerprint, "rows": _fingerprint(self.split)}
         if not self.log.recall("start", **facts):
             self.log.append({"event": "start", **facts, **environment(), "info": asdict(self.backend.info)})
+
+
+def content_free_rows() -> list[Example]:
+    """Rows that say nothing; their labels mean nothing."""
+    return [Example(text, 0, text) for text in CONTENT_FREE]
 
 
 def _fingerprint(split: Split) -> str:

@@ -45,32 +45,33 @@ def result_of(
     trained: Trained,
     costs: dict[str, float],
     tests: Iterable[Ledger],
-    truncated: int,
-    **figures: Any,
+    figures: dict[str, Any],
 ) -> dict[str, Any]:
-    """What `result.json` holds: the figures in the midst of what they are of. `costs` are those of the search, `tests`
-    those of the test, in which `truncated` rows were cut."""
-    e, info = experiment, experiment.backend.info
+    """What `result.json` holds: what was run and chosen, the test's `figures`, the search's `costs`, and the price of
+    the search and of the `tests`."""
+    e = experiment
+    price = {"search": _price(e, e.ledger), "test": sum(_price(e, one) for one in tests)}
+    return {**_about(e, trained), **figures, "cost": costs, "price": price, **_peak_memory(e.backend)}
+
+
+def _about(e: Experiment, trained: Trained) -> dict[str, Any]:
+    """What was run, and what of it was chosen."""
+    info = e.backend.info
     return {
         "task": e.task.name,
         "model": info.name,
         "fingerprint": info.fingerprint,
+        "device": info.device,
+        "precision": info.precision,
         "method": e.facts.get("method"),
         "label": e.facts.get("label", e.facts.get("method", "")),
         "seed": e.seed,
         "calibration": e.calibration,
         "test_examples": len(e.split.test),
         "test_note": e.facts.get("test_note"),
-        **figures,
-        "test_truncated": truncated,
         "selected": {"who": trained.who, **trained.verdict.facts(), "train_queries": trained.train_queries},
         "prompt_text": trained.prompt_text,
         "n_parameters": trained.n_parameters,
-        "cost": costs,
-        "price": {"search": _price(e, e.ledger), "test": sum(_price(e, one) for one in tests)},
-        **_peak_memory(e.backend),
-        "device": info.device,
-        "precision": info.precision,
     }
 
 

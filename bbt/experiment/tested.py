@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bbt.experiment.classifiers import Classifier, calibrated
-from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.experiment import Experiment, Trained, content_free_rows
 from bbt.experiment.generators import labelling
 from bbt.experiment.outcome import Tested, check_finite, result_of
 from bbt.experiment.tested_texts import tested_texts
@@ -27,35 +27,34 @@ def tested(experiment: Experiment, trained: Trained) -> Tested:
     check_finite(experiment, trained)
     if experiment.generates:
         return tested_texts(experiment, trained)
-    e = experiment
-    costs = e.ledger.snapshot()
-    ledgers = {name: Ledger() for name in (*(trained.references if e.references else ()), "tuned")}
+    e, classifier = experiment, labelling(trained.classifier)
+    costs, beside, own = e.ledger.snapshot(), Ledger(), Ledger()
     test: dict[str, dict[str, float]] = {}
     for name, reference in (trained.references if e.references else {}).items():
-        classifier = labelling(reference)
-        scores = _test_scores(e, classifier, ledgers[name])
-        biases = trained.biases.get(name) or _biases(e, classifier, scores, ledgers[name])
-        if name == "manual":
-            test[name] = _metrics(e.task, e.split.test, scores)
-        if e.calibration != "none":
-            test[f"{name} calibrated" if name == "manual" else name] = _calibrated(e, scores, biases)
-        elif name != "manual":
-            test[name] = _metrics(e.task, e.split.test, scores)
-    classifier = labelling(trained.classifier)
-    scores = _test_scores(e, classifier, ledgers["tuned"])
-    biases = trained.verdict.biases
-    if e.calibration == "batch" and e.split.test:
-        biases = _biases(e, classifier, scores, ledgers["tuned"])
-    test["tuned"] = _calibrated(e, scores, biases)
+        test.update(_reference(e, name, labelling(reference), trained.biases.get(name), beside))
+    scores = _test_scores(e, classifier, own)
+    biases = _biases(e, classifier, scores, trained.verdict.biases, own)
+    test["tuned"] = _metrics(e.task, e.split.test, with_biases(scores, biases))
     outcome = calibrated(classifier, biases)
-    elsewhere = Ledger()
     also_test = {
-        task.name: {**_metrics(task, rows, outcome.scores(rows, elsewhere)), "examples": len(rows)}
+        task.name: {**_metrics(task, rows, outcome.scores(rows, beside)), "examples": len(rows)}
         for task, rows in e.other_tests
     }
-    tests = (*ledgers.values(), elsewhere)
-    cut = ledgers["tuned"].truncated
-    return Tested(outcome, result_of(e, trained, costs, tests, cut, test=test, also_test=also_test))
+    figures = {"test": test, "also_test": also_test, "test_truncated": own.truncated}
+    return Tested(outcome, result_of(e, trained, costs, (own, beside), figures))
+
+
+def _reference(
+    e: Experiment, name: str, classifier: Classifier, known: tuple[float, ...] | None, ledger: Ledger
+) -> dict[str, dict[str, float]]:
+    """A reference's metrics by name: with its class biases, and of the manual prompt without them too."""
+    scores = _test_scores(e, classifier, ledger)
+    plain = {name: _metrics(e.task, e.split.test, scores)}
+    if e.calibration == "none":
+        return plain
+    biases = _biases(e, classifier, scores, known, ledger)
+    found = _metrics(e.task, e.split.test, with_biases(scores, biases))
+    return {**plain, f"{name} calibrated": found} if name == "manual" else {name: found}
 
 
 def _test_scores(e: Experiment, classifier: Classifier, ledger: Ledger) -> RowScores:
@@ -65,21 +64,18 @@ def _test_scores(e: Experiment, classifier: Classifier, ledger: Ledger) -> RowSc
     return classifier.scores(e.split.test, ledger)
 
 
-def _biases(e: Experiment, classifier: Classifier, test: RowScores, ledger: Ledger) -> tuple[float, ...] | None:
-    """Class biases of a classifier: fitted on train and dev rows, or of the test rows without their labels, or of rows
-    that say nothing."""
-    if e.calibration == "none":
-        return None
+def _biases(
+    e: Experiment, classifier: Classifier, test: RowScores, known: tuple[float, ...] | None, ledger: Ledger
+) -> tuple[float, ...] | None:
+    """Class biases (K,) of a classifier with scores `test` on the test rows: those that are `known`; else fitted on
+    train and dev rows. Batch calibration takes the test rows', without their labels, where there are any."""
+    if e.calibration == "none" or (known is not None and not (e.calibration == "batch" and len(test))):
+        return known
     rows = [*e.split.train, *e.split.dev]
-    labels, scores = labels_of(rows), test[None]
-    if e.calibration == "fitted" or not len(test):
-        scores = classifier.scores(rows, ledger)[None]
-    free = lambda: classifier.scores(e.content_free_rows, ledger)[None]  # noqa: E731
-    return tuple(class_biases(e.calibration, scores, labels, free)[0].tolist())
-
-
-def _calibrated(e: Experiment, scores: RowScores, biases: tuple[float, ...] | None) -> dict[str, float]:
-    return _metrics(e.task, e.split.test, with_biases(scores, biases))
+    batch = e.calibration == "batch" and len(test)
+    scores = test[None] if batch else classifier.scores(rows, ledger)[None]
+    free = lambda: classifier.scores(content_free_rows(), ledger)[None]  # noqa: E731
+    return tuple(class_biases(e.calibration, scores, labels_of(rows), free)[0].tolist())
 
 
 def _metrics(task: Task, rows: Sequence[Example], scores: RowScores) -> dict[str, float]:

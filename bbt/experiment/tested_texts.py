@@ -26,8 +26,14 @@ def tested_texts(experiment: Experiment, trained: Trained) -> Tested:
         truncated = ledgers[name].truncated
         test[name] = task.evaluate_texts(texts, rows)
         perplexity[name] = writing(generator).perplexity(rows, ledgers[name])
-    figures = {"test": test, "also_test": {}, "perplexity": perplexity, "signatures": signatures(task.metrics)}
-    result = result_of(e, trained, costs, ledgers.values(), truncated, **figures)
+    figures = {
+        "test": test,
+        "also_test": {},
+        "test_truncated": truncated,
+        "perplexity": perplexity,
+        "signatures": signatures(task.metrics),
+    }
+    result = result_of(e, trained, costs, ledgers.values(), figures)
     return Tested(trained.classifier, result, outputs(rows, texts))
 
 

@@ -6,16 +6,17 @@ user's own. Imported only when asked for.
 """
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import yaml
 
 from bbt.config import FORMAT, Config
+from bbt.errors import ConfigError
 from bbt.methods.base import Method
-from bbt.names import resolved
+from bbt.names import Table, resolved
 from bbt.settings import MethodConfig
 
-METHODS = {
+METHODS: Table = {
     "black-box": ("bbt.methods.black_box:BlackBox", "Black-Box Tuning: a search over z, p = p0 + A z"),
     "bbtv2": ("bbt.methods.bbtv2:BBTv2", "BBTv2: a prompt for every layer, searched layer by layer"),
     "ensemble": ("bbt.methods.ensemble:Ensemble", "several trained classifiers, log-probabilities averaged"),
@@ -43,7 +44,6 @@ METHODS = {
     "bitfit": ("bbt.baselines.bitfit:BitFit", "gradients: the biases"),
     "model-tuning": ("bbt.baselines.model_tuning:ModelTuning", "gradients: every weight"),
 }
-"""Name -> where its class is, and what it is."""
 
 
 def load_method(config: Config) -> Method:
@@ -61,9 +61,11 @@ def make_method(
     """A method with its own settings and the sections that it reads; of the `defaults` it takes what it knows.
 
     Raises:
-        ConfigError: as `load_method`.
+        ConfigError: as `load_method`, or what `module:Class` names is no method.
     """
-    kind = cast(type[Method], resolved("method", method.name, {name: at for name, (at, _) in METHODS.items()}))
+    kind = resolved("method", method.name, METHODS)
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise ConfigError(f"method {method.name!r} is no subclass of bbt.methods.Method.")
     return kind.configured(method.name, method.settings, sections, defaults)
 
 

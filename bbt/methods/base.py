@@ -10,7 +10,7 @@ from bbt.config import SECTIONS, validated
 from bbt.errors import ConfigError, RunError, unknown
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
-from bbt.runs.estimate import Plan
+from bbt.runs.estimate import PlannedQueries
 from bbt.settings import CriterionConfig, Strict
 from bbt.tasks import Task
 
@@ -30,10 +30,14 @@ class Method(Strict):
     def train(self, experiment: Experiment) -> Trained:
         """Train on the experiment's train rows, select on its dev rows; every cost goes into its ledger."""
 
-    def plan(self, references: bool) -> Plan | None:
+    def plan(self, references: bool) -> PlannedQueries | None:
         """The queries that `train` will make at most, and those of the test (with `references` or without); None: they
         cannot be known beforehand."""
         return None
+
+    def worded(self, task: Task) -> Task:
+        """The task in the words that the method trains with."""
+        return task
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
         """What `train` made, from the run folder it was saved in. Soft prompts need none: they load by themselves.

@@ -7,9 +7,18 @@ from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
 from bbt.methods.generation_search import GenerationSearch
 from bbt.methods.prompt_search import SoftSearch, schedule
-from bbt.runs.estimate import Plan
-from bbt.settings import BudgetConfig, ObjectiveConfig, OptimizerConfig, PromptConfig, SelectionConfig
+from bbt.runs.estimate import PlannedQueries
+from bbt.settings import (
+    BudgetConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PromptConfig,
+    SelectionConfig,
+    SmallPopulationConfig,
+    TiedPromptConfig,
+)
 from bbt.spaces.initial import n_screened
+from bbt.tasks import Task
 
 
 class SearchMethod(Method):
@@ -23,13 +32,20 @@ class SearchMethod(Method):
     budget: BudgetConfig = BudgetConfig()
     selection: SelectionConfig = SelectionConfig()
 
+    def worded(self, task: Task) -> Task:
+        """The prompt stands at the start of the row where the settings say so."""
+        return task.at_start() if self.prompt.placement == "start" else task
+
 
 class BlackBox(SearchMethod):
     """Black-Box Tuning, with any optimizer."""
 
     takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood", "generation")
 
-    def plan(self, references: bool) -> Plan:
+    prompt: TiedPromptConfig = TiedPromptConfig()
+    optimizer: SmallPopulationConfig = SmallPopulationConfig()
+
+    def plan(self, references: bool) -> PlannedQueries:
         """The queries of its loop."""
         plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)
         return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, intrinsic_dim=self.prompt.intrinsic_dim)

@@ -77,15 +77,20 @@ class Ensemble(Method):
             ConfigError: a member with other labels.
         """
         e, members = experiment, list[Member]()
+        dev, train = list[RowScores](), list[RowScores]()
         n_members = len(self.members) or self.n_members
         e.observer.started(n_members, "member")
         for i in range(n_members):
             member = _loaded(Path(self.members[i]), e) if self.members else self._trained(e, i)
             members.append(member)
-            verdict = e.judge(member.classifier, f"member {i + 1}")
+            dev.append(member.classifier.scores(e.split.dev, e.ledger))
+            e.ledger.dev_queries += 1
+            if e.calibration == "fitted":
+                train.append(member.classifier.scores(e.split.train, e.ledger))
+            verdict = e.judge(member.classifier, f"member {i + 1}", dev[i], train[i] if train else None)
             e.observer.progressed(Progress(i + 1, verdict.loss, verdict.metric))
         classifier = EnsembleClassifier(e.backend, tuple(members))
-        verdict = e.judge(classifier, "ensemble")
+        verdict = e.judge(classifier, "ensemble", averaged(dev), averaged(train) if train else None)
         n_parameters = sum(member.n_parameters for member in members)
         return Trained(classifier, "ensemble", verdict, e.ledger.train_queries, n_parameters, {"manual": e.manual})
 

@@ -24,7 +24,7 @@ class GenerationSearch(SoftSearch):
     """
 
     def __post_init__(self) -> None:
-        if self.settings.prompt.placement != "embedding":
+        if self.settings.prompt.placement == "layernorm":
             raise ConfigError(
                 f"prompt.placement: {self.settings.prompt.placement} does not go with a task whose answer is a text."
             )

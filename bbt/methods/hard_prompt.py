@@ -8,11 +8,11 @@ from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.hard_search import HardMethod, HardSearch
 from bbt.methods.prompt_search import drawn_space, schedule
 from bbt.optimizers import Optimizer, make_optimizer
-from bbt.runs.estimate import Plan
+from bbt.runs.estimate import PlannedQueries
 from bbt.settings import BudgetConfig, HardPromptConfig, ObjectiveConfig, OptimizerConfig, SelectionConfig
 from bbt.spaces.hard import RoundedSpace, readable_ids
 from bbt.spaces.initial import initial_prompts, n_screened
-from bbt.spaces.rounding import Metric, Rule, rounded
+from bbt.spaces.rounding import Rule, Similarity, rounded
 from bbt.types import Prompts
 
 
@@ -24,12 +24,12 @@ class HardPromptTuning(HardMethod):
     objective: ObjectiveConfig = ObjectiveConfig()
     budget: BudgetConfig = BudgetConfig()
     selection: SelectionConfig = SelectionConfig()
-    metric: Metric = "cosine"
+    metric: Similarity = "cosine"
     """What is near: the cosine between a prompt token and a word's embedding, or their distance (l2)."""
     rounding: Rule = "nearest"
     """The rule: see `bbt.spaces.rounding.rounded`."""
 
-    def plan(self, references: bool) -> Plan:
+    def plan(self, references: bool) -> PlannedQueries:
         """The queries of the soft search; prompts that round to the same words are scored once, so there may be
         fewer."""
         plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)

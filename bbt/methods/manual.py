@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
-from bbt.runs.estimate import Plan
+from bbt.runs.estimate import PlannedQueries
 
 
 class Manual(Method):
@@ -12,9 +12,9 @@ class Manual(Method):
 
     takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood", "generation")
 
-    def plan(self, references: bool) -> Plan:
+    def plan(self, references: bool) -> PlannedQueries:
         """One look at dev."""
-        return Plan(train=0, dev=0, manual_dev=1, test=0, manual_test=1)
+        return PlannedQueries(train=0, dev=0, manual_dev=1, test=0, manual_test=1)
 
     def train(self, experiment: Experiment) -> Trained:
         """Judge it once on dev, for the table."""

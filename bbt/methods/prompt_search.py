@@ -32,6 +32,7 @@ from bbt.settings import (
     PromptConfig,
     PromptLength,
     SelectionConfig,
+    TiedPromptConfig,
 )
 from bbt.spaces.initial import initial_prompts, n_screened
 from bbt.spaces.soft import PromptSpace, Recipe, Space, normal_scale
@@ -205,8 +206,11 @@ class PromptSearch(ABC):
         train, dev = e.train.encoded(n_tokens), e.dev.encoded(n_tokens)
         tested = [(3 if e.references else 1, e.task, e.split.test), *((1, task, rows) for task, rows in e.other_tests)]
         tests = [(n, scorer_of(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
+        judged = [dev, train] if e.calibration == "fitted" else [dev]
+        if e.references and not s.selection.baselines:
+            tests += [(2, rows) for rows in judged]  # their class biases
         population, n_judged = s.optimizer.population_size, 1 + s.selection.n_best
-        spending = Spending(e.price, e.ledger, ceilings, train, dev, tests, population, n_judged)
+        spending = Spending(e.price, e.ledger, ceilings, train, judged, tests, population, n_judged)
         spending.check(self._n_screened)
         return spending
 
@@ -248,7 +252,8 @@ class SoftSearch(PromptSearch):
 
     def _space(self) -> Space:
         e = self.experiment
-        return drawn_space(self._p0, self.settings.prompt, self._sigma0, e.seed, e.backend.info.embedding_std)
+        tied = isinstance(self.settings.prompt, TiedPromptConfig) and self.settings.prompt.tied
+        return drawn_space(self._p0, self.settings.prompt, self._sigma0, e.seed, e.backend.info.embedding_std, tied)
 
     def _optimizer(self) -> Optimizer:
         settings = self._optimizer_settings(self.space.intrinsic_dim, self.experiment.seed)
@@ -288,8 +293,10 @@ def schedule(settings: SearchSettings, budgets: tuple[int, ...]) -> Schedule:
     )
 
 
-def drawn_space(p0: Prompts, prompt: HardPromptConfig, sigma0: float, seed: int, std: float) -> PromptSpace:
+def drawn_space(
+    p0: Prompts, prompt: HardPromptConfig, sigma0: float, seed: int, std: float, tied: bool = False
+) -> PromptSpace:
     """p0 + A z, A drawn by the seed; `std` is the spread of what A z is added to."""
     d = prompt.intrinsic_dim
     scale = prompt.alpha / math.sqrt(d) if prompt.scale == "paper" else normal_scale(std, d, sigma0, prompt.alpha)
-    return PromptSpace.drawn(p0, Recipe(seed, d, prompt.projection, scale))
+    return PromptSpace.drawn(p0, Recipe(seed, d, prompt.projection, scale, tied))

@@ -14,7 +14,7 @@ from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.hard_search import HardMethod, HardSearch
 from bbt.methods.prompt_search import schedule
 from bbt.optimizers.nevergrad import NevergradChoices
-from bbt.runs.estimate import Plan
+from bbt.runs.estimate import PlannedQueries
 from bbt.settings import BudgetConfig, ObjectiveConfig, PopulationConfig, PromptLength, SelectionConfig
 from bbt.spaces.hard import ChoiceSpace, readable_ids
 from bbt.types import Prompts, TokenIds
@@ -36,7 +36,7 @@ class TokenSearch(HardMethod):
     n_words: int = Field(200, ge=2)
     """V, the words to choose from."""
 
-    def plan(self, references: bool) -> Plan:
+    def plan(self, references: bool) -> PlannedQueries:
         """The queries of its loop; a prompt that comes again is scored once, so there may be fewer."""
         plan = schedule(self, (self.budget.queries,)).plan(0, references)
         return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, in_words=True)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from bbt.backend import Decoding
+from bbt.backend import Backend, Decoding
 from bbt.errors import PromptError
 from bbt.files import write_bytes_atomically
+from bbt.prompts.peft import is_peft_folder, read_peft, virtual_tokens, write_peft
 from bbt.settings import ScoredBy
 from bbt.types import Prompts
 
@@ -45,16 +46,40 @@ class SoftPrompt:
         return self.embeddings[None]
 
     def check_model(self, name: str, fingerprint: str) -> None:
-        """Refuse a model with other weights than the prompt was tuned for.
+        """Refuse a model with other weights than the prompt was tuned for; a foreign prompt does not say for which.
 
         Raises:
             PromptError: names both models.
         """
-        if fingerprint != self.fingerprint:
+        if self.fingerprint and fingerprint != self.fingerprint:
             raise PromptError(
                 f"this prompt was tuned for {self.model} (weights {self.fingerprint}), not for {name} "
                 f"(weights {fingerprint}). Load it with its own model."
             )
+
+    def to_peft(self, folder: Path | str, backend: Backend) -> None:
+        """Write a folder that `peft.PeftModel.from_pretrained` loads, with `classifier.json` beside: label words, class
+        biases, and what to tokenise. `backend` is the prompt's own model, whose tokenizer is asked.
+
+        Raises:
+            PromptError, BackendError: the manual prompt, or one that PEFT cannot have exactly.
+        """
+        if not self.embeddings.size:
+            raise PromptError("this is the manual prompt: there is no soft prompt to deploy.")
+        vectors, facts = virtual_tokens(self, backend)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_peft(folder, vectors, facts)
+
+    @classmethod
+    def from_peft(cls, folder: Path | str) -> "SoftPrompt":
+        """A prompt from a folder of PEFT's prompt tuning. One that `to_peft` wrote is the prompt that it was; any other
+        has no template and is good for p0.
+
+        Raises:
+            PromptError: not a prompt of PEFT's prompt tuning.
+        """
+        return cls(**read_peft(Path(folder)))
 
     def save(self, path: Path | str) -> None:
         """Write as safetensors; everything but the arrays goes into the metadata as JSON."""
@@ -69,7 +94,7 @@ class SoftPrompt:
 
     @classmethod
     def load(cls, path: Path | str) -> "SoftPrompt":
-        """Read a prompt file, or `prompt.safetensors` in a run folder.
+        """Read a prompt file, `prompt.safetensors` in a run folder, or a folder of PEFT's prompt tuning.
 
         Raises:
             PromptError: no such file, or not a prompt of this format.
@@ -77,6 +102,8 @@ class SoftPrompt:
         from safetensors import SafetensorError, safe_open
 
         path = Path(path)
+        if is_peft_folder(path):
+            return cls.from_peft(path)
         file = path / "prompt.safetensors" if path.is_dir() else path
         if not file.is_file():
             raise PromptError(f"no prompt at {file}. Give a run folder or a .safetensors file that bbt wrote.")
@@ -94,5 +121,5 @@ class SoftPrompt:
             if facts.get("decoding"):
                 facts["decoding"] = Decoding(**{**facts["decoding"], "stop": tuple(facts["decoding"]["stop"])})
             return cls(embeddings=arrays["embeddings"], anchor=arrays.get("anchor"), **facts)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptError(f"{file} is damaged: its metadata do not describe a prompt ({error!r}).") from error

@@ -10,6 +10,7 @@ import yaml
 
 from bbt.backend import Row
 from bbt.settings import (
+    CalibrationKind,
     ModelConfig,
     PriceConfig,
 )
@@ -17,7 +18,7 @@ from bbt.tasks import Example, Split, Task
 
 
 @dataclass(frozen=True)
-class Plan:
+class PlannedQueries:
     """Queries of a run: prompts scored on train, dev and test rows; the `manual` ones have no prompt tokens. On the
     rows of other tests (`evaluation.also_test`) one prompt is scored."""
 
@@ -32,6 +33,8 @@ class Plan:
     """d, where a backend that can hold the prompt space is sent z instead of prompts."""
     in_words: bool = False
     """Whether prompts are words, and travel as token ids."""
+    judged_references: bool = True
+    """Whether what is tested beside the outcome was judged before, so that its class biases are known."""
 
 
 @dataclass(frozen=True)
@@ -80,26 +83,39 @@ class Estimate:
 
 def estimated(
     price: PriceConfig,
-    plan: Plan,
+    plan: PlannedQueries,
     task: Task,
     split: Split,
     others: Sequence[Sequence[Example]],
     gauge: Gauge,
     speed: float | None,
+    calibration: CalibrationKind = "none",
+    content_free: Sequence[Example] = (),
 ) -> Estimate:
-    """The plan's cost on these rows and on those of `others`; `speed` in examples a second, if it is known."""
+    """The plan's cost on these rows and on those of `others`; `speed` in examples a second, if it is known. Fitted
+    biases are read off train and dev rows of every judged prompt, content-free ones off rows of every prompt."""
     n_tokens = plan.n_prompt_tokens
+    fitted = int(calibration == "fitted")
+    unjudged = 0 if plan.judged_references or calibration in ("none", "batch") else 1
+    free = content_free if calibration == "content-free" else ()
+    labelled = [*split.train, *split.dev, *free]
     parts: list[tuple[int, Sequence[Example], int]] = [
         (plan.train, split.train, n_tokens),
         (plan.dev, split.dev, n_tokens),
         (plan.manual_dev, split.dev, 0),
+        (fitted * plan.dev, split.train, n_tokens),
+        (fitted * plan.manual_dev, split.train, 0),
+        (plan.train + plan.dev, free, n_tokens),
+        (plan.manual_dev, free, 0),
+        (unjudged * max(plan.test - 1, 0), labelled, n_tokens),
+        (unjudged * plan.manual_test, labelled, 0),
         (plan.test, split.test, n_tokens),
         (plan.manual_test, split.test, 0),
         *((1, rows, n_tokens if plan.test else 0) for rows in others),
     ]
     examples = sum(n * len(rows) for n, rows, _ in parts)
-    up = sum(n * gauge.tokens(task.rows(rows, t)) for n, rows, t in parts if n)
-    wires = [(n, gauge.wire(task.rows(rows, t), len(task.label_words))) for n, rows, t in parts if n]
+    up = sum(n * gauge.tokens(task.rows(rows, t)) for n, rows, t in parts if n and rows)
+    wires = [(n, gauge.wire(task.rows(rows, t), len(task.label_words))) for n, rows, t in parts if n and rows]
     return Estimate(
         plan.train,
         plan.dev + plan.manual_dev,

@@ -1,19 +1,26 @@
-"""Who watches a run: told what it does, never asked."""
+"""Observers: a run tells them what it does, and never asks them anything."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bbt.names import resolved
+from bbt.errors import ConfigError
+from bbt.names import Table, resolved
+
+OBSERVERS: Table = {}
+"""Observers of ours by name; so far there are none, and a config names the user's own."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: `done` of its total, the last training loss, and the best dev metric so far."""
+    """How far a run is."""
 
     done: int
+    """Of the total that `Observer.started` was told, and in its unit."""
     train_loss: float
+    """The lowest training loss of the last generation, or that of the last step."""
     best_metric: float | None = None
+    """The best dev metric so far, in [0, 1] (none: dev has not judged yet)."""
 
 
 class Observer:
@@ -55,7 +62,11 @@ def watching(names: Sequence[str], observer: Observer | None) -> Observer:
     """An observer, if there is one, and those that are named as `module:Class`.
 
     Raises:
-        ConfigError: a name that cannot be imported.
+        ConfigError: a name that cannot be imported, or that names no observer.
     """
-    named = [resolved("observer", name, {})() for name in names]
+    kinds = [resolved("observer", name, OBSERVERS) for name in names]
+    for name, kind in zip(names, kinds, strict=True):
+        if not (isinstance(kind, type) and issubclass(kind, Observer)):
+            raise ConfigError(f"observer {name!r} is no subclass of bbt.Observer.")
+    named = [kind() for kind in kinds]
     return Observers([*([observer] if observer else []), *named])

@@ -61,9 +61,10 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
 def selected_line(result: dict[str, Any]) -> str:
     """Which candidate dev chose."""
     best = result["selected"]
+    deploy = "; no soft prompt to deploy" if best["who"] == "manual" else ""
     return (
         f"selected: {best['who']} at query {best['train_queries']}, dev metric {100 * best['metric']:.2f}, "
-        f"dev loss {best['loss']:.4f}"
+        f"dev loss {best['loss']:.4f}{deploy}"
     )
 
 

@@ -70,10 +70,6 @@ def load_loss(name: str, margin: float, metric: Metric) -> Callable[[Scores, Lab
     Raises:
         ConfigError: no such loss.
     """
-    if name == "hinge":
-        return partial(hinge, margin=margin)
-    if name == "negative_metric":
-        return partial(negative_metric, metric=metric)
-    if name == "cross_entropy":
-        return cross_entropy
-    return cast(Callable[[Scores, Labels], Losses], resolved("loss", name, dict.fromkeys(LOSSES, "")))
+    loss = cast(Callable[..., Losses], resolved("loss", name, LOSSES))
+    extra: dict[str, dict[str, Any]] = {"hinge": {"margin": margin}, "negative_metric": {"metric": metric}}
+    return partial(loss, **extra.get(name, {}))

@@ -11,21 +11,22 @@ from bbt.settings import PriceConfig
 
 @dataclass(frozen=True)
 class Spending:
-    """What a search may still cost.
-
-    `train` and `dev` are the rows of one query; `tests` are rows and by how many prompts they are tested in the end;
-    a generation has `population_size` train queries and is followed by a check of `n_judged` dev queries. Every
-    extension of a run adds one of the `ceilings`, the last ends it.
-    """
+    """What a search may still cost."""
 
     price: PriceConfig
     ledger: Ledger
     ceilings: tuple[float, ...]
+    """Every extension of a run adds one; the last ends it."""
     train: Encoded
-    dev: Encoded
+    """The rows of a train query."""
+    judged: Sequence[Encoded]
+    """The rows of a dev query."""
     tests: Sequence[tuple[int, Encoded]]
+    """How many prompts are tested in the end, and on which rows."""
     population_size: int
+    """Train queries of a generation."""
     n_judged: int
+    """Dev queries of the check that follows it."""
 
     def reached(self) -> int:
         """How many of the ceilings the run would exceed with another generation, its check and the test."""
@@ -35,7 +36,7 @@ class Spending:
 
     def cost(self, n_train: int, n_dev: int) -> float:
         """Of so many queries and the test: by the rows' tokens, or by what was billed so far, if that is more."""
-        parts = ((n_train, self.train), (n_dev, self.dev), *self.tests)
+        parts = [(n_train, self.train), *((n_dev, rows) for rows in self.judged), *self.tests]
         examples = sum(n * rows.n_examples for n, rows in parts)
         counted = self.price.of(sum(n * rows.n_tokens for n, rows in parts), examples)
         if not self.ledger.examples:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from bbt.errors import ConfigError
-from bbt.runs.estimate import Plan
+from bbt.runs.estimate import PlannedQueries
 
 
 class Searching(Protocol):
@@ -93,7 +93,7 @@ class Schedule:
                 f"(optimizer.population_size) need {least} queries. Raise it, or lower those."
             )
 
-    def plan(self, n_screened: int, references: bool) -> Plan:
+    def plan(self, n_screened: int, references: bool) -> PlannedQueries:
         """The queries of a search that goes on until its budget is spent, and of the test that follows.
 
         Raises:
@@ -103,7 +103,14 @@ class Schedule:
         counted = _Counted(self.population_size, n_screened)
         self.drive(counted)
         judged = counted.checks * (1 + self.n_best) + int(self.baselines)
-        return Plan(counted.spent, judged, int(self.baselines), 1 + int(references), int(references))
+        return PlannedQueries(
+            counted.spent,
+            judged,
+            int(self.baselines),
+            1 + int(references),
+            int(references),
+            judged_references=self.baselines,
+        )
 
 
 @dataclass

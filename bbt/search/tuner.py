@@ -1,6 +1,7 @@
 """The loop: ask, score, tell; now and then judge on dev; stop when the budget is spent."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from bbt.scoring.spending import Spending
 from bbt.search.schedule import Schedule
 from bbt.spaces.soft import Space
 from bbt.types import AnyPrompts, Latents, Losses
+
+LOG = logging.getLogger(__name__)
 
 EXHAUSTED = 20
 """Generations without one new prompt after which a search has seen what it will see."""
@@ -145,6 +148,9 @@ class Tuner:
         self._contenders = []
         self.last_check = self.spent
         self._checks_without_better = self._checks_without_better + 1 if self.best is best else 0
+        if self.best:
+            found = self.best.verdict
+            LOG.info("%d queries: best dev metric %.4f, dev loss %.4f.", self.spent, found.metric, found.loss)
 
     def _judged(self, prompts: dict[str, AnyPrompts]) -> list[Candidate]:
         """Named prompts, one a population of one, with their verdicts, recalled or scored."""

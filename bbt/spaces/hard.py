@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bbt.backend import Backend, HardBackend, require
-from bbt.spaces.rounding import Metric, Rule, rounded
+from bbt.spaces.rounding import Rule, Similarity, rounded
 from bbt.spaces.soft import PromptSpace
 from bbt.types import Latents, Prompts, TokenIds
 
@@ -34,7 +34,7 @@ class RoundedSpace:
     soft: PromptSpace
     ids: TokenIds
     words: NDArray[np.float32]
-    metric: Metric
+    metric: Similarity
     rule: Rule
     seed: int = 0
 

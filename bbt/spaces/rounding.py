@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from bbt.draws import stable_uniform
 from bbt.types import Prompts, TokenIds
 
-Metric = Literal["cosine", "l2"]
+Similarity = Literal["cosine", "l2"]
 Rule = Literal["nearest", "distinct", "stochastic"]
 
 
-def similarities(prompts: Prompts, words: NDArray[np.float32], metric: Metric) -> NDArray[np.float32]:
+def similarities(prompts: Prompts, words: NDArray[np.float32], metric: Similarity) -> NDArray[np.float32]:
     """(n, T, V) of every prompt token to the word embeddings (V, H): their cosine, or minus half the squared
     distance (less |p|^2 / 2, which is the same for all words)."""
     if metric == "cosine":
@@ -22,7 +22,7 @@ def similarities(prompts: Prompts, words: NDArray[np.float32], metric: Metric) -
     return np.asarray(prompts @ words.T - 0.5 * np.square(words).sum(axis=1))
 
 
-def rounded(prompts: Prompts, words: NDArray[np.float32], metric: Metric, rule: Rule, seed: int = 0) -> TokenIds:
+def rounded(prompts: Prompts, words: NDArray[np.float32], metric: Similarity, rule: Rule, seed: int = 0) -> TokenIds:
     """(n, T, H) -> (n, T) indices of words (V, H).
 
     nearest: every token for itself. distinct: from the most certain token on, each takes the nearest word that is

@@ -94,6 +94,8 @@ class Recipe:
     intrinsic_dim: int
     projection: Projection
     scale: float
+    tied: bool = False
+    """Whether all prompt tokens are moved alike: A is drawn for one token (H, d) and repeated for each of the T."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,9 @@ class PromptSpace:
         Raises:
             ConfigError: as `random_projection`.
         """
-        r = recipe
-        return cls(p0, random_projection(r.seed, p0.size, r.intrinsic_dim, r.projection, r.scale), recipe)
+        r, n_times = recipe, p0.shape[1] if recipe.tied else 1
+        matrix = random_projection(r.seed, p0.size // n_times, r.intrinsic_dim, r.projection, r.scale)
+        return cls(p0, np.tile(matrix, (n_times, 1)), recipe)
 
     @property
     def intrinsic_dim(self) -> int:

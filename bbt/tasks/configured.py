@@ -81,6 +81,27 @@ def _generation_task(config: TaskConfig) -> GenerationTask:
     )
 
 
+def worded(config: TaskConfig, label_names: Sequence[str], kind: str, takes_pair: bool) -> TaskConfig:
+    """A task with all that `make_task` needs for a `masked` or `causal` LM. One that is neither built in nor a
+    `module:SPEC` takes, where nothing is given, the paper's template for DBPedia (or for pairs) and the label names as
+    label words."""
+    if config.name in TASKS or ":" in config.name:
+        return config
+    asks_like = TASKS["mrpc" if takes_pair else "dbpedia"]
+    template = (asks_like.masked if kind == "masked" else asks_like.causal).template
+    given = {"template": config.template or template, "label_words": config.label_words or tuple(label_names)}
+    return config.model_copy(update={**given, "label_names": tuple(label_names)})
+
+
+def known_label_names(config: TaskConfig) -> tuple[str, ...] | None:
+    """What the labels are called as far as the config says, or the built-in task."""
+    if config.label_names or config.label_words:
+        return config.label_names or config.label_words
+    if config.name in TASKS:
+        return TASKS[config.name].label_names
+    return _own_spec(config.name).label_names if ":" in config.name else None
+
+
 def _own_spec(name: str) -> TaskSpec:
     """A task of the user's own, `module:SPEC`."""
     spec = resolved("task", name, {})
@@ -153,6 +174,8 @@ def _generation_columns(task: GenerationTask, named: ColumnsConfig) -> Columns:
 def _rows(config: DataConfig, task: Task, part: str) -> list[Example] | None:
     """The rows of `train`, `dev` or `test`; None where the config names no dev rows of its own."""
     columns = columns_of(config, task)
+    if config.source == "memory":
+        raise ConfigError("data.source: memory: the rows were handed over in Python and are not kept; name a file.")
     if config.source == "files":
         if not (config.train and config.test):
             raise ConfigError("data.source: files needs data.train and data.test.")

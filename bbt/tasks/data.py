@@ -58,6 +58,27 @@ def draw_split(
     return split
 
 
+def share_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """Train and dev rows, both in their order: of each class's rows, shuffled by the seed, the last `share` are dev,
+    rounded to the next whole row, but one stays for train.
+
+    Raises:
+        DataError: a share that is none, or no class has a row to spare.
+    """
+    if not 0 < share < 1:
+        raise DataError(f"dev as a share of the train rows must lie between 0 and 1, got {share}.")
+    of_class = Counter(example.label for example in examples)
+    for_dev = {label: min(n - 1, max(1, round(share * n))) for label, n in of_class.items()}
+    dev: set[int] = set()
+    for i in reversed(_shuffled_order(len(examples), seed)):
+        if for_dev[examples[i].label]:
+            for_dev[examples[i].label] -= 1
+            dev.add(i)
+    if not dev:
+        raise DataError("no row can be spared for dev: give at least two rows of a class, or dev rows of your own.")
+    return [e for i, e in enumerate(examples) if i not in dev], [e for i, e in enumerate(examples) if i in dev]
+
+
 def k_shot(
     examples: Sequence[Example], k: int, seed: int, label_names: Sequence[str]
 ) -> tuple[list[Example], list[Example]]:
@@ -105,10 +126,14 @@ def first_k_then_k(
 
 
 def _shuffled(examples: Sequence[Example], seed: int) -> list[Example]:
+    return [examples[i] for i in _shuffled_order(len(examples), seed)]
+
+
+def _shuffled_order(n: int, seed: int) -> list[int]:
     """The reference's order; NumPy's legacy shuffle is frozen across versions."""
-    order = np.arange(len(examples)).tolist()
+    order: list[int] = np.arange(n).tolist()
     np.random.RandomState(seed).shuffle(order)
-    return [examples[i] for i in order]
+    return order
 
 
 def _check_enough(seen: Counter[int], needed: int, label_names: Sequence[str], need: str) -> None:

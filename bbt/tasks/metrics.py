@@ -9,7 +9,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.names import resolved
+from bbt.names import Table, resolved
 from bbt.types import Labels
 
 Metric: TypeAlias = Callable[[Labels, Labels], float]
@@ -37,12 +37,11 @@ def macro_f1(labels: Labels, predictions: Labels) -> float:
     return float(f1_score(labels, predictions, labels=classes, average="macro", zero_division=0))
 
 
-METRICS = {
-    "accuracy": "bbt.tasks.metrics:accuracy",
-    "f1": "bbt.tasks.metrics:f1",
-    "macro_f1": "bbt.tasks.metrics:macro_f1",
+METRICS: Table = {
+    "accuracy": ("bbt.tasks.metrics:accuracy", "share of rows that are predicted right"),
+    "f1": ("bbt.tasks.metrics:f1", "F1 of class 1"),
+    "macro_f1": ("bbt.tasks.metrics:macro_f1", "unweighted mean of the classes' F1"),
 }
-"""Name -> where the function is."""
 
 
 def load_metric(name: str) -> Metric:

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any, TypeAlias, cast
 
 from bbt.errors import ConfigError
-from bbt.names import resolved
+from bbt.names import Table, resolved
 
 References: TypeAlias = Sequence[Sequence[str]]
 """For each text what it may be: one text at least."""
@@ -60,19 +60,15 @@ def rouge_l(texts: Sequence[str], references: References) -> float:
     return _rouge("rougeL", texts, references)
 
 
-SEQUENCE_METRICS = {
-    name: f"bbt.tasks.sequence_metrics:{function}"
-    for name, function in {
-        "exact_match": "exact_match",
-        "token_f1": "token_f1",
-        "bleu": "bleu",
-        "chrf": "chrf",
-        "rouge1": "rouge1",
-        "rouge2": "rouge2",
-        "rougeL": "rouge_l",
-    }.items()
+SEQUENCE_METRICS: Table = {
+    "exact_match": ("bbt.tasks.sequence_metrics:exact_match", "share of generated texts that are right (SQuAD)"),
+    "token_f1": ("bbt.tasks.sequence_metrics:token_f1", "F1 of a generated text's words (SQuAD)"),
+    "bleu": ("bbt.tasks.sequence_metrics:bleu", "sacreBLEU's BLEU of generated text, over 100"),
+    "chrf": ("bbt.tasks.sequence_metrics:chrf", "sacreBLEU's chrF2 of generated text, over 100"),
+    "rouge1": ("bbt.tasks.sequence_metrics:rouge1", "ROUGE-1 of generated text"),
+    "rouge2": ("bbt.tasks.sequence_metrics:rouge2", "ROUGE-2 of generated text"),
+    "rougeL": ("bbt.tasks.sequence_metrics:rouge_l", "ROUGE-L of generated text"),
 }
-"""Name -> where the function is."""
 
 
 def load_sequence_metric(name: str) -> SequenceMetric:

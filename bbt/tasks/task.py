@@ -1,7 +1,7 @@
 """A `Task`: template, label words and metrics, for one kind of language model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,10 @@ class Task:
             raise ConfigError(f"task {self.name}: label words repeat: {list(self.label_words)}.")
         for metric in self.metrics:
             load_metric(metric)
+
+    def at_start(self) -> "Task":
+        """The task with the soft prompt at the very start of its rows."""
+        return replace(self, template=self.template.at_start())
 
     def rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
         """Examples as segments for `Backend.encode`."""

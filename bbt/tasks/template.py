@@ -1,4 +1,4 @@
-"""Templates with `{prompt}`, `{text}`, `{text_pair}` and `{mask}` slots, or a `{source}` and a `{target}`."""
+"""Templates with `{prompt}` or `{start}`, `{text}`, `{text_pair}` and `{mask}` slots, or `{source}` and `{target}`."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from bbt.backend import Row, Segment
 from bbt.errors import ConfigError, unknown
 
-SLOTS = ("prompt", "text", "text_pair", "mask", "source", "source_pair", "target")
+SLOTS = ("prompt", "start", "text", "text_pair", "mask", "source", "source_pair", "target")
+START = "{start}"
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
 _PROMPT_AND_SEPARATOR = re.compile(r"(?P<left>\s*)(?:\{prompt\}(?:\s*\.(?=\s|\{mask\}))?(?P<right>\s*))+")
@@ -20,15 +21,16 @@ class Template:
     vocabularies of the GPT-2 and RoBERTa kind have their words, and after "It was{mask}" without it.
 
     The soft tokens stand where `{prompt}` stands; in several places they are shared out in order, the first
-    places taking one more if they do not divide evenly. For a causal LM `{mask}` comes last: the label word is
-    the next token.
+    places taking one more if they do not divide evenly. Or they stand at `{start}`: at the very start of the row, even
+    before the BOS or [CLS] that a tokenizer puts there, where PEFT has its virtual tokens. For a causal LM `{mask}`
+    comes last: the label word is the next token.
 
     Where text is to be generated, `{source}`, `{source_pair}` and `{target}` stand for the texts and the answer, which
     comes last; the space left of it belongs to its first word. Only the source is cut where a row is too long.
 
     Raises:
-        ConfigError: an unknown slot; no `{text}`, or not exactly one `{mask}`; or with a `{target}` no `{source}`, or
-            anything that comes after it.
+        ConfigError: an unknown slot; no `{text}`, or not exactly one `{mask}`; with a `{target}` no `{source}`, or
+            anything that comes after it; or a `{start}` that is not at the start or stands beside a `{prompt}`.
     """
 
     source: str
@@ -48,6 +50,8 @@ class Template:
                 )
         elif slots.count("mask") != 1 or "text" not in slots:
             raise ConfigError(f"template {self.source!r} needs {{text}} and exactly one {{mask}}.")
+        if "start" in slots and (not self.source.startswith(START) or slots.count("start") > 1 or "prompt" in slots):
+            raise ConfigError(f"template {self.source!r}: {{start}} comes first, once, and without a {{prompt}}.")
 
     @property
     def takes_pair(self) -> bool:
@@ -61,7 +65,11 @@ class Template:
 
     def manual(self) -> "Template":
         """The same words without the soft prompt and the full stop that separates it from the text."""
-        return Template(_PROMPT_AND_SEPARATOR.sub(_gap, self.source))
+        return Template(_PROMPT_AND_SEPARATOR.sub(_gap, self.source.removeprefix(START)))
+
+    def at_start(self) -> "Template":
+        """The manual template's words, with the soft prompt at the very start."""
+        return Template(START + self.manual().source)
 
     def without_label_space(self) -> "Template":
         """The same words with the mask close to what stands left of it, so that the label word has no space of its own.
@@ -72,17 +80,18 @@ class Template:
         """One example as segments; with no prompt tokens the manual template is rendered.
 
         Raises:
-            ConfigError: prompt tokens were asked for but the template has no `{prompt}`.
+            ConfigError: prompt tokens were asked for but the template has no place for them.
         """
-        if n_prompt_tokens == 0 and "{prompt}" in self.source:
+        n_places = self.source.count("{prompt}") + self.source.count(START)
+        if n_prompt_tokens == 0 and n_places:
             return self.manual().render(text, text_pair, 0, target)
-        shares = _shares(n_prompt_tokens, self.source.count("{prompt}"), self.source)
+        shares = _shares(n_prompt_tokens, n_places, self.source)
         segments: list[Segment] = []
         for i, piece in enumerate(_SLOT.split(self.source)):
             if i % 2 == 0:
                 segments += [Segment("literal", piece)] if piece else []
-            elif piece == "prompt":
-                segments.append(Segment("prompt", n_tokens=shares.pop(0)))
+            elif piece in ("prompt", "start"):
+                segments.append(Segment("prompt" if piece == "prompt" else "start", n_tokens=shares.pop(0)))
             elif piece == "mask":
                 segments.append(Segment("mask"))
             elif piece == "target":

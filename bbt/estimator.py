@@ -1,0 +1,356 @@
+"""`PromptClassifier`: a tuned prompt in scikit-learn's words.
+
+from bbt import PromptClassifier
+classifier = PromptClassifier(label_words={"refund": "money", "bug": "error"}, budget=300)
+classifier.fit(texts, labels).predict_proba(new_texts)
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d, validate_data
+
+from bbt.api import Outcome, tune_rows
+from bbt.config import Config, make_config, merged
+from bbt.errors import ConfigError, DataError, LabelWordError
+from bbt.experiment.classifiers import Classifier, HardPromptClassifier, SoftPromptClassifier
+from bbt.experiment.generators import labelling
+from bbt.export import Target, export
+from bbt.methods.saved import load_classifier
+from bbt.open_models import OpenModel, open_model
+from bbt.predictor import sound_scores
+from bbt.prompts import HardPrompt, SoftPrompt
+from bbt.runs.progress import shown_progress
+from bbt.scoring.losses import log_softmax
+from bbt.settings import CalibrationKind
+from bbt.tasks import Example, Split
+from bbt.tasks.configured import worded
+from bbt.tasks.data import share_out
+from bbt.tasks.examples import checked_text
+
+OWN = ("model", "method", "seed", "calibration", "data", "evaluation")
+"""What a config says that is a parameter here, or has no meaning."""
+
+
+class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier of texts, or of pairs of texts, that tunes a prompt of a frozen language model.
+
+    X is a list, array or Series of texts, a list of pairs (tuples), or a 2-D array or DataFrame of one or two columns
+    of texts. y are labels of any hashable kind. What is learnt travels in a pickle, and the model's weights do not:
+    they are loaded when they are first needed.
+
+    Parameters:
+        model: a bundled model's name, a folder, a name on the hub, or what an endpoint calls it.
+        template: text with the slots {prompt}, {text}, {text_pair} and {mask} (none: the paper's for DBPedia, or its
+            one for pairs).
+        label_words: one word of one token for each class: a dict from class to word, or the words in the order of
+            `classes_` (none: the classes' own names).
+        method: a method's name (`bbt ls methods`), or a dict with its name and settings.
+        budget: queries of a search, each a candidate on all train rows; methods without a search pay no heed to it.
+        calibration: how class biases are found: none, fitted, batch or content-free.
+        dev: which share of the rows, class by class, selects among prompts where `fit` is given no dev rows.
+        random_state: seeds the search and the draw of dev rows.
+        backend: local, http, pool, text-api, vllm or `module:Class`.
+        options: the backend's own options, e.g. {"url": ...} or {"precision": "fp32"}.
+        settings: what else a config may say, section by section, e.g. {"prompt": {"n_prompt_tokens": 10}}.
+        verbose: whether a bar shows the progress on a terminal.
+
+    Attributes:
+        classes_: (K,) the classes, sorted where they can be.
+        n_features_in_: 1, or 2 for pairs.
+        feature_names_in_: the columns' names, where X was a DataFrame.
+        result_: what `result.json` holds of a run.
+        config_: the run's config.
+    """
+
+    def __init__(
+        self,
+        model: str = "minilm-mlm",
+        *,
+        template: str | None = None,
+        label_words: Mapping[Hashable, str] | Sequence[str] | None = None,
+        method: str | Mapping[str, Any] = "black-box",
+        budget: int = 500,
+        calibration: CalibrationKind = "fitted",
+        dev: float = 0.5,
+        random_state: Any = 0,
+        backend: str = "local",
+        options: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.model = model
+        self.template = template
+        self.label_words = label_words
+        self.method = method
+        self.budget = budget
+        self.calibration = calibration
+        self.dev = dev
+        self.random_state = random_state
+        self.backend = backend
+        self.options = options
+        self.settings = settings
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, *, dev: tuple[Any, Any] | None = None, **unsupported: Any) -> "PromptClassifier":  # noqa: N803
+        """Tune a prompt on texts and their labels; `dev` are further texts and labels, which select among prompts.
+
+        Raises:
+            TypeError: `sample_weight`, or another argument that is none.
+            DataError: texts or labels that cannot be used; ConfigError: parameters that cannot.
+            LabelWordError: a label word is not one token of the model.
+        """
+        if unsupported:
+            raise TypeError(f"{type(self).__name__}.fit takes no {', '.join(unsupported)}: each row counts once.")
+        seen, classes = _labels_of(y)
+        if len(classes) < 2:
+            raise DataError(f"y has one class, {', '.join(map(repr, classes.tolist()))}: a classifier needs two.")
+        texts = self._texts(X, reset=True)
+        train = _examples(texts, seen, classes)
+        config = self._config(classes)
+        if dev is None:
+            train, held_out = share_out(train, self.dev, config.seed)
+        else:
+            held_out = _examples(self._texts(dev[0], reset=False), _labels_of(dev[1])[0], classes)
+        opened = open_model(config.model)
+        described = worded(
+            config.task, config.task.label_names or (), opened.backend.info.kind, self.n_features_in_ == 2
+        )
+        config = config.model_copy(update={"task": described})
+        try:
+            with opened.lock, shown_progress(self.verbose) as observer:
+                outcome = tune_rows(config, Split(train, held_out, []), opened.backend, observer)
+        except LabelWordError as error:
+            if self.label_words is not None:
+                raise
+            raise LabelWordError(f"{error} Without label_words the classes' names are taken.") from error
+        self.classes_, self.config_, self.result_ = classes, config, outcome.result
+        self._fitted: Classifier | dict[str, bytes] = labelling(outcome.classifier)
+        self._opened: OpenModel | None = opened
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
+        """(B,) the likeliest class of each text; the first of several that are equally likely."""
+        likeliest = self._log_probabilities(X).argmax(axis=1)
+        return np.asarray(self.classes_[likeliest])
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+        """(B, K) probabilities of the classes, in the order of `classes_`."""
+        return np.asarray(np.exp(self._log_probabilities(X)))
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+        """(B, K) log-probabilities of the classes; of two classes (B,) the second one's log-odds."""
+        found = self._log_probabilities(X)
+        return found[:, 1] - found[:, 0] if found.shape[1] == 2 else found
+
+    @property
+    def prompt_(self) -> SoftPrompt | HardPrompt | None:
+        """The prompt that was tuned, with its template, label words and class biases; None where the method tunes
+        something else."""
+        check_is_fitted(self)
+        classifier, _ = self._loaded()
+        return classifier.prompt if isinstance(classifier, (SoftPromptClassifier, HardPromptClassifier)) else None
+
+    def export(self, folder: Path | str, to: Target = "peft") -> bool:
+        """Write a folder that is used without bbt; False where it holds no soft prompt: see `bbt.export`.
+
+        Raises:
+            PromptError, BackendError: the method tunes no soft prompt, or it cannot be had exactly without bbt.
+        """
+        check_is_fitted(self)
+        classifier, opened = self._loaded()
+        return export(classifier, opened.backend, to, folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the model: what was learnt as the files that a run folder would hold."""
+        state = dict(super().__getstate__())
+        if "_fitted" in state:
+            state["_fitted"], state["_opened"] = self._files(), None
+        return state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string = tags.input_tags.one_d_array = True
+        return tags
+
+    def _config(self, classes: NDArray[Any]) -> Config:
+        """The parameters as a config.
+
+        Raises:
+            ConfigError: an impossible value, or `settings` that are parameters.
+        """
+        settings = dict(self.settings or {})
+        twice = [key for key in OWN if key in settings]
+        if twice:
+            raise ConfigError(f"settings: {', '.join(twice)} is no part of settings: see the parameters.")
+        seed = self.random_state
+        if not isinstance(seed, (int, np.integer)):
+            seed = check_random_state(seed).randint(2**31)
+        own = {
+            "task": {
+                "name": "rows",
+                "template": self.template,
+                "label_names": [str(one) for one in classes],
+                "label_words": self._words(classes),
+            },
+            "data": {"source": "memory", "k": "all", "labels": [str(one) for one in classes]},
+            "model": {"backend": self.backend, "name": self.model, "options": dict(self.options or {})},
+            "method": {"name": self.method} if isinstance(self.method, str) else dict(self.method),
+            "evaluation": {"references": False},
+            "calibration": self.calibration,
+            "seed": int(seed),
+        }
+        return make_config(merged(settings, own), {"budget": {"queries": self.budget}})
+
+    def _words(self, classes: NDArray[Any]) -> list[str] | None:
+        """The label words in the order of the classes, where they are given."""
+        words = self.label_words
+        if words is None:
+            return None
+        if isinstance(words, Mapping):
+            missing = [str(one) for one in classes if one not in words]
+            if missing:
+                raise ConfigError(f"label_words has no word for {', '.join(missing)}.")
+            return [words[one] for one in classes]
+        if isinstance(words, str) or len(words) != len(classes):
+            shown = ", ".join(map(str, classes))
+            raise ConfigError(
+                f"label_words is {words!r}, expected one word for each of the classes {shown}, or a dict."
+            )
+        return list(words)
+
+    def _log_probabilities(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+        check_is_fitted(self)
+        texts = self._texts(X, reset=False)
+        classifier, opened = self._loaded()
+        with opened.lock:
+            return log_softmax(sound_scores(classifier, [Example(text, 0, pair) for text, pair in texts]))
+
+    def _texts(self, X: Any, reset: bool) -> list[tuple[str, str]]:  # noqa: N803
+        """Texts with their second texts, which are empty where there are none.
+
+        Raises:
+            DataError: no texts, or neither one nor two of them a row; or another number than `fit` was given.
+        """
+        validate_data(self, X, reset=reset, skip_check_array=True, ensure_2d=False)  # the columns' names
+        texts = _rows_of_texts(X)
+        n = len(texts[0])
+        if reset:
+            self.n_features_in_ = n
+        elif n != self.n_features_in_:
+            expected = f"{type(self).__name__} is expecting {self.n_features_in_} features as input"
+            raise DataError(f"X has {n} features, but {expected}: texts a row.")
+        return [(row[0], row[1] if n == 2 else "") for row in texts]
+
+    def _loaded(self) -> tuple[Classifier, OpenModel]:
+        """What was trained, on its model; after a pickle both are loaded here."""
+        if self._opened is None or isinstance(self._fitted, dict):
+            opened = open_model(self.config_.model)
+            with TemporaryDirectory() as folder:
+                for name, content in self._files().items():
+                    path = Path(folder) / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(content)
+                with opened.lock:
+                    self._fitted = load_classifier(folder, opened.backend)[1]
+            self._opened = opened
+        return self._fitted, self._opened
+
+    def _files(self) -> dict[str, bytes]:
+        """What a run folder would hold: path in it -> content."""
+        if isinstance(self._fitted, dict):
+            return self._fitted
+        with TemporaryDirectory() as folder:
+            Outcome(self.config_, self.result_, self._fitted).save(folder)
+            files = [path for path in Path(folder).rglob("*") if path.is_file()]
+            return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def _rows_of_texts(X: Any) -> list[tuple[str, ...]]:  # noqa: N803
+    """Each row's texts, one or two.
+
+    Raises:
+        DataError: no rows, rows of another length, or what is no text.
+    """
+    if hasattr(X, "toarray"):
+        raise DataError(f"X is sparse (a {type(X).__name__}): sparse input is not supported, expected texts.")
+    if isinstance(X, (str, bytes, Mapping)) or not isinstance(X, Iterable):
+        raise DataError(f"X is a {type(X).__name__}, expected texts: a list, an array, a Series or a DataFrame.")
+    rows_of_frame = getattr(X, "itertuples", None)
+    values = list(rows_of_frame(index=False, name=None) if rows_of_frame else X)
+    if not values:
+        raise DataError("X has 0 sample(s) (texts) while a minimum of 1 is required.")
+    rows = [(value,) if isinstance(value, str) else tuple(np.atleast_1d(value)) for value in values]
+    n = len(rows[0])
+    for i, row in enumerate(rows):
+        if len(row) != n or n not in (1, 2):
+            shape = f"{len(row)} values" if len(row) == n else f"{len(row)} values, the first one {n}"
+            raise DataError(f"X[{i}] holds {shape}; expected one text a row, or two.")
+    return [tuple(checked_text(_plain(value), f"X[{i}]") for value in row) for i, row in enumerate(rows)]
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's strings as Python's."""
+    return str(value) if isinstance(value, np.str_) else value
+
+
+def _labels_of(y: Any) -> tuple[list[Hashable], NDArray[Any]]:
+    """The labels, one a row, of any hashable kind, and the (K,) classes among them: sorted where they can be, else in
+    the order in which they come.
+
+    Raises:
+        ValueError: numbers that are no classes; DataError: no labels, or one that is missing or cannot be hashed.
+    """
+    if y is None:
+        raise DataError("requires y to be passed, but the target y is None: give a label for each text.")
+    if isinstance(y, (list, tuple)) and not _alike(y):
+        seen = list(y)
+    else:
+        array = column_or_1d(y, warn=True)
+        assert_all_finite(array, input_name="y")
+        seen = array.tolist()
+        if array.dtype.kind != "O":
+            check_classification_targets(array)
+            return seen, np.unique(array)
+    for i, label in enumerate(seen):
+        if label is None or not isinstance(label, Hashable) or label != label:  # NaN differs from itself
+            raise DataError(
+                f"y[{i}] is {label!r}: Input y contains NaN, None or what cannot be hashed, and not labels."
+            )
+    distinct: list[Any] = list(dict.fromkeys(seen))
+    with suppress(TypeError):
+        distinct = sorted(distinct)
+    classes = np.empty(len(distinct), dtype=object)
+    classes[:] = distinct
+    return seen, classes
+
+
+def _alike(labels: Sequence[Any]) -> bool:
+    """Whether NumPy can hold the labels as they are: all of them texts, or all of them numbers."""
+    return all(isinstance(one, str) for one in labels) or all(
+        isinstance(one, (bool, int, float, np.number, np.bool_)) for one in labels
+    )
+
+
+def _examples(texts: Sequence[tuple[str, str]], labels: Sequence[Hashable], classes: NDArray[Any]) -> list[Example]:
+    """Texts with their labels' places among the classes.
+
+    Raises:
+        DataError: another number of labels than texts, or a label that is none of the classes.
+    """
+    if len(texts) != len(labels):
+        counts = f"{len(texts)} texts, {len(labels)} labels"
+        raise DataError(f"Found input variables with inconsistent numbers of samples: {counts}.")
+    index = {label: i for i, label in enumerate(classes.tolist())}
+    for label in labels:
+        if label not in index:
+            raise DataError(f"dev has the label {label!r}; the classes are {', '.join(map(str, classes))}.")
+    return [Example(text, index[label], pair) for (text, pair), label in zip(texts, labels, strict=True)]

@@ -1,0 +1,144 @@
+"""A tuned prompt for those who do not have bbt: a folder for PEFT, transformers or vLLM, or the bare vectors.
+
+Every folder holds `classifier.json` (the text to tokenise, label words and their ids, class biases, template, model),
+and a README.md with the lines that use it. Where the manual prompt is the best of a run there are no vectors.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from backends.models import bundled_models
+from bbt.backend import Backend
+from bbt.errors import ConfigError, PromptError, unknown
+from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
+from bbt.experiment.generators import Generator, SoftPromptGenerator
+from bbt.files import write_atomically, write_bytes_atomically
+from bbt.prompts.peft import virtual_tokens, write_facts, write_peft
+from bbt.types import Prompts
+
+Target = Literal["peft", "transformers", "vllm", "safetensors"]
+
+VECTORS, KEY = "prompt_embeds.safetensors", "prompt_embeds"
+
+_LOADED = """\
+facts = json.load(open("classifier.json"))
+tokenizer = AutoTokenizer.from_pretrained(facts["model"])
+text = facts["text"].format(text="your text", text_pair="your second text, where there are two")
+ids = tokenizer(text, add_special_tokens=facts["add_special_tokens"], return_tensors="pt").input_ids
+"""
+_READ = {
+    "causal": "read = -1  # the label word comes next\n",
+    "masked": 'read = facts["n_virtual_tokens"] + ids[0].tolist().index(tokenizer.mask_token_id)\n',
+}
+_SCORED = """\
+scores = logits[read, facts["label_ids"]] + torch.tensor(facts["biases"])
+probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
+"""
+_IMPORTS = "import json\n\nimport torch\n"
+_AUTO = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
+
+_PEFT = """\
+from peft import PeftModel
+from transformers import {auto}, AutoTokenizer
+
+{loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"]), ".").eval()
+with torch.no_grad():
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+{read}{scored}"""
+_TRANSFORMERS = """\
+from safetensors.torch import load_file
+from transformers import {auto}, AutoTokenizer
+
+{loaded}model = {auto}.from_pretrained(facts["model"]).eval()
+prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
+embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
+with torch.no_grad():
+    logits = model(inputs_embeds=embeddings).logits[0]
+{read}{scored}"""
+_MANUAL = """\
+from transformers import {auto}, AutoTokenizer
+
+{loaded}model = {auto}.from_pretrained(facts["model"]).eval()
+with torch.no_grad():
+    logits = model(input_ids=ids).logits[0]
+{read}{scored}"""
+_VLLM = """\
+import base64
+import io
+
+import requests
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+url = "http://localhost:8000/v1/completions"  # vllm serve MODEL --enable-prompt-embeds
+{loaded}words = AutoModelForCausalLM.from_pretrained(facts["model"]).get_input_embeddings()  # the client needs no more
+prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
+buffer = io.BytesIO()
+torch.save(torch.cat([prompt, words(ids)[0]]).detach(), buffer)
+asked = {{"logprobs": 1, "logprob_token_ids": facts["label_ids"], "return_tokens_as_token_ids": True}}
+body = {{"model": facts["model"], "prompt_embeds": [base64.b64encode(buffer.getvalue()).decode()], **asked}}
+answer = requests.post(url, json={{**body, "max_tokens": 1, "temperature": 0}}).json()
+told = answer["choices"][0]["logprobs"]["top_logprobs"][0]
+scores = torch.tensor([told[f"token_id:{{i}}"] for i in facts["label_ids"]]) + torch.tensor(facts["biases"])
+probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
+"""
+_LINES = {"peft": _PEFT, "transformers": _TRANSFORMERS, "safetensors": _TRANSFORMERS, "vllm": _VLLM}
+
+
+def export(classifier: Classifier | Generator, backend: Backend, to: Target, folder: Path | str) -> bool:
+    """Write a folder for users of `to`; whether it holds a soft prompt, which the manual prompt is not.
+
+    Raises:
+        ConfigError: no such target, or vLLM for a masked LM.
+        PromptError, BackendError: what was trained is no soft prompt, or one that cannot be had exactly without bbt.
+    """
+    if to not in get_args(Target):
+        raise ConfigError(unknown("target", to, get_args(Target)))
+    if not isinstance(classifier, (SoftPromptClassifier, SoftPromptGenerator)):
+        raise PromptError(f"what was trained is no soft prompt (a {type(classifier).__name__}): it cannot be exported.")
+    if to == "vllm" and backend.info.kind != "causal":
+        raise ConfigError(
+            f"vLLM serves causal LMs; {backend.info.name} is a masked one: export to peft or transformers."
+        )
+    vectors, facts = virtual_tokens(replace(classifier.prompt, model=_findable(classifier.prompt.model)), backend)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not len(vectors):
+        write_facts(folder, facts)
+    elif to == "peft":
+        write_peft(folder, vectors, facts)
+    else:
+        _write_vectors(folder, vectors, facts)
+    write_atomically(folder / "README.md", _page(to, facts))
+    return bool(len(vectors))
+
+
+def _findable(model: str) -> str:
+    """The model by a name that transformers knows: a folder's whole path, or a name on the hub."""
+    folder = bundled_models().get(model, Path(model))
+    return str(folder.resolve()) if folder.is_dir() else model
+
+
+def _write_vectors(folder: Path, vectors: Prompts, facts: dict[str, Any]) -> None:
+    """The vectors alone."""
+    from safetensors.numpy import save
+
+    write_bytes_atomically(folder / VECTORS, save({KEY: vectors}, metadata={"format": "pt"}))
+    write_facts(folder, facts)
+
+
+def _page(to: Target, facts: dict[str, Any]) -> str:
+    """What the folder is, and the lines that use it, to be run in it."""
+    kind = facts["kind"]
+    lines = (_LINES[to] if facts["n_virtual_tokens"] else _MANUAL).format(
+        auto=_AUTO[kind], loaded=_LOADED, read=_READ[kind], scored=_SCORED
+    )
+    held = f"A soft prompt of {facts['n_virtual_tokens']} virtual tokens"
+    if not facts["n_virtual_tokens"]:
+        held = "No soft prompt: the manual prompt was the best of its run. Its text and class biases"
+    belongs = f"for `{facts['model']}` (weights {facts['fingerprint']})"
+    words = (
+        f"The label words are {', '.join(facts['label_words'])}; what else belongs to it stands in `classifier.json`."
+    )
+    return f"# A prompt tuned with bbt\n\n{held} {belongs}. {words}\n\n```python\n{_IMPORTS}{lines}```\n"

@@ -1,0 +1,127 @@
+"""A soft prompt as a folder of PEFT's prompt tuning, and such a folder as a soft prompt.
+
+PEFT puts its virtual tokens before everything, BOS and [CLS], too. A prompt with `{start}` has them there; of another,
+the tokens that stand left of it become virtual tokens as well, where there is an exact text for the rest. What PEFT
+knows nothing of - label words, class biases, template, and the text to tokenise - stands beside in `classifier.json`.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bbt.backend import Backend, PlainBackend, require
+from bbt.errors import PromptError
+from bbt.files import write_atomically, write_bytes_atomically
+from bbt.tasks.template import Template
+from bbt.types import Prompts
+
+if TYPE_CHECKING:
+    from bbt.prompts.soft import SoftPrompt
+
+CONFIG, WEIGHTS, FACTS = "adapter_config.json", "adapter_model.safetensors", "classifier.json"
+KEY = "prompt_embeddings"
+FORMAT = "bbt-export/1"
+
+
+def is_peft_folder(path: Path) -> bool:
+    """Whether it holds what PEFT saves."""
+    return (path / CONFIG).is_file()
+
+
+def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dict[str, Any]]:
+    """The vectors (T', H) that stand before everything, and what else a user without bbt must know, as `FACTS` holds
+    it.
+
+    Raises:
+        PromptError: another model's, or a prompt that is no list of word embeddings (deep, or `placement: layernorm`).
+        BackendError: the rows cannot be had without bbt, exactly.
+    """
+    prompt.check_model(backend.info.name, backend.info.fingerprint)
+    if prompt.embeddings.ndim != 2:
+        raise PromptError("a deep prompt adds to every layer; PEFT and the like take word embeddings alone.")
+    if prompt.scored_by != "label_words":
+        raise PromptError(
+            f"a prompt of a task that is scored by {prompt.scored_by.replace('_', ' ')} is not exported yet: what is "
+            "written here is how one label word is read. Its vectors stand in the run's prompt.safetensors."
+        )
+    if prompt.anchor is not None:
+        raise PromptError(
+            "a prompt of prompt.placement: layernorm is added after the embedding LayerNorm; PEFT and the like take "
+            "word embeddings alone. Tune with prompt.placement: start."
+        )
+    n_tokens, template = len(prompt.embeddings), Template(prompt.template)
+    plain = require(backend, PlainBackend, "an export").plain_text(
+        lambda text, pair: template.render(text, pair, n_tokens), prompt.label_words
+    )
+    vectors = prompt.embeddings
+    if plain.leading_ids and n_tokens:
+        vectors = np.concatenate([backend.embed_ids(plain.leading_ids)[0], vectors])
+    facts = {
+        "format": FORMAT,
+        "kind": backend.info.kind,
+        "n_virtual_tokens": len(vectors),
+        **asdict(plain),
+        "biases": prompt.biases or [0.0] * len(prompt.label_words),
+        **{key: getattr(prompt, key) for key in ("model", "fingerprint", "template", "label_words", "label_names")},
+        "provenance": prompt.provenance,
+    }
+    return np.ascontiguousarray(vectors, dtype=np.float32), facts
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """`FACTS` in the folder."""
+    write_atomically(folder / FACTS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_peft(folder: Path, vectors: Prompts, facts: dict[str, Any]) -> None:
+    """The folder that `PeftModel.from_pretrained` loads."""
+    from safetensors.numpy import save
+
+    config = {
+        "peft_type": "PROMPT_TUNING",
+        "task_type": "CAUSAL_LM" if facts["kind"] == "causal" else "FEATURE_EXTRACTION",
+        "base_model_name_or_path": facts["model"],
+        "inference_mode": True,
+        "num_virtual_tokens": len(vectors),
+        "token_dim": vectors.shape[1],
+        "num_transformer_submodules": 1,
+        "prompt_tuning_init": "RANDOM",
+    }
+    write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")
+    write_bytes_atomically(folder / WEIGHTS, save({KEY: vectors}, metadata={"format": "pt"}))
+    write_facts(folder, facts)
+
+
+def read_peft(folder: Path) -> dict[str, Any]:
+    """The fields of a `SoftPrompt`. A folder that bbt did not write has neither template nor label words, and does not
+    say which weights it belongs to: it is good for p0 alone.
+
+    Raises:
+        PromptError: not a prompt of PEFT's prompt tuning.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if config["peft_type"] != "PROMPT_TUNING":
+            raise PromptError(f"{folder} holds PEFT's {config['peft_type']}; a soft prompt is of PROMPT_TUNING.")
+        vectors = load_file(folder / WEIGHTS)[KEY].astype(np.float32)
+        facts: dict[str, Any] = {
+            "model": config.get("base_model_name_or_path") or "",
+            "fingerprint": "",
+            "template": "",
+        }
+        if (folder / FACTS).is_file():
+            facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+        raise PromptError(
+            f"{folder} is no folder of PEFT's prompt tuning with {CONFIG} and {WEIGHTS}: {error!r}."
+        ) from error
+    fields: dict[str, Any] = {"fingerprint": "", "template": "", "label_words": ()}
+    fields |= {key: facts[key] for key in ("model", "fingerprint", "template", "provenance") if key in facts}
+    fields |= {key: tuple(facts[key]) for key in ("label_words", "label_names", "biases") if key in facts}
+    return {"embeddings": vectors[len(facts.get("leading_ids", ())) :], **fields}

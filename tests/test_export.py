@@ -1,0 +1,291 @@
+"""A prompt that is carried away: the lines of an export's page, which use plain PEFT and transformers, give the numbers
+that bbt gives."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from serving import serving
+from tiny_models import ARCHITECTURES, CAUSAL, HIDDEN
+
+import bbt
+from backends.http import HttpBackend
+from bbt.baselines.peft_training import peft_imported
+from bbt.errors import BackendError, ConfigError, PromptError
+from bbt.experiment.classifiers import SoftPromptClassifier
+from bbt.export import export
+from bbt.prompts.soft import SoftPrompt
+from bbt.scoring.ledger import Ledger
+from bbt.spaces.initial import saved_prompt
+from bbt.tasks import Example, Task, Template
+
+TEXTS = ["a film so bad that it was great", "the plot is worse", "I liked it ; you did not", "Zoë, 3 % ?"]
+PAIR = "it was slow"
+WORDS, NAMES, BIASES = ("bad", "great"), ("down", "up"), (-0.25, 0.25)
+FIRST = "{prompt} . {text} . It was {mask}"
+START = "{start}{text} . It was {mask}"
+MANUAL = "{text} . It was {mask}"
+TEMPLATES = {
+    "first": FIRST,
+    "start": START,
+    "first, words after the mask": FIRST + " , indeed",
+    "a pair": "{prompt} {text} ? {text_pair} . It was {mask}",
+    "a pair at the start": "{start}{text} ? {text_pair} . It was {mask}",
+    "close to the text": "{prompt}{text} . It was {mask}",
+}
+
+
+def classifier_of(backend, embeddings, template=FIRST, **more):
+    """A soft prompt on its model, as `Experiment.soft_prompt` makes it."""
+    task = Task("moods", Template(template), NAMES, WORDS)
+    info = backend.info
+    prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, WORDS, NAMES, biases=BIASES, **more)
+    return SoftPromptClassifier(backend, task, prompt)
+
+
+@pytest.fixture
+def classifier(tiny_backend, random_prompts):
+    """(architecture, template, T) -> a classifier with a random prompt and class biases."""
+
+    def make(name, template=FIRST, n_tokens=5):
+        return classifier_of(tiny_backend(name), random_prompts(1, n_tokens)[0], template)
+
+    return make
+
+
+def probabilities_of(classifier, texts):
+    scores = torch.from_numpy(np.asarray(classifier.scores([Example(t, 0, PAIR) for t in texts], Ledger())))
+    return scores.double().softmax(-1).numpy()
+
+
+def run_page(folder, monkeypatch, text, **replaced):
+    """Execute the lines of the folder's page for one text; what they come to, and all their names."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
+    lines = lines.replace('"your text"', repr(text)).replace('"your second text, where there are two"', repr(PAIR))
+    for old, new in replaced.items():
+        lines = lines.replace(old, new)
+    assert len([line for line in lines.splitlines() if line]) < 25
+    monkeypatch.chdir(folder)
+    names = {}
+    with peft_imported():
+        exec(compile(lines, "README.md", "exec"), names)
+    return names["probabilities"], names
+
+
+def assert_same(page, expected):
+    assert list(page) == list(NAMES)
+    np.testing.assert_allclose(list(page.values()), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("to", ["peft", "transformers"])
+def test_the_pages_lines_give_the_numbers_of_bbt(name, template, to, classifier, tmp_path, monkeypatch):
+    if name in CAUSAL and "after the mask" in template:
+        pytest.skip("a causal LM reads the token after the template's end")
+    ours = classifier(name, TEMPLATES[template])
+    assert export(ours, ours.backend, to, tmp_path / to)
+    for text, expected in zip(TEXTS, probabilities_of(ours, TEXTS), strict=True):
+        assert_same(run_page(tmp_path / to, monkeypatch, text)[0], expected)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("template", [FIRST, START], ids=["first", "start"])
+def test_peft_generates_what_the_tuned_rows_generate(name, template, classifier, reference, tmp_path, monkeypatch):
+    ours = classifier(name, template)
+    export(ours, ours.backend, "peft", tmp_path)
+    _, names = run_page(tmp_path, monkeypatch, TEXTS[0])
+    ids = names["ids"]
+    with torch.no_grad():
+        found = names["model"].generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False,
+            pad_token_id=0,
+        )[0, ids.shape[1] :].tolist()  # fmt: skip
+    assert found == greedy(reference(name), ours, TEXTS[0], 12)
+
+
+@torch.no_grad()
+def greedy(plain, ours, text, n):
+    """Tokens that follow our row in plain transformers, the likeliest one at a time; the model's end is forbidden."""
+    (row,) = ours.backend.encode(ours.task.rows([Example(text, 0)], 5), WORDS).rows
+    words, model = plain.model.get_input_embeddings(), plain.model
+    prompt = torch.from_numpy(ours.prompt.embeddings)
+    embeddings = torch.stack([prompt[-1 - i] if i < 0 else words.weight[i] for i in row.ids])[None]
+    tokens = []
+    for _ in range(n):
+        logits = model(inputs_embeds=embeddings).logits[0, -1]
+        logits[model.generation_config.eos_token_id] = -torch.inf
+        tokens.append(int(logits.argmax()))
+        embeddings = torch.cat([embeddings, words.weight[tokens[-1]][None, None]], dim=1)
+    return tokens
+
+
+def test_a_plain_export_of_a_llama_with_bos_would_be_off(classifier, tmp_path):
+    ours = classifier("llama")
+    export(ours, ours.backend, "peft", tmp_path)
+    facts, vectors = (
+        json.loads((tmp_path / "classifier.json").read_text()),
+        load_file(tmp_path / "adapter_model.safetensors"),
+    )
+    assert facts["leading_ids"] == [1]
+    assert not facts["add_special_tokens"]
+    assert vectors["prompt_embeddings"].shape == (6, HIDDEN)
+    at_start = classifier("llama", START)
+    assert np.abs(probabilities_of(ours, TEXTS) - probabilities_of(at_start, TEXTS)).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_vllm_gives_the_numbers_of_bbt(name, classifier, serve, tmp_path, monkeypatch):
+    ours, peer = classifier(name), serve(name)
+    export(ours, ours.backend, "vllm", tmp_path)
+    served = {"http://localhost:8000": peer.url, '"model": facts["model"]': f'"model": {peer.name!r}'}
+    page, _ = run_page(tmp_path, monkeypatch, TEXTS[0], **served)
+    assert_same(page, probabilities_of(ours, TEXTS[:1])[0])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_start_is_before_everything(name, classifier, reference):
+    ours, plain = classifier(name, START), reference(name)
+    for text in TEXTS:
+        ids = [plain.tokenizer.convert_tokens_to_ids("<prompt-token>")] * 5 + plain.ids(MANUAL, text=text)
+        words = [f" {word}" for word in WORDS]
+        expected = np.exp(plain.log_probs(ids, ours.prompt.embeddings, words))
+        tilted = expected * np.exp(BIASES)
+        np.testing.assert_allclose(probabilities_of(ours, [text])[0], tilted / tilted.sum(), atol=1e-5)
+
+
+def test_the_start_goes_over_the_wire(classifier, tiny_backend):
+    ours = classifier("bert", START)
+    with serving(tiny_backend("bert")) as url:
+        remote = classifier_of(HttpBackend(ours.prompt.model, url=url), ours.prompt.embeddings, START)
+        np.testing.assert_allclose(probabilities_of(remote, TEXTS), probabilities_of(ours, TEXTS), atol=1e-6)
+
+
+def test_start_is_a_slot_of_its_own():
+    template = Template("{prompt} . {text} . It was {mask}").at_start()
+    assert template.source == "{start}{text} . It was {mask}"
+    assert template.at_start() == template
+    assert template.manual().source == MANUAL
+    for wrong in ("{text} {start} {mask}", "{start}{prompt} {text} {mask}", "{start}{start}{text} {mask}"):
+        with pytest.raises(ConfigError, match=r"\{start\} comes first, once, and without a \{prompt\}"):
+            Template(wrong)
+
+
+@pytest.mark.parametrize("template", [FIRST, START])
+@pytest.mark.parametrize("name", ["llama", "roberta"])
+def test_a_prompt_comes_back_from_peft(name, template, classifier, tmp_path):
+    ours = classifier(name, template)
+    ours.prompt.to_peft(tmp_path / "carried", ours.backend)
+    back = SoftPrompt.from_peft(tmp_path / "carried")
+    np.testing.assert_array_equal(back.embeddings, ours.prompt.embeddings)
+    fields = ("model", "fingerprint", "template", "label_words", "label_names", "biases", "provenance")
+    assert [getattr(back, field) for field in fields] == [getattr(ours.prompt, field) for field in fields]
+    predictor = bbt.Predictor(tmp_path / "carried", {"precision": "fp32", "device": "cpu"})
+    np.testing.assert_allclose(predictor.predict_proba(TEXTS), probabilities_of(ours, TEXTS), atol=1e-6)
+
+
+def foreign(folder, plain, n_tokens=3):
+    """What plain PEFT saves of a prompt of its own."""
+    with peft_imported():
+        from peft import PromptTuningConfig, get_peft_model
+
+        model = get_peft_model(plain.model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=n_tokens))
+        model.save_pretrained(folder)
+    return model.prompt_encoder["default"].embedding.weight.detach().numpy()
+
+
+def search(model, **prompt):
+    return {
+        "task": {"name": "sst2"},
+        "data": {"k": 4},
+        "model": {"name": str(model), "options": {"precision": "fp32", "device": "cpu"}},
+        "prompt": {"n_prompt_tokens": 3, "n_screened": 1, "intrinsic_dim": 4, **prompt},
+        "budget": {"queries": 40, "dev_every": 20},
+        "evaluation": {"rows": 10, "references": False},
+    }
+
+
+def test_a_foreign_prompt_of_peft_is_a_p0(tiny_folder, tiny_backend, tmp_path):
+    from reference import Reference
+
+    vectors = foreign(tmp_path / "theirs", Reference(tiny_folder("gpt2"), "causal"))
+    np.testing.assert_array_equal(saved_prompt(tmp_path / "theirs", tiny_backend("gpt2"), 3)[0], vectors)
+    outcome = bbt.tune(search(tiny_folder("gpt2"), init=str(tmp_path / "theirs"), placement="start"))
+    assert outcome.result["selected"]["train_queries"] <= 40
+    with pytest.raises(PromptError, match=r"has shape \(3, 32\), the run needs"):
+        saved_prompt(tmp_path / "theirs", tiny_backend("gpt2"), 4)
+
+
+def test_a_search_at_the_start_is_exported_as_it_is(tiny_folder, tmp_path, monkeypatch):
+    config = search(tiny_folder("llama"), placement="start")
+    outcome = bbt.tune({**config, "selection": {"baselines": False}})
+    prompt = outcome.classifier.prompt
+    assert prompt.template.startswith("{start}{text}")
+    outcome.classifier.prompt.to_peft(tmp_path, outcome.classifier.backend)
+    np.testing.assert_array_equal(
+        load_file(tmp_path / "adapter_model.safetensors")["prompt_embeddings"], prompt.embeddings
+    )
+
+
+def test_the_manual_prompt_has_no_vectors_and_is_exported_in_words(classifier, tmp_path, monkeypatch):
+    ours = classifier("roberta", n_tokens=0)
+    assert not export(ours, ours.backend, "peft", tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["README.md", "classifier.json"]
+    assert_same(run_page(tmp_path, monkeypatch, TEXTS[0])[0], probabilities_of(ours, TEXTS[:1])[0])
+    with pytest.raises(PromptError, match="the manual prompt: there is no soft prompt to deploy"):
+        ours.prompt.to_peft(tmp_path, ours.backend)
+
+
+def test_what_cannot_be_exact_is_refused_in_one_line(classifier, tiny_backend, random_prompts, tmp_path):
+    backend = tiny_backend("bert")
+    late = classifier("bert", "{text} {prompt} it was {mask}")
+    shared = classifier("bert", "{prompt} {text} {prompt} it was {mask}")
+    for ours in (late, shared):
+        with pytest.raises(BackendError, match=r"Tune with prompt.placement: start"):
+            export(ours, backend, "peft", tmp_path)
+    anchored = classifier_of(backend, random_prompts(1, 5)[0], anchor=random_prompts(1, 5, seed=1)[0])
+    deep = classifier_of(backend, random_prompts(2, 5))
+    other = classifier("gpt2")
+    for ours, says in ((anchored, "layernorm"), (deep, "a deep prompt"), (other, "this prompt was tuned for")):
+        with pytest.raises(PromptError, match=says):
+            export(ours, backend, "peft", tmp_path)
+    with pytest.raises(ConfigError, match="vLLM serves causal LMs"):
+        export(classifier("bert"), backend, "vllm", tmp_path)
+    with pytest.raises(ConfigError, match=r"unknown target 'pefd'\. Did you mean 'peft'"):
+        export(classifier("bert"), backend, "pefd", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "says"), [("{", "does not hold PEFT's"), ('{"peft_type": "LORA"}', "a soft prompt is of PROMPT_TUNING")]
+)
+def test_what_is_no_prompt_of_peft_is_refused(config, says, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(config)
+    with pytest.raises(PromptError, match=says):
+        SoftPrompt.load(tmp_path)
+
+
+def test_the_command_exports_a_run_and_says_where_nothing_is_to_deploy(tiny_folder, tmp_path, capsys, monkeypatch):
+    from bbt.api import run
+    from bbt.cli import app
+    from bbt.config import make_config
+    from bbt.runs.report import selected_line
+
+    config = search(tiny_folder("gpt2"))
+    tuned = run(make_config({**config, "name": "tuned", "selection": {"baselines": False}}), tmp_path)
+    manual = run(make_config({**config, "name": "manual", "selection": {"margin": 1e6}}), tmp_path)
+    assert selected_line(manual.result).endswith("; no soft prompt to deploy")
+    assert "no soft prompt" not in selected_line(tuned.result)
+    monkeypatch.chdir(tmp_path)
+    for name in ("tuned", "manual"):
+        app(["export", name, f"carried/{name}", "--to", "safetensors"], standalone_mode=False)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "carried/tuned"
+    assert said[1].startswith("no soft prompt to deploy: the manual prompt was selected")
+    assert (tmp_path / "carried" / "tuned" / "prompt_embeds.safetensors").is_file()
+    facts = json.loads((tmp_path / "carried" / "manual" / "classifier.json").read_text())
+    assert facts["text"] == "{text} . The sentiment is"
+    assert facts["biases"] == list(manual.classifier.prompt.biases)
