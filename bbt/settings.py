@@ -69,8 +69,8 @@ class TaskConfig(Strict):
     """Whether masked LMs take the label words with the space before them, as the template writes it; the released BBT
     code takes RoBERTa's without."""
     scored_by: ScoredBy = "label_words"
-    """Labels by the logit of their word, or on causal LMs by the likelihood of several tokens, or that a token. What
-    has a {target} is scored by generation, whatever stands here."""
+    """Labels by the logit of their word, or on causal LMs by the likelihood of several tokens, or that a token. A task
+    with a {target} has no labels: it is scored by generation, also where nothing is said."""
     decoding: DecodingConfig = DecodingConfig()
     """How the text in the target's place is generated."""
 

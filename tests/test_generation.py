@@ -241,6 +241,7 @@ def test_targets_come_as_a_text_as_several_and_as_squad_has_them(tmp_path):
     ("changes", "message"),
     [
         ({"task": {"label_words": ["a", "b"]}}, "generates text and has no labels"),
+        ({"task": {"scored_by": "likelihood"}}, "is for labels"),
         ({"task": {"metrics": ["accuracy"]}}, "unknown metric 'accuracy'"),
         ({"task": {"template": "{source} {target} ."}}, "once and last"),
         ({"task": {"template": "{text} {target}"}}, "once and last"),

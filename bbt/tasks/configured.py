@@ -64,12 +64,14 @@ def _generation_task(config: TaskConfig) -> GenerationTask:
     """A built-in task whose answer is a text, or one of the config's own.
 
     Raises:
-        ConfigError: labels, which it has none of, or a template without a target.
+        ConfigError: labels, which it has none of, or a score that is theirs.
     """
     if config.label_words or config.label_names:
         raise ConfigError(
             f"task {config.name} generates text and has no labels: leave label_words and label_names out."
         )
+    if config.scored_by not in ("label_words", "generation"):
+        raise ConfigError(f"task.scored_by: {config.scored_by} is for labels; task {config.name} generates text.")
     known = GENERATION_TASKS.get(config.name)
     base = known.task(config.name) if known else GenerationTask(config.name, Template(str(config.template)))
     own = config.decoding.model_dump(exclude_none=True)
