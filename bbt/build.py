@@ -1,12 +1,13 @@
 """From a config to the parts of an experiment."""
 
 from dataclasses import replace
+from typing import Any
 
 from bbt.backend import Backend
 from bbt.config import Config
 from bbt.errors import ConfigError
 from bbt.experiment.experiment import Experiment
-from bbt.methods import load_method
+from bbt.methods import Method, load_method
 from bbt.runs.log import EventLog
 from bbt.runs.observer import Observer
 from bbt.tasks import Split
@@ -50,9 +51,16 @@ def make_experiment(
         calibration,
         {
             "method": config.method.name,
+            "settings": _settings(method),
             "label": method.label(config.method.name),
             "backend": model.backend,
             "options": model.options,
             "test_note": config.data.note,
         },
     )
+
+
+def _settings(method: Method) -> dict[str, Any]:
+    """A method's settings and sections in one tree: what its numbers depend on."""
+    own, sections = method.tree()
+    return {**own, **sections}

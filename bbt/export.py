@@ -22,7 +22,7 @@ Target = Literal["peft", "transformers", "vllm", "safetensors"]
 VECTORS, KEY = "prompt_embeds.safetensors", "prompt_embeds"
 
 _LOADED = """\
-facts = json.load(open("classifier.json"))
+facts = json.loads(Path("classifier.json").read_text(encoding="utf-8"))
 tokenizer = AutoTokenizer.from_pretrained(facts["model"])
 text = facts["text"].format(text="your text", text_pair="your second text, where there are two")
 ids = tokenizer(text, add_special_tokens=facts["add_special_tokens"], return_tensors="pt").input_ids
@@ -35,7 +35,7 @@ _SCORED = """\
 scores = logits[read, facts["label_ids"]] + torch.tensor(facts["biases"])
 probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
 """
-_IMPORTS = "import json\n\nimport torch\n"
+_IMPORTS = "import json\nfrom pathlib import Path\n\nimport torch\n"
 _AUTO = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
 
 _PEFT = """\
@@ -138,7 +138,5 @@ def _page(to: Target, facts: dict[str, Any]) -> str:
     if not facts["n_virtual_tokens"]:
         held = "No soft prompt: the manual prompt was the best of its run. Its text and class biases"
     belongs = f"for `{facts['model']}` (weights {facts['fingerprint']})"
-    words = (
-        f"The label words are {', '.join(facts['label_words'])}; what else belongs to it stands in `classifier.json`."
-    )
+    words = f"The label words are {', '.join(facts['label_words'])}; what else belongs to it is in `classifier.json`."
     return f"# A prompt tuned with bbt\n\n{held} {belongs}. {words}\n\n```python\n{_IMPORTS}{lines}```\n"

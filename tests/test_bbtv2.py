@@ -115,7 +115,7 @@ def test_both_layers_are_tuned_and_saved(finished):
     assert prompt.embeddings.shape == (2, 3, 32)
     assert np.abs(prompt.embeddings[1]).max() > 0
     assert finished.result["n_parameters"] == 2 * 8
-    assert set(finished.result["test"]) == {"manual", "untuned", "tuned"}
+    assert set(finished.result["test"]) == {"manual", "manual calibrated", "untuned", "tuned"}
 
 
 def test_a_stopped_search_goes_on_bit_for_bit(finished, tiny_folder, tmp_path):

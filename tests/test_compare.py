@@ -162,7 +162,7 @@ def test_a_run_of_other_settings_is_not_taken_for_this_plan_s(plan, tmp_path, ca
     changed = {**TREE["base"], "prompt": {**TREE["base"]["prompt"], "intrinsic_dim": 5}}
     with pytest.raises(SystemExit):
         compare(plan(tasks=FILMS, seeds=[0], budgets=[8], base=changed), runs)
-    assert "prompt.intrinsic_dim was 4, is 5 in the plan. Move it away" in capsys.readouterr().err
+    assert "prompt.intrinsic_dim was 4, is now 5 in the plan. Move it away" in capsys.readouterr().err
 
 
 def killed_when(path, runs, ready):

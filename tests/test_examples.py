@@ -77,7 +77,7 @@ def test_pretrain_resumes_and_its_model_is_scored(
 def test_remote_tunes_through_a_server_and_the_load_test_counts_its_answers(tiny_folder, tiny_backend) -> None:
     model = str(tiny_folder("bert"))
     with serving(tiny_backend("bert")) as url:
-        lines = run("remote.py", "--url", url, "--model", model, "--queries", 20, cwd=tiny_folder("bert")).splitlines()
+        lines = run("remote.py", "--url", url, "--model", model, "--queries", 40, cwd=tiny_folder("bert")).splitlines()
         said = run("load_test.py", "--url", url, "--clients", 3, "--seconds", 2, cwd=tiny_folder("bert"))
     assert set(eval(lines[0])) == {"manual", "manual calibrated", "untuned", "tuned"}
     assert re.fullmatch(r"a query: \d+ bytes up, \d+ bytes down", lines[1])

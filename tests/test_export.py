@@ -57,8 +57,7 @@ def classifier(tiny_backend, random_prompts):
 
 
 def probabilities_of(classifier, texts):
-    scores = torch.from_numpy(np.asarray(classifier.scores([Example(t, 0, PAIR) for t in texts], Ledger())))
-    return scores.double().softmax(-1).numpy()
+    return torch.from_numpy(np.asarray(scores_of(classifier, texts))).double().softmax(-1).numpy()
 
 
 def run_page(folder, monkeypatch, text, **replaced):
@@ -75,6 +74,10 @@ def run_page(folder, monkeypatch, text, **replaced):
     return names["probabilities"], names
 
 
+def scores_of(classifier, texts):
+    return classifier.scores([Example(text, 0, PAIR) for text in texts], Ledger())
+
+
 def assert_same(page, expected):
     assert list(page) == list(NAMES)
     np.testing.assert_allclose(list(page.values()), expected, atol=1e-5)
@@ -87,11 +90,18 @@ def test_the_pages_lines_give_the_numbers_of_bbt(name, template, to, classifier,
     if name in CAUSAL and "after the mask" in template:
         pytest.skip("a causal LM reads the token after the template's end")
     ours = classifier(name, TEMPLATES[template])
+    if name == "llama" and template == "close to the text":  # its tokenizer writes no first word without a space
+        with pytest.raises(BackendError, match="no text has the tokens of these rows"):
+            export(ours, ours.backend, to, tmp_path / to)
+        return
     assert export(ours, ours.backend, to, tmp_path / to)
-    for text, expected in zip(TEXTS, probabilities_of(ours, TEXTS), strict=True):
-        assert_same(run_page(tmp_path / to, monkeypatch, text)[0], expected)
+    for text, scores, expected in zip(TEXTS, scores_of(ours, TEXTS), probabilities_of(ours, TEXTS), strict=True):
+        probabilities, names = run_page(tmp_path / to, monkeypatch, text)
+        np.testing.assert_allclose(names["scores"], scores, atol=1e-5)  # logits of the label words, and class biases
+        assert_same(probabilities, expected)
 
 
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's own, of its own call
 @pytest.mark.parametrize("name", CAUSAL)
 @pytest.mark.parametrize("template", [FIRST, START], ids=["first", "start"])
 def test_peft_generates_what_the_tuned_rows_generate(name, template, classifier, reference, tmp_path, monkeypatch):
@@ -126,10 +136,8 @@ def greedy(plain, ours, text, n):
 def test_a_plain_export_of_a_llama_with_bos_would_be_off(classifier, tmp_path):
     ours = classifier("llama")
     export(ours, ours.backend, "peft", tmp_path)
-    facts, vectors = (
-        json.loads((tmp_path / "classifier.json").read_text()),
-        load_file(tmp_path / "adapter_model.safetensors"),
-    )
+    facts = json.loads((tmp_path / "classifier.json").read_text())
+    vectors = load_file(tmp_path / "adapter_model.safetensors")
     assert facts["leading_ids"] == [1]
     assert not facts["add_special_tokens"]
     assert vectors["prompt_embeddings"].shape == (6, HIDDEN)
@@ -260,7 +268,8 @@ def test_what_cannot_be_exact_is_refused_in_one_line(classifier, tiny_backend, r
 
 
 @pytest.mark.parametrize(
-    ("config", "says"), [("{", "does not hold PEFT's"), ('{"peft_type": "LORA"}', "a soft prompt is of PROMPT_TUNING")]
+    ("config", "says"),
+    [("{", "is no folder of PEFT's prompt tuning"), ('{"peft_type": "LORA"}', "a soft prompt is of PROMPT_TUNING")],
 )
 def test_what_is_no_prompt_of_peft_is_refused(config, says, tmp_path):
     (tmp_path / "adapter_config.json").write_text(config)

@@ -77,6 +77,7 @@ def test_causal_models_keep_the_space():
         ("agnews", r" A\nthing ", r" A\nthing "),
     ],
 )
+@pytest.mark.filterwarnings("ignore:the parts of the data overlap")
 def test_texts_are_cleaned_as_the_code_cleans_them(task, text, cleaned, tmp_path):
     n_labels = len(TASKS[task].label_names)
     path = tmp_path / "rows.csv"

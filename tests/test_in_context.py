@@ -75,6 +75,7 @@ def test_the_classes_take_turns():
 
 def test_dev_picks_the_order_and_what_is_left_out_is_said(tiny_folder, tmp_path, caplog):
     config = {
+        "calibration": "none",
         "data": {"k": 8},
         "method": {"name": "in-context", "n_orders": 4},
         "model": {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}},
@@ -94,4 +95,4 @@ def test_dev_picks_the_order_and_what_is_left_out_is_said(tiny_folder, tmp_path,
 
 def test_fewer_demonstrations_can_be_asked_for():
     outcome = tune({"method": {"name": "in-context", "n_demonstrations": 3, "n_orders": 1}}, ToyBackend())
-    assert len(outcome.classifier.task.demonstrations) == 3
+    assert len(outcome.classifier.inner.task.demonstrations) == 3

@@ -37,6 +37,7 @@ def trained(tiny_folder, tmp_path, monkeypatch):
             "method": {"name": method, "batch_size": 8, "steps": 2, "learning_rate": 0.1, **settings},
             "prompt": {"n_prompt_tokens": 4, "n_screened": 1},
             "evaluation": {"rows": 10, "references": False},
+            "calibration": "none",
         }
         return run(shared_config(config), tmp_path / "runs")
 

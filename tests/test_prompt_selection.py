@@ -16,6 +16,9 @@ TEMPLATES = ["{text} . It was {mask} .", "{mask} News : {text}", "{text} Questio
 ROWS = "text,label\na film,0\nthe plot is bad,0\nI liked it,1\ngreat,1\nit was slow,0\na warm story,1\nfunny,1\nbad,0\n"
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:the parts of the data overlap")
+
+
 @pytest.fixture(autouse=True)
 def _rows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -29,6 +32,7 @@ def settings(model, by, templates=TEMPLATES):
             "method": {"name": "prompt-selection", "by": by, "templates": templates},
             "model": {"name": str(model), "options": {"precision": "fp32", "device": "cpu"}},
             "selection": {"by": "loss"},
+            "calibration": "none",
         }
     )
 

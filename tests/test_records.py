@@ -167,10 +167,10 @@ def edited(folder, **sections):
         ({"model": {"options": {"target": 2.0}}}, "model was 'toy-1.0', is now 'toy-2.0'"),
         ({"data": {"seed": 1}}, "rows was"),
         ({"task": {"name": "agnews"}}, "rows was"),
-        ({"optimizer": {"sigma0": 0.9}}, "candidates was"),
+        ({"optimizer": {"sigma0": 0.9}}, r"settings\.optimizer\.sigma0 was 1\.0, is now 0\.9"),
         ({"seed": 1}, "rows was"),
-        ({"selection": {"n_best": 3}}, "names was"),
-        ({"selection": {"baselines": False}}, "event was 'dev', is now 'generation'"),
+        ({"selection": {"n_best": 3}}, r"settings\.selection\.n_best was 1, is now 3"),
+        ({"selection": {"baselines": False}}, r"settings\.selection\.baselines was True, is now False"),
     ],
 )
 def test_a_changed_model_data_or_search_is_not_replayed(finished, change, what):

@@ -10,9 +10,11 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 
-from bbt.api import run
+from bbt.api import resume, run
 from bbt.config import make_config
+from bbt.errors import RunError
 from bbt.prompts.soft import SoftPrompt
 
 BUDGET, EXTENDED = 205, 305  # 5 go to screening, so that both end with a dev check every 50
@@ -139,3 +141,26 @@ def test_the_uninterrupted_runs_searched(uninterrupted):
     losses = np.array([step["losses"] for step in steps if step["event"] == "generation"], dtype=float)
     assert losses.shape == ((EXTENDED - 5) // 5, 5)
     assert np.median(losses[-5:]) < np.median(losses[:5])
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "said"),
+    [
+        (
+            "task",
+            {"template": "{prompt} {text} {mask} !"},
+            r"template was '.*', is now '.* !'",
+        ),
+        ("prompt", {"alpha": 0.5}, r"settings\.prompt\.alpha was 1\.0, is now 0\.5"),
+        ("calibration", "batch", "calibration was 'fitted', is now 'batch'"),
+    ],
+)
+def test_a_run_whose_config_was_edited_is_not_gone_on_with(section, value, said, tmp_path):
+    """Old losses are not replayed under a new wording."""
+    toy = {"model": {"backend": "toy:ToyBackend", "name": "toy"}, "budget": {"queries": 40}, "evaluation": {"rows": 8}}
+    folder = run(make_config(toy), tmp_path).folder
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    tree[section] = {**tree[section], **value} if isinstance(value, dict) else value
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(RunError, match=said):
+        resume(folder)

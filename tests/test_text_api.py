@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from toy import shared_config
 
 from backends.openai import TextBackend
 from backends.openai.labels import label_log_probs, votes
@@ -51,8 +52,8 @@ def test_the_words_stand_where_the_prompt_does(serve, client):
 
 
 def test_the_text_is_written_as_the_template_is(serve, client):
-    peer, template = serve(), Template("Decide.\n{prompt}\n\nReview: {text}\nSentiment:\n{mask}")
-    remote = client(peer)
+    peer, template = serve(), Template("Decide.\n{prompt}\n\nReview: {text}\nSentiment:\n {mask}")
+    remote = client(peer, top_logprobs=500)
     peer.log.clear()
     remote.hard_scores(np.array([remote.prompt_ids("a great film")]), encoded(remote, 3, template))
     assert sorted(body["prompt"] for body in peer.log)[0] == "Decide.\na great film\n\nReview: a film\nSentiment:\n"
@@ -118,22 +119,24 @@ def test_unknown_options_are_refused(option, message, serve, client):
 def test_a_prompt_of_words_is_tuned_through_the_endpoint(method, serve, tiny_folder):
     peer = serve("llama", max_length=600)
     outcome = tune(
-        {
-            "task": {"name": "sst2", "label_words": ["bad", "great"]},
-            "data": {"k": 2},
-            "model": {
-                "backend": "text-api",
-                "name": "peer",
-                "options": {"url": peer.url, "vocabulary": str(tiny_folder("gpt2")), "top_logprobs": 500},
-            },
-            "method": {"name": method},
-            "prompt": {"n_prompt_tokens": 2, "intrinsic_dim": 4, "n_screened": 2},
-            "optimizer": {"population_size": 4},
-            "budget": {"queries": 8, "dev_every": 4},
-            "selection": {"baselines": False},
-            "evaluation": {"rows": 4, "references": False},
-            "price": {"up": 1.0},
-        }
+        shared_config(
+            {
+                "task": {"name": "sst2", "label_words": ["bad", "great"]},
+                "data": {"k": 2},
+                "model": {
+                    "backend": "text-api",
+                    "name": "peer",
+                    "options": {"url": peer.url, "vocabulary": str(tiny_folder("gpt2")), "top_logprobs": 500},
+                },
+                "method": {"name": method},
+                "prompt": {"n_prompt_tokens": 2, "intrinsic_dim": 4, "n_screened": 2},
+                "optimizer": {"population_size": 4},
+                "budget": {"queries": 8, "dev_every": 4},
+                "selection": {"baselines": False},
+                "evaluation": {"rows": 4, "references": False},
+                "price": {"up": 1.0},
+            }
+        )
     )
     text = outcome.result["prompt_text"]
     assert len(text.split()) >= 1

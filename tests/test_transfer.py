@@ -111,13 +111,17 @@ def test_attention_is_the_papers():
 @pytest.fixture
 def attempt(tiny_folder, tmp_path):
     model = {"name": str(tiny_folder("bert")), "options": {"precision": "fp32", "device": "cpu"}}
-    shared = {"model": model, "prompt": {"n_prompt_tokens": T, "intrinsic_dim": 4}, "evaluation": {"rows": 20}}
+    shared = {
+        "model": model,
+        "prompt": {"n_prompt_tokens": T, "intrinsic_dim": 4, "n_screened": 1},
+        "evaluation": {"rows": 20},
+    }
     sources = [
         str(run(settings({"name": "black-box"}, **shared, seed=seed, budget={"queries": 8}), tmp_path).folder)
         for seed in (1, 2)
     ]
     own = {"name": "attempt", "sources": sources, "steps": 30, "learning_rate": 0.02}
-    return run(settings(own, **shared, selection={"by": "loss"}), tmp_path)
+    return run(settings(own, **shared, selection={"by": "loss"}, calibration="none"), tmp_path)
 
 
 def test_a_row_is_scored_under_its_own_prompt(attempt, monkeypatch):

@@ -23,14 +23,14 @@ Option = Annotated[
 
 
 def backend_options(pairs: list[str] | None) -> dict[str, Any]:
-    """Backend options of the command line; values are YAML, as in a config."""
+    """The backend options that the command line gives as key=value; values are YAML, as in a config."""
     from bbt.config import parse_override
 
     return dict(parse_override("--option", pair, "precision=fp32") for pair in pairs or ())
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """A run's two tables: how it tested, what it cost."""
+    """Print a run's two tables: how it tested, and what it cost."""
     from bbt.runs.report import cost_rows, result_rows, selected_line
 
     head, *rows = result_rows(result)
@@ -47,7 +47,7 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 def print_estimate(estimate: "Estimate", as_json: bool) -> None:
-    """What a run would cost."""
+    """Print what a run would cost, as a table or as JSON."""
     from bbt.runs.report import estimate_rows
 
     if as_json:
@@ -57,7 +57,7 @@ def print_estimate(estimate: "Estimate", as_json: bool) -> None:
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """One table; as wide as it needs where nobody looks."""
+    """Print one table; where standard output is no terminal it is as wide as it needs."""
     from rich.console import Console
     from rich.table import Table
 
@@ -68,7 +68,7 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) 
 
 
 def complain(line: str) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     print(" ".join(line.split()), file=sys.stderr)
 
 

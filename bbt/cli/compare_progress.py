@@ -28,15 +28,15 @@ class Bars(Watcher):
         self._progress.stop()
 
     def began(self, cell: Cell) -> None:
-        """A bar of its own."""
+        """Give the run a bar of its own."""
         self._running[cell] = self._progress.add_task(str(cell), total=None)
 
     def moved(self, cell: Cell, done: int, total: int) -> None:
-        """Move it."""
+        """Move the run's bar."""
         self._progress.update(self._running[cell], completed=done, total=total)
 
     def ended(self, cell: Cell, failure: Failure | None) -> None:
-        """Remove it, move the bar over all."""
+        """Remove the run's bar, move that over all runs, and say how the run ended."""
         self._done += 1
         self._progress.remove_task(self._running.pop(cell))
         self._progress.advance(self._all)

@@ -20,12 +20,12 @@ class InterruptibleBar(Bar):
         self.interrupted = False
 
     def opened(self, folder: Path) -> None:
-        """Say where the run is kept."""
+        """Say in which folder the run is kept."""
         self.folder = folder
         super().opened(folder)
 
     def interrupt(self, *_: object) -> None:
-        """Handle Ctrl-C."""
+        """Take Ctrl-C, and remember it."""
         self.interrupted = True
         raise KeyboardInterrupt
 

@@ -3,8 +3,11 @@
 plan          the YAML file -> cells, one a run and budget
 work, worker  cells -> finished run folders, a process a run
 finished      run folders -> what each cell has come to
-tables        finished cells -> accuracy, cost and published figures
+comparison    a plan with what has finished of it: a table's rows and columns
+scores, costs, published
+              finished cells -> tables of test scores, of costs, and of published figures
 significance  a paired test over seeds, in words
 validation    k-fold cross-validation: which settings dev rows choose
 plots, page   curves and spreads as SVG; everything on one HTML page
+report        all of it, written down
 """

@@ -10,11 +10,14 @@ from bbt.compare.plan import Cell, Plan
 
 @dataclass(frozen=True)
 class Comparison:
-    """A plan, its cells, and those of them that have finished."""
+    """A plan with what has finished of it."""
 
     plan: Plan
+    """What is compared."""
     cells: Sequence[Cell]
+    """Every run that the plan has."""
     finished: Sequence[Finished]
+    """Those of them that are done."""
 
     @cached_property
     def rows(self) -> dict[str, list[Finished]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bbt.compare.plan import Cell
 from bbt.config import Config, read_run_config
+from bbt.differences import first_difference
 from bbt.errors import RunError
 from bbt.methods import resolved_tree
 from bbt.runs.log import EventLog
@@ -18,20 +19,26 @@ ARROW = " → "
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run stood when dev had judged: what it had cost, and the best dev metric so far."""
+    """Where a run stood when dev had judged."""
 
     queries: int
+    """Train queries so far."""
     seconds: float
+    """Seconds so far, scoring and optimizer."""
     metric: float
+    """The best dev metric so far, in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A cell, its result, and how it got there."""
+    """A cell whose run is done."""
 
     cell: Cell
+    """What was to be run."""
     result: dict[str, Any]
+    """What it came to: see `result.json`."""
     curve: tuple[Point, ...]
+    """How it got there, a point a dev check."""
 
     @property
     def scores(self) -> dict[tuple[str, str], float]:
@@ -100,7 +107,7 @@ def _curve(events: list[Event], result: Event) -> tuple[Point, ...]:
 
 
 def _check_config(cell: Cell, made: Config, folder: Path) -> None:
-    difference = _difference(_settings(made), _settings(cell.config))
+    difference = first_difference(_settings(made), _settings(cell.config))
     if difference:
         raise RunError(
             f"{folder} was run with other settings: {difference} in the plan. Move it away, or give other --runs."
@@ -117,13 +124,3 @@ def _budget(config: Config) -> int | None:
     """In queries; None where the method has none."""
     budget: int | None = resolved_tree(config).get("budget", {}).get("queries")
     return budget
-
-
-def _difference(made: Any, wanted: Any, path: str = "") -> str | None:
-    """The first key in which two configs differ, with both values."""
-    if made == wanted:
-        return None
-    if isinstance(made, dict) and isinstance(wanted, dict):
-        pairs = ((key, _difference(made.get(key), wanted.get(key), f"{path}.{key}")) for key in {**made, **wanted})
-        return next((found for _, found in pairs if found), None)
-    return f"{path.lstrip('.')} was {made!r}, is {wanted!r}"

@@ -25,25 +25,32 @@ class Entry(Strict):
 
 
 class TaskEntry(Entry):
-    """A task; `config` is a file whose keys come before its own, `seeds` and `budgets` replace the plan's."""
+    """A task of a plan."""
 
     config: Path | None = None
+    """A config file, over whose keys the task's own win."""
     seeds: tuple[int, ...] | None = None
+    """Its seeds (none: the plan's)."""
     budgets: tuple[int, ...] | None = None
+    """Its budgets in queries (none: the plan's)."""
 
 
 class MethodEntry(Entry):
-    """A method; only on these `tasks` (none: on all)."""
+    """A method of a plan."""
 
     tasks: tuple[str, ...] | None = None
+    """The tasks that it is run on (none: all)."""
 
 
 class Only(Strict):
-    """What a budget is restricted to (none: everything)."""
+    """The runs that a budget is restricted to."""
 
     tasks: tuple[str, ...] | None = None
+    """Names of tasks (none: all)."""
     methods: tuple[str, ...] | None = None
+    """Names of methods (none: all)."""
     seeds: tuple[int, ...] | None = None
+    """Seeds (none: all)."""
 
     def allows(self, task: str, method: str, seed: int) -> bool:
         """Whether this run is to be taken so far."""
@@ -52,24 +59,30 @@ class Only(Strict):
 
 
 class Plan(Strict):
-    """What is compared. Later keys win: base, a task's file, its keys, the method's keys.
-
-    `budgets` (in queries) are for the methods that search by queries, whose runs a larger budget extends; others run
-    once, as their config says. `only` restricts a budget. With several `k` the comparison is a learning curve.
-    `published` shows the paper's figures in a table of their own. `against` names the methods that every other one
-    is tested against over the seeds (none: the first).
-    """
+    """What is compared. Of the keys of a run's config later ones win: base, the task's file, the task's keys, the
+    method's keys."""
 
     title: str | None = None
+    """The page's title (none: the file's name)."""
     base: dict[str, Any] = Field(default_factory=dict)
+    """Keys of a config that all runs share."""
     tasks: dict[str, TaskEntry] = Field(min_length=1)
+    """The tasks by the name that the tables give them."""
     methods: dict[str, MethodEntry | None] = Field(min_length=1)
+    """The methods by the name that the tables give them, in the tables' order."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Every task is run by every method with each of them."""
     budgets: tuple[int, ...] = ()
+    """In queries, for the methods that search by queries, whose runs a larger budget extends; others run once, as
+    their config says (none: so do these)."""
     k: tuple[int, ...] = ()
+    """Rows a class: with several the comparison is a learning curve (none: as the configs say)."""
     only: dict[int, Only] = Field(default_factory=dict)
+    """Budget -> the runs that it is restricted to."""
     published: bool = False
+    """Whether the papers' figures are shown, in a table of their own."""
     against: tuple[str, ...] = ()
+    """The methods that every other one is tested against over the seeds (none: the first)."""
 
     def seeds_of(self, task: str) -> tuple[int, ...]:
         """The seeds that a task is to be run with."""
@@ -82,17 +95,24 @@ class Plan(Strict):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run at one budget (None: the method has none), the `round`-th of its task's. A run's folder is
-    `<runs>/<task>/<name>`."""
+    """One run at one budget. Its folder is `<runs>/<task>/<name>`."""
 
     task: str
+    """The task's name in the plan."""
     method: str
+    """The method's name in the plan."""
     seed: int
+    """The run's seed."""
     config: Config = field(compare=False)
+    """What is run."""
     budget: int | None = None
+    """In queries (none: the method does not search by queries, or its config says)."""
     k: int | None = None
+    """Rows a class (none: as the config says)."""
     fold: int | None = None
+    """Which fold is dev, in a cross-validation."""
     round: int = 0
+    """The place of the budget among its task's, from 0 on."""
 
     @property
     def name(self) -> str:

@@ -20,13 +20,18 @@ from bbt.files import write_atomically
 
 @dataclass(frozen=True)
 class Report:
-    """What has finished of a plan (of its cross-validation, with `folds`), and what failed."""
+    """A comparison as far as it has come, and how it is written down."""
 
     plan: Plan
+    """What is compared."""
     runs: Path
+    """The folder of the run folders, and of the report."""
     folds: int | None = None
+    """The number of folds of a cross-validation (none: it is no cross-validation)."""
     failures: Sequence[Failure] = ()
+    """The runs that have failed."""
     comparison: Comparison = field(init=False)
+    """What has finished, read from `runs`."""
 
     def __post_init__(self) -> None:
         wanted = cells(self.plan, self.folds)
@@ -45,7 +50,7 @@ class Report:
 
     @property
     def markdown(self) -> str:
-        """Every table."""
+        """Every table as Markdown."""
         return "\n".join(table.markdown() for table in self.tables)
 
     def write(self, plan_file: Path) -> list[Path]:

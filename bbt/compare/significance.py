@@ -23,15 +23,20 @@ DRAWS = 2**16
 
 @dataclass(frozen=True)
 class Paired:
-    """Two methods over n shared seeds: mean difference, on how many seeds it is positive and negative, the p of the
-    sign-flip test, and of the t-test (None: the differences are all the same)."""
+    """Two methods over the seeds that both were run with."""
 
     n: int
+    """How many seeds that are."""
     difference: float
+    """The mean over them of one's figure less the other's."""
     higher: int
+    """On how many of them the difference is positive."""
     lower: int
+    """On how many of them it is negative."""
     p: float
+    """The two-sided p of the sign-flip test."""
     p_t: float | None
+    """That of the paired t-test (none: the differences are all the same)."""
 
     @property
     def least_p(self) -> float:
@@ -129,7 +134,7 @@ def paired_tables(comparison: Comparison) -> list[Table]:
 
 
 def _paired_table(comparison: Comparison, reference: str) -> Iterator[Table]:
-    """Of what can be tested: no row and no column without a figure."""
+    """The table of what can be tested, if there is anything: no row and no column is without a figure."""
     others = [method for method in comparison.plan.methods if method != reference]
     pairs = [pair for method in others for pair in comparison.pairs(method, reference)]
     cells = {pair: [_cell(comparison, *pair, column) for column in comparison.columns] for pair in pairs}

@@ -9,12 +9,16 @@ _LATEX = {"\\": r"\textbackslash{}", "→": r"$\rightarrow$", "±": r"$\pm$"} | 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a head, rows of text, and notes to stand below."""
+    """A table of text."""
 
     title: str
+    """What stands above it."""
     head: tuple[str, ...]
+    """The columns' names."""
     rows: tuple[tuple[str, ...], ...]
+    """The cells, a tuple a row, as many as there are columns."""
     notes: tuple[str, ...] = ()
+    """Sentences to stand below."""
 
     def markdown(self) -> str:
         """A heading, the table, its notes."""

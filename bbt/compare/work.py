@@ -1,4 +1,5 @@
-"""Runs what is missing: a process a run, one thread each, so many at a time. What fails does not stop the others."""
+"""The work of a comparison: the runs that are missing, a process of one thread each, several at a time. One that fails
+does not stop the others."""
 
 import json
 import os
@@ -22,10 +23,12 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that did not finish, and why."""
+    """A run that did not finish."""
 
     cell: Cell
+    """What was to be run."""
     reason: str
+    """Why, in a line."""
 
 
 class Watcher:
@@ -35,10 +38,10 @@ class Watcher:
         """A run begins or goes on."""
 
     def moved(self, cell: Cell, done: int, total: int) -> None:
-        """It has done so much."""
+        """A run has done so much of its total."""
 
     def ended(self, cell: Cell, failure: Failure | None) -> None:
-        """It has finished or failed."""
+        """A run has finished, or failed."""
 
 
 def missing(cells: Iterable[Cell], runs: Path) -> tuple[list[Cell], list[Failure]]:
@@ -55,12 +58,16 @@ def missing(cells: Iterable[Cell], runs: Path) -> tuple[list[Cell], list[Failure
 
 @dataclass
 class Work:
-    """Cells to run under a folder of runs, so many at a time."""
+    """Cells that are run, several at a time."""
 
     runs: Path
+    """The folder of their run folders."""
     n_workers: int
+    """So many runs at a time."""
     watcher: Watcher
+    """Told how the work goes."""
     _children: set["subprocess.Popen[str]"] = field(default_factory=set)
+    """The processes that are under way."""
 
     def do(self, cells: Sequence[Cell]) -> list[Failure]:
         """Run the cells, one budget after the other (a larger one extends the smaller one's run, if that succeeds)."""

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from bbt.backend import Backend
+from bbt.differences import first_difference
+from bbt.errors import RunError
 from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
 from bbt.experiment.generators import Generator, SoftPromptGenerator
 from bbt.prompts import SoftPrompt
@@ -180,10 +182,33 @@ class Experiment:
         return verdict
 
     def _begin(self) -> None:
-        """The first event names model and rows, so that a changed one is noticed when the run is resumed."""
-        facts = {"model": self.backend.info.fingerprint, "rows": _fingerprint(self.split)}
-        if not self.log.recall("start", **facts):
-            self.log.append({"event": "start", **facts, **environment(), "info": asdict(self.backend.info)})
+        """The first event holds all that the recorded numbers depend on, so that a change is noticed, by its name, when
+        the run is resumed.
+
+        Raises:
+            RunError: a run that was made otherwise.
+        """
+        info, task = self.backend.info, self.task
+        facts = {
+            "model": info.fingerprint,
+            "precision": info.precision,
+            "rows": _fingerprint(self.split),
+            "template": task.template.source,
+            "label_words": list(task.label_words),
+            "seed": self.seed,
+            "calibration": self.calibration,
+            "settings": dict(self.facts.get("settings", {})),
+        }
+        recorded = self.log.recall("start")
+        if recorded is None:
+            self.log.append({"event": "start", **facts, **environment(), "info": asdict(info)})
+            return
+        changed = first_difference({key: recorded[key] for key in facts if key in recorded}, facts, only_common=True)
+        if changed:
+            raise RunError(
+                f"cannot replay event 0 of {self.log.path}: {changed}. What follows was recorded before that change. "
+                "Put it back, or start a new run."
+            )
 
 
 def content_free_rows() -> list[Example]:

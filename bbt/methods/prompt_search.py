@@ -101,7 +101,7 @@ class PromptSearch(ABC):
 
     def run(self) -> Trained:
         """Spend the budget."""
-        self.experiment.observer.started(max(self.tuner.schedule.budgets), "query")
+        self.experiment.observer.started(self.tuner.schedule.n_queries(self._n_screened), "query")
         best = self.tuner.run()
         return Trained(
             self._classifier(best),

@@ -1,4 +1,4 @@
-"""What every optimizer takes and does."""
+"""The settings that every optimizer takes, and the protocol that every optimizer keeps."""
 
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,25 +12,30 @@ from bbt.types import Latents, Losses
 
 @dataclass(frozen=True)
 class Settings:
-    """Search settings; the defaults are BBT's (Table 1): d = 500, population 20, sigma0 = 1 (released code).
-
-    `bounds` limits each coordinate of z (the ICML paper: [-5, 5]), `step_size_rule` is CMA-ES's (the paper:
-    CSA), `learning_rate` the zeroth-order estimate's step in units of sigma0, `budget` the queries it may plan
-    for (nevergrad's portfolio optimizers choose by it).
-    """
+    """The settings of one search. The defaults are BBT's (arXiv 2201.03514, Table 1), sigma0 that of its released
+    code."""
 
     intrinsic_dim: int = 500
+    """d."""
     population_size: int = 20
+    """n."""
     seed: int = 0
+    """The optimizer draws from a generator of this seed and from no other."""
     sigma0: float = 1.0
+    """Standard deviation of the first population's coordinates around 0."""
     bounds: tuple[float, float] | None = None
+    """Lowest and highest value of each coordinate of z (the paper: -5 and 5; none: no limit)."""
     step_size_rule: Literal["csa", "tpa"] = "csa"
+    """The rule by which CMA-ES adapts sigma (the paper: CSA)."""
     learning_rate: float = 0.1
+    """The zeroth-order estimate's step, in units of sigma0."""
     budget: int = 8000
+    """Queries for which the optimizer may plan: nevergrad's portfolio optimizers choose by it."""
 
 
 class Optimizer(Protocol):
-    """Ask/tell over populations, numpy only."""
+    """An optimizer proposes whole populations and is told their losses. It uses numpy only, and draws from its own
+    generator: told the same losses, it proposes the same candidates, so that a run can be replayed."""
 
     def __init__(self, settings: Settings) -> None: ...
 
@@ -38,15 +43,17 @@ class Optimizer(Protocol):
         """The next candidates (n, d)."""
 
     def tell(self, latents: Latents, losses: Losses) -> None:
-        """Losses (n,), all finite, of the candidates last asked for."""
+        """Take note of the losses (n,), all finite, of the candidates (n, d) that were last asked for."""
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(d,) the point recommended now: the distribution's mean, or the best seen where there is none."""
+        """The point (d,) that the optimizer recommends now: its distribution's mean, or the best candidate seen where
+        it has no distribution."""
 
 
 class OwnGenerator:
-    """A context in which NumPy's global generator is one of ours, which goes on from context to context."""
+    """A context in which a generator of ours stands in for NumPy's global one, for libraries that draw from that. It
+    goes on from context to context, and the global one is afterwards as it was."""
 
     def __init__(self, seed: int) -> None:
         self._own: Any = np.random.RandomState(seed).get_state()

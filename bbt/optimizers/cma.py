@@ -32,7 +32,7 @@ def pycma() -> Any:
 
 
 class FullCMA:
-    """Full covariance: the released code's optimizer.
+    """CMA-ES that adapts a full covariance matrix, as the released code's does.
 
     Raises:
         ConfigError: more than `MAX_FULL_DIM` dimensions, before anything is allocated.
@@ -72,18 +72,19 @@ class FullCMA:
             return np.array(self._strategy.ask())
 
     def tell(self, latents: Latents, losses: Losses) -> None:
-        """Update mean, step size and covariance."""
+        """Update the distribution's mean, step size and covariance."""
         with one_thread(), OwnGenerator(0):  # TPA checks itself at random places, drawn from the global generator
             self._strategy.tell(list(latents), losses.tolist())
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(d,) the distribution's mean, inside the bounds."""
+        """The distribution's mean (d,), inside the bounds."""
         strategy = self._strategy
         return np.array(strategy.gp.pheno(strategy.mean, into_bounds=strategy.boundary_handler.repair))
 
 
 class SeparableCMA(FullCMA):
-    """Diagonal covariance: at d = 500 it searches like the full one at a fraction of the time."""
+    """CMA-ES that adapts a diagonal covariance (Ros and Hansen 2008): at d = 500 it searches like the full one in a
+    fraction of the time."""
 
     diagonal = True

@@ -20,7 +20,7 @@ class Layerwise:
         self._layer = 0
 
     def ask(self) -> Latents:
-        """(n, L * d): candidates that differ in the layer whose turn it is."""
+        """Candidates (n, L * d) that differ in the layer whose turn it is."""
         own = self._strategies[self._layer].ask()
         parts = [np.tile(best, (len(own), 1)) for best in self._best]
         parts[self._layer] = own
@@ -37,5 +37,5 @@ class Layerwise:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(L * d,) every layer's best."""
+        """The point (L * d,) at which every layer stands at the best that it has seen."""
         return np.concatenate(self._best)

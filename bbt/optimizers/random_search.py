@@ -1,4 +1,4 @@
-"""Random search: what any optimizer has to beat."""
+"""Random search, which any optimizer has to beat."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,7 +8,8 @@ from bbt.types import Latents, Losses
 
 
 class RandomSearch:
-    """Independent draws from N(0, sigma0^2), clipped to the bounds; recommends the best seen."""
+    """An optimizer that draws every candidate from N(0, sigma0^2 I), clipped to the bounds, and recommends the best
+    that it has seen."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -22,12 +23,12 @@ class RandomSearch:
         return latents if s.bounds is None else latents.clip(*s.bounds)
 
     def tell(self, latents: Latents, losses: Losses) -> None:
-        """Remember the best."""
+        """Remember the best candidate so far."""
         best = int(losses.argmin())
         if losses[best] < self._best[0]:
             self._best = (float(losses[best]), latents[best].copy())
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(d,) the best candidate so far."""
+        """The best candidate (d,) so far."""
         return self._best[1]

@@ -9,7 +9,8 @@ from bbt.types import Latents, Losses
 
 
 class ZerothOrder:
-    """Half the population are directions u ~ N(0, I); each is scored at mean + sigma0 u and mean - sigma0 u.
+    """An optimizer that estimates a gradient. Half the population are directions u ~ N(0, I); each is scored at
+    mean + sigma0 u and mean - sigma0 u.
 
     g = mean over u of (f+ - f-) / (2 sigma0) u  (Nesterov and Spokoiny 2017, eq. 30); Adam (Kingma and Ba 2015)
     then steps by learning_rate * sigma0.
@@ -28,13 +29,13 @@ class ZerothOrder:
         self._steps = 0
 
     def ask(self) -> Latents:
-        """mean + sigma0 u for every direction, then mean - sigma0 u: (n, d)."""
+        """The candidates (n, d): mean + sigma0 u for every direction u, then mean - sigma0 u in the same order."""
         s = self._settings
         offsets = s.sigma0 * self._rng.standard_normal((s.population_size // 2, s.intrinsic_dim))
         return self._clipped(np.concatenate([self._mean + offsets, self._mean - offsets]))
 
     def tell(self, latents: Latents, losses: Losses) -> None:
-        """One Adam step along the estimated gradient."""
+        """Estimate the gradient from the pairs of losses, and take one Adam step against it."""
         half = len(latents) // 2
         directions = (latents[:half] - latents[half:]) / (2.0 * self._settings.sigma0)
         slopes = (losses[:half] - losses[half:]) / (2.0 * self._settings.sigma0)
@@ -55,5 +56,5 @@ class ZerothOrder:
 
     @property
     def mean(self) -> NDArray[np.float64]:
-        """(d,) the current iterate."""
+        """The current iterate (d,)."""
         return self._mean

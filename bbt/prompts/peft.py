@@ -88,6 +88,8 @@ def write_peft(folder: Path, vectors: Prompts, facts: dict[str, Any]) -> None:
         "num_virtual_tokens": len(vectors),
         "token_dim": vectors.shape[1],
         "num_transformer_submodules": 1,
+        "num_layers": 1,  # PEFT asks for these two where a model's config has other names for them; prompt tuning
+        "num_attention_heads": 1,  # uses neither
         "prompt_tuning_init": "RANDOM",
     }
     write_atomically(folder / CONFIG, json.dumps(config, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Versions, platform and commit: what a number needs to be made again."""
+"""The versions, platform and commit that a number needs to be made again."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""What a run would cost, before the first call."""
+"""An estimate of what a run would cost, made before its backend is called."""
 
 import json
 from collections.abc import Sequence
@@ -19,14 +19,19 @@ from bbt.tasks import Example, Split, Task
 
 @dataclass(frozen=True)
 class PlannedQueries:
-    """Queries of a run: prompts scored on train, dev and test rows; the `manual` ones have no prompt tokens. On the
-    rows of other tests (`evaluation.also_test`) one prompt is scored."""
+    """How many prompts a run will score, at most, and on which rows. On the rows of other tests
+    (`evaluation.also_test`) it scores one."""
 
     train: int
+    """Prompts scored on the train rows."""
     dev: int
+    """Prompts scored on the dev rows."""
     manual_dev: int
+    """Prompts without prompt tokens scored on the dev rows: the manual prompt."""
     test: int
+    """Prompts scored on the test rows."""
     manual_test: int
+    """Prompts without prompt tokens scored on the test rows."""
     n_prompt_tokens: int = 0
     """T."""
     intrinsic_dim: int | None = None
@@ -39,46 +44,58 @@ class PlannedQueries:
 
 @dataclass(frozen=True)
 class Wire:
-    """Bytes of one query: up and down."""
+    """How many bytes one query is on the wire."""
 
     up: float
+    """Bytes sent."""
     down: float
+    """Bytes received."""
 
 
 class Gauge(Protocol):
-    """What is known of a backend without calling it."""
+    """A measure of a backend's rows that does not call the backend."""
 
     @property
     def kind(self) -> str:
-        """Of the language model: masked or causal."""
+        """The language model's kind: masked or causal."""
 
     @property
     def counted(self) -> str:
-        """How tokens are counted."""
+        """How tokens are counted, in words for the table."""
 
     def tokens(self, rows: Sequence[Row]) -> int:
-        """Of these rows, their prompt tokens included."""
+        """The number of tokens of these rows, their prompt tokens included."""
 
     def wire(self, rows: Sequence[Row], n_labels: int) -> Wire:
-        """Bytes of one query on these rows."""
+        """How many bytes one query on these rows is, with `n_labels` scores a row."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """At most so much; `seconds` at the speed of the last run like it, if there was one, `counted` says how tokens
-    were counted."""
+    """What a run would cost, at most."""
 
     train_queries: int
+    """Candidates scored on the whole train set."""
     dev_queries: int
+    """Prompts scored on the whole dev set."""
     tested_prompts: int
+    """Prompts scored on the whole test set."""
     examples: int
+    """Rows scored, all queries and tests together."""
     tokens_up: int
+    """Tokens of those rows, prompt tokens included."""
     tokens_down: int
+    """Tokens generated: one a row."""
     bytes_up: int
+    """Bytes sent, about."""
     bytes_down: int
+    """Bytes received, about."""
     price: float
+    """Money, in the currency of the config's `price`."""
     seconds: float | None
+    """Seconds at the speed of the last run on the same model (none: there was no such run)."""
     counted: str
+    """How tokens were counted, in words."""
 
 
 def estimated(

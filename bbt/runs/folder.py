@@ -1,4 +1,4 @@
-"""Run folders.
+"""Run folders: what a run keeps on disk.
 
 runs/<name>/config.yaml          the resolved configuration
             events.jsonl         one line an event, flushed to disk as it happens
@@ -21,7 +21,7 @@ from bbt.runs.log import EventLog
 
 
 class RunFolder:
-    """One run's folder; `hold` it for one process to write in, or only read.
+    """One run's folder. With `hold` this process alone may write in it until it is closed; without, it is only read.
 
     Raises:
         RunError: another process holds it, or it is not a run.
@@ -69,7 +69,7 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Let other processes have it."""
+        """Let other processes hold the folder."""
         self._lock.release()
 
     def discard(self, runs: Path) -> None:
@@ -115,5 +115,5 @@ def run_summaries(runs: Path) -> list[tuple[str, str]]:
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    """`result.json`."""
+    """Write a result into the folder as `result.json`."""
     write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n")

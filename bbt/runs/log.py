@@ -20,7 +20,7 @@ class EventLog:
     """Append-only events in a file (or in memory, without a path), recalled in order when a run is resumed."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
+        self.path = path
         self.events: list[Event] = []
         self._complete: int | None = None  # bytes of complete lines, where a torn one follows them
         if path and path.exists():
@@ -40,7 +40,7 @@ class EventLog:
         for key, value in wanted.items():
             if event.get(key) != value:
                 raise RunError(
-                    f"cannot replay event {self.events.index(event)} of {self._path}: {key} was "
+                    f"cannot replay event {self.events.index(event)} of {self.path}: {key} was "
                     f"{event.get(key)!r}, is now {value!r}. The model, the data or a library has changed; start "
                     "a new run."
                 )
@@ -51,8 +51,8 @@ class EventLog:
         if self._to_recall:
             del self.events[len(self.events) - len(self._to_recall) :]
             self._to_recall.clear()
-            if self._path:
-                write_atomically(self._path, "".join(json.dumps(event) + "\n" for event in self.events))
+            if self.path:
+                write_atomically(self.path, "".join(json.dumps(event) + "\n" for event in self.events))
                 self._complete = None
 
     @property
@@ -65,11 +65,11 @@ class EventLog:
     def append(self, event: Event) -> None:
         """Write one event and see it on disk."""
         self.events.append(event)
-        if self._path:
+        if self.path:
             if self._complete is not None:
-                os.truncate(self._path, self._complete)
+                os.truncate(self.path, self._complete)
                 self._complete = None
-            with self._path.open("a", encoding="utf-8") as handle:
+            with self.path.open("a", encoding="utf-8") as handle:
                 handle.write(json.dumps(event) + "\n")
                 handle.flush()
                 os.fsync(handle.fileno())

@@ -1,4 +1,4 @@
-"""What a run says for itself: a table for people, a picture of its convergence."""
+"""A run's tables for people, and a picture of its convergence."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from bbt.types import Event
 
 
 def result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows of the closing table: prompt, then each metric in percent, and the targets' perplexity if there is one."""
+    """The closing table, its head first: a row a prompt, each metric in percent, and the targets' perplexity where
+    it is known."""
     metrics = list(next(iter(result["test"].values())))
     perplexity = result.get("perplexity") or {}
     rows = [("prompt", *(f"test {metric}" for metric in metrics), *(["perplexity"] if perplexity else []))]
@@ -21,7 +22,7 @@ def result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the run cost, each count with its unit."""
+    """The table of what the run cost: names with their unit, and figures."""
     cost, price = result["cost"], result.get("price") or {}
     money = [(f"price of the {part}", f"{paid:,.4f}") for part, paid in price.items() if paid]
     return [
@@ -40,7 +41,7 @@ def cost_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
-    """What a run would cost."""
+    """The table of what a run would cost."""
     e = estimate
     seconds = "unknown, no run yet" if e.seconds is None else f"{e.seconds:,.0f}"
     return [
@@ -59,7 +60,7 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
 
 
 def selected_line(result: dict[str, Any]) -> str:
-    """Which candidate dev chose."""
+    """A sentence that names the candidate that dev chose."""
     best = result["selected"]
     deploy = "; no soft prompt to deploy" if best["who"] == "manual" else ""
     return (
@@ -69,7 +70,7 @@ def selected_line(result: dict[str, Any]) -> str:
 
 
 def plot_convergence(log: EventLog, path: Path, title: str) -> None:
-    """Training loss of every candidate, best so far, and dev metric, against train queries; as PNG."""
+    """Draw every candidate's training loss, the lowest so far, and the dev metric against train queries, as PNG."""
     queries, losses, best = _curve(log.of("generation"))
     figure = new_figure(7.0, 4.0)
     left = figure.add_subplot()
@@ -92,7 +93,7 @@ def plot_convergence(log: EventLog, path: Path, title: str) -> None:
 
 
 def _curve(generations: list[Event]) -> tuple[list[int], list[float], list[float]]:
-    """Query numbers, finite losses, and the best so far at each."""
+    """For each candidate of finite loss: its query number, its loss, and the lowest loss so far."""
     queries, losses, best = [], [], []
     spent, lowest = 0, float("inf")
     for event in generations:

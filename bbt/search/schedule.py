@@ -1,4 +1,5 @@
-"""When a search scores, when dev judges, and when it ends: one loop, driven by the search and counted by its plan."""
+"""The schedule of a search: when it scores, when dev judges, and when it ends. One loop drives the search itself and
+counts its queries beforehand."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,7 +9,7 @@ from bbt.runs.estimate import PlannedQueries
 
 
 class Searching(Protocol):
-    """What a schedule drives."""
+    """A search as far as a schedule drives it."""
 
     last_check: int
     """Train queries at the last dev check."""
@@ -93,6 +94,15 @@ class Schedule:
                 f"(optimizer.population_size) need {least} queries. Raise it, or lower those."
             )
 
+    def n_queries(self, n_screened: int) -> int:
+        """Train queries of a search that goes on until its last budget is spent."""
+        return self._counted(n_screened).spent
+
+    def _counted(self, n_screened: int) -> "_Counted":
+        counted = _Counted(self.population_size, n_screened)
+        self.drive(counted)
+        return counted
+
     def plan(self, n_screened: int, references: bool) -> PlannedQueries:
         """The queries of a search that goes on until its budget is spent, and of the test that follows.
 
@@ -100,8 +110,7 @@ class Schedule:
             ConfigError: a budget with which nothing can be searched.
         """
         self.check_least(n_screened)
-        counted = _Counted(self.population_size, n_screened)
-        self.drive(counted)
+        counted = self._counted(n_screened)
         judged = counted.checks * (1 + self.n_best) + int(self.baselines)
         return PlannedQueries(
             counted.spent,

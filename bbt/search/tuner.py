@@ -1,4 +1,5 @@
-"""The loop: ask, score, tell; now and then judge on dev; stop when the budget is spent."""
+"""The tuner: it asks an optimizer for candidates, scores them and tells their losses; now and then dev judges; it ends
+when the budget is spent."""
 
 import hashlib
 import logging
@@ -28,40 +29,60 @@ EXHAUSTED = 20
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt that dev has judged: `who` says where it came from; embeddings (T, H), deep ones (L, T, H), or tokens
-    (T,)."""
+    """A prompt that dev has judged."""
 
     who: str
+    """Where it came from, for the tables: manual, untuned, mean, or train best 1, 2, ..."""
     prompt: AnyPrompts
+    """Embeddings (T, H), deep ones (L, T, H), or tokens (T,)."""
     verdict: Verdict
+    """How dev judged it."""
     train_queries: int
+    """Train queries that had been spent by then."""
 
 
 @dataclass
 class Tuner:
-    """Searches `space` with `optimizer` and keeps the candidate that dev judges best.
+    """A search that keeps the candidate that dev judges best.
 
     With a log that holds events the loop recalls instead of scoring, so that it comes to where the run was
     stopped without a query and goes on from there.
     """
 
     optimizer: Optimizer
+    """What proposes candidates (n, d)."""
     space: Space
+    """What they mean as prompts."""
     objective: TrainingLoss
+    """The training loss that is minimised."""
     judge: DevJudge
+    """How dev judges."""
     ledger: Ledger
+    """Where queries, bytes and seconds are counted."""
     log: EventLog
+    """Where events are recorded, and recalled from."""
     schedule: Schedule
+    """The budget, and when dev judges."""
     on_progress: Callable[[Progress], None] = lambda progress: None
+    """Told after each generation."""
     spending: Spending | None = None
+    """The search's money (none: there is no ceiling)."""
     best: Candidate | None = field(default=None, init=False)
+    """The best candidate so far, the manual prompt apart."""
     manual: Candidate | None = field(default=None, init=False)
+    """The manual prompt, where it competes."""
     baselines: list[Candidate] = field(default_factory=list, init=False)
-    _contenders: list[tuple[float, NDArray[np.float64]]] = field(default_factory=list, init=False)
-    _checks_without_better: int = field(default=0, init=False)
-    _generations_without_query: int = field(default=0, init=False)
+    """The manual and the untuned prompt, where they compete."""
     last_check: int = field(default=0, init=False)
+    """Train queries at the last dev check."""
+    _contenders: list[tuple[float, NDArray[np.float64]]] = field(default_factory=list, init=False)
+    """Loss and z (d,) of the candidates of lowest training loss since the last check."""
+    _checks_without_better: int = field(default=0, init=False)
+    """Dev checks since one has found a better candidate."""
+    _generations_without_query: int = field(default=0, init=False)
+    """Generations since one had a prompt that had not been scored before."""
     _ceilings_reached: int = field(default=0, init=False)
+    """How many of the spending's ceilings have been reached."""
 
     def run(self) -> Candidate:
         """Spend the budget; returns the best candidate by dev, or the manual prompt where that is not clearly worse."""
@@ -90,7 +111,7 @@ class Tuner:
         return impatient or self._generations_without_query >= EXHAUSTED or self._out_of_money()
 
     def generation(self) -> None:
-        """Ask, score, tell."""
+        """Ask for a population, score it and tell its losses."""
         before = self.spent
         self._generation()
         self._generations_without_query = 0 if self.spent > before else self._generations_without_query + 1
@@ -128,13 +149,14 @@ class Tuner:
         self._contenders = sorted(self._contenders + pairs, key=lambda pair: pair[0])[: self.schedule.n_best]
 
     def _judge_baselines(self) -> None:
-        """The untuned p0 and the manual prompt compete too: tuning must not make things worse."""
+        """Let dev judge the untuned p0 and the manual prompt, which compete so that tuning makes nothing worse."""
         self.baselines = self._judged({"manual": self.space.no_prompt, "untuned": self.space.p0})
         self.manual, untuned = self.baselines
         self._keep_best([untuned])
 
     def _clearly_better(self, candidate: Candidate, manual: Candidate) -> bool:
-        """Less than a margin is noise, of which a search over many prompts finds plenty."""
+        """Whether the candidate beats the manual prompt by the margin: what is less is noise, of which a search over
+        many prompts finds plenty."""
         s = self.schedule
         return candidate.verdict.clearly_better_than(manual.verdict, s.by, s.margin, self.judge.n_examples)
 
@@ -174,7 +196,7 @@ class Tuner:
                 self.best = candidate
 
     def _verdicts(self, prompts: list[AnyPrompts]) -> list[Verdict]:
-        """One call for all prompts of one length."""
+        """Verdicts on prompts, of which those of one length are scored in one call."""
         if len({prompt.shape for prompt in prompts}) == 1:
             return self.judge.verdicts(np.concatenate(prompts))
         return [self.judge.verdicts(prompt)[0] for prompt in prompts]
