@@ -15,8 +15,10 @@ from bbt.config import Config, make_config, merged, read_run_config, read_tree
 from bbt.errors import BbtError, ConfigError, LabelWordError, RunError
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, content_free_rows
-from bbt.experiment.tested import Tested, tested
-from bbt.files import write_atomically
+from bbt.experiment.generators import Generator
+from bbt.experiment.outcome import Tested
+from bbt.experiment.tested import tested
+from bbt.files import write_atomically, write_lines
 from bbt.methods import Method, load_method, resolved_tree, to_yaml
 from bbt.methods import label as label_of
 from bbt.predictor import Predictor, open_backend
@@ -33,6 +35,8 @@ from bbt.tasks.tables import Table, Tables
 
 LOG = logging.getLogger(__name__)
 RUNS = Path("runs")
+OUTPUTS = "outputs.jsonl"
+"""What was generated on a run's test rows, beside their references."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Outcome:
 
     config: Config
     result: dict[str, Any]
-    classifier: Classifier
+    classifier: Classifier | Generator
     folder: Path | None = None
 
     def save(self, folder: Path | str) -> None:
@@ -212,6 +216,8 @@ def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
         raise ConfigError(f"the queries of method {config.method.name} are not known beforehand: no estimate.")
     gauge = open_gauge(config.model, plan)
     task = make_task(config.task, gauge.kind)
+    if task.scored_by != "label_words":
+        raise ConfigError(f"no estimate is known for tasks that are scored by {task.scored_by.replace('_', ' ')}.")
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
     others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind)]
@@ -229,6 +235,8 @@ def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Ob
         folder.log.forget()
     done = _trained_and_tested(config, method, experiment)
     _save(done.classifier, folder.path)
+    if done.outputs:
+        write_lines(folder.path / OUTPUTS, done.outputs)
     folder.write_result(done.result)
     return Outcome(config, done.result, done.classifier, folder.path)
 
@@ -247,7 +255,7 @@ def _trained_and_tested(config: Config, method: Method, experiment: Experiment) 
     return done
 
 
-def _save(classifier: Classifier, folder: Path) -> None:
+def _save(classifier: Classifier | Generator, folder: Path) -> None:
     """What a `Predictor` loads.
 
     Raises:

@@ -19,10 +19,11 @@ from bbt.types import DeepPrompts, Prompts, RowScores, Scores, TokenIds
 class Segment:
     """One piece of a rendered template. A row is a sequence of these."""
 
-    kind: Literal["literal", "text", "prompt", "start", "mask"]
-    """`literal` is template text, `text` is the example's own text, `prompt` stands for soft prompt tokens, `start` for
-    soft prompt tokens before everything else in the row (BOS and [CLS] included), and `mask` for the position whose
-    label words are scored."""
+    kind: Literal["literal", "text", "whole", "prompt", "start", "mask", "target"]
+    """`literal` is template text, `text` is the example's own text, `whole` is one that is never cut, `prompt` stands
+    for soft prompt tokens, `start` for soft prompt tokens before everything else in the row (BOS and [CLS] included),
+    `mask` for the position whose label words are scored, and `target` for the text that comes next, whose likelihood is
+    scored or in whose place text is generated."""
     text: str = ""
     """The text of a `literal` or a `text`; where a row is too long for the model, a `text` is cut first."""
     n_tokens: int = 0
@@ -207,6 +208,69 @@ class LikelihoodBackend(Backend, Protocol):
         """
 
 
+@runtime_checkable
+class EncodedPairs(Encoded, Protocol):
+    """Tokenised rows with their targets."""
+
+    @property
+    def n_target_tokens(self) -> NDArray[np.int64]:
+        """(B,) tokens of each row's target."""
+
+
+@runtime_checkable
+class TargetBackend(Backend, Protocol):
+    """A backend that also says how likely a text of several tokens is to come next (causal LMs)."""
+
+    def encode_pairs(self, rows: Sequence[Row]) -> EncodedPairs:
+        """Tokenise rows, each of which ends in a `target`, once for many calls of `target_log_likelihoods`. One space
+        left of the target belongs to its first word, as at `{mask}`.
+
+        Raises:
+            BackendError: not a causal LM; a row that does not end in its target; or one that does not fit the model
+                even with its text cut away.
+        """
+
+    def target_log_likelihoods(self, prompts: Prompts, encoded: EncodedPairs) -> RowScores:
+        """The log-likelihood of every row's target, its tokens' summed, under every prompt: (n, T, H) -> (n, B)
+        float32, given all that stands left of it."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated."""
+
+    max_new_tokens: int = 32
+    """A row ends after so many tokens at the latest."""
+    stop: tuple[str, ...] = ("\n",)
+    """A row ends before the first of these strings, or at the model's end of sequence."""
+    n_beams: int = 1
+    """Beams of a search; 1: greedy, or sampled."""
+    sample: bool = False
+    """Whether each token is drawn instead of the likeliest being taken."""
+    temperature: float = 1.0
+    """Of the draw."""
+    top_p: float = 1.0
+    """The draw is from the likeliest tokens that have this probability together."""
+    seed: int = 0
+    """Of the draw; rows of one batch are drawn one after the other."""
+
+
+@runtime_checkable
+class GenerationBackend(Backend, Protocol):
+    """A backend that also writes on."""
+
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> Encoded:
+        """Tokenise what stands left of the `target` in which each row ends, leaving room for the new tokens.
+
+        Raises:
+            BackendError: as `TargetBackend.encode_pairs`.
+        """
+
+    def generate(self, prompt: Prompts, encoded: Encoded, decoding: Decoding) -> list[str]:
+        """What the model writes in the place of each row's target under one prompt (1, T, H): without the string that
+        ended it, and without blanks around it."""
+
+
 @dataclass(frozen=True)
 class PlainText:
     """What anybody must tokenise to have the tokens that the backend's rows of a template have, so that a prompt can be
@@ -307,6 +371,8 @@ _OFFERS: dict[type[Any], str] = {
     FeatureBackend: "hidden states (features)",
     LikelihoodBackend: "token likelihoods",
     HardBackend: "hard prompts (words)",
+    TargetBackend: "likelihoods of targets of several tokens",
+    GenerationBackend: "generated text",
     PlainBackend: "its tokenizer (rows as plain texts)",
 }
 """What each capability is called in an error."""

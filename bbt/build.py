@@ -32,7 +32,13 @@ def make_experiment(
         raise ConfigError(f"price.ceiling: {config.method.name} has no search that could stop there.")
     kind = backend.info.kind
     task = method.worded(make_task(config.task, kind))
+    if task.scored_by not in method.takes:
+        raise ConfigError(
+            f"{config.method.name} takes no task that is scored by {task.scored_by.replace('_', ' ')}; black-box and "
+            "manual do."
+        )
     split = split or make_split(config.data, task, config.seed)
+    calibration = "none" if task.scored_by == "generation" else config.calibration  # a text has no class biases
     return Experiment(
         task,
         replace(split, test=limited(split.test, config.evaluation.rows)),
@@ -43,7 +49,7 @@ def make_experiment(
         other_tests(config.evaluation, task, kind),
         config.evaluation.references,
         config.price,
-        config.calibration,
+        calibration,
         {
             "method": config.method.name,
             "settings": _settings(method),

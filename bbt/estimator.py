@@ -22,6 +22,7 @@ from bbt.api import Outcome, tune_rows
 from bbt.config import Config, make_config, merged
 from bbt.errors import ConfigError, DataError, LabelWordError
 from bbt.experiment.classifiers import Classifier, HardPromptClassifier, SoftPromptClassifier
+from bbt.experiment.generators import labelling
 from bbt.export import Target, export
 from bbt.methods.saved import load_classifier
 from bbt.open_models import OpenModel, open_model
@@ -132,7 +133,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise
             raise LabelWordError(f"{error} Without label_words the classes' names are taken.") from error
         self.classes_, self.config_, self.result_ = classes, config, outcome.result
-        self._fitted: Classifier | dict[str, bytes] = outcome.classifier
+        self._fitted: Classifier | dict[str, bytes] = labelling(outcome.classifier)
         self._opened: OpenModel | None = opened
         return self
 

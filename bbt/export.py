@@ -12,6 +12,7 @@ from backends.models import bundled_models
 from bbt.backend import Backend
 from bbt.errors import ConfigError, PromptError, unknown
 from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
+from bbt.experiment.generators import Generator, SoftPromptGenerator
 from bbt.files import write_atomically, write_bytes_atomically
 from bbt.prompts.peft import virtual_tokens, write_facts, write_peft
 from bbt.types import Prompts
@@ -85,7 +86,7 @@ probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
 _LINES = {"peft": _PEFT, "transformers": _TRANSFORMERS, "safetensors": _TRANSFORMERS, "vllm": _VLLM}
 
 
-def export(classifier: Classifier, backend: Backend, to: Target, folder: Path | str) -> bool:
+def export(classifier: Classifier | Generator, backend: Backend, to: Target, folder: Path | str) -> bool:
     """Write a folder for users of `to`; whether it holds a soft prompt, which the manual prompt is not.
 
     Raises:
@@ -94,7 +95,7 @@ def export(classifier: Classifier, backend: Backend, to: Target, folder: Path | 
     """
     if to not in get_args(Target):
         raise ConfigError(unknown("target", to, get_args(Target)))
-    if not isinstance(classifier, SoftPromptClassifier):
+    if not isinstance(classifier, (SoftPromptClassifier, SoftPromptGenerator)):
         raise PromptError(f"what was trained is no soft prompt (a {type(classifier).__name__}): it cannot be exported.")
     if to == "vllm" and backend.info.kind != "causal":
         raise ConfigError(

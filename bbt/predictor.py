@@ -13,12 +13,13 @@ from bbt.backend import Backend
 from bbt.config import Config, read_run_config
 from bbt.errors import BackendError, ConfigError, DataError
 from bbt.experiment.classifiers import Classifier
-from bbt.methods.saved import is_soft_prompt, load_classifier
+from bbt.experiment.generators import Generator, labelling, writing
+from bbt.methods.saved import is_soft_prompt, load_trained
 from bbt.prompts.soft import SoftPrompt
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import log_softmax, predicted
 from bbt.settings import ModelConfig
-from bbt.tasks import Example, Task
+from bbt.tasks import Example, GenerationTask, Task
 from bbt.tasks.examples import checked_text
 from bbt.tasks.task import labels_of
 from bbt.types import Labels, RowScores
@@ -96,11 +97,12 @@ class Predictor:
         else:
             model = read_run_config(path).model
             self.backend = _opened(model.backend, model.name, {**model.options, **(options or {})})
-        self.task, self.classifier = load_classifier(path, self.backend)
+        self.task, self.classifier = load_trained(path, self.backend)
 
     def predict(self, texts: Iterable[str], text_pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """The label and the probabilities over the label words for each text. The label is None where all probabilities
-        are equal, as where a sampled answer names no label.
+        are equal, as where a sampled answer names no label. Where the
+        task's answer is a text, that is the `output`.
 
         Raises:
             DataError: one string instead of several, a text that is none, or second texts that are missing, too many
@@ -109,6 +111,8 @@ class Predictor:
         examples = [Example(text, 0, pair) for text, pair in zip(*self._checked(texts, text_pairs), strict=True)]
         if not examples:
             return []
+        if isinstance(self.classifier, Generator):
+            return [{"output": text} for text in self.classifier.texts(examples, Ledger())]
         return self.answers(examples).named(self.task.label_names)
 
     def predict_proba(self, texts: Iterable[str], text_pairs: Iterable[str] | None = None) -> NDArray[np.float64]:
@@ -126,7 +130,7 @@ class Predictor:
         Raises:
             BackendError: the model's scores of a row are NaN.
         """
-        scores = sound_scores(self.classifier, examples)
+        scores = sound_scores(labelling(self.classifier), examples)
         return Answers(predicted(scores), np.exp(log_softmax(scores)))
 
     def evaluate(self, task: Task, examples: Sequence[Example]) -> dict[str, float]:
@@ -138,13 +142,25 @@ class Predictor:
         own = self.worded(task)
         return own.evaluate(labels_of(examples), self.answers(examples).labels)
 
+    @property
+    def generates(self) -> bool:
+        """Whether it answers with texts."""
+        return isinstance(self.classifier, Generator)
+
+    def written(self, task: GenerationTask, examples: Sequence[Example]) -> tuple[dict[str, float], list[str]]:
+        """The task's metrics on examples with targets, their perplexity among them, and what is generated."""
+        generator = writing(self.classifier)
+        texts = generator.texts(examples, Ledger())
+        return {**task.evaluate_texts(texts, examples), "perplexity": generator.perplexity(examples, Ledger())}, texts
+
     def worded(self, task: Task) -> Task:
         """The task in the predictor's own template and label words.
 
         Raises:
             ConfigError: the task has another number of labels.
         """
-        return Task(task.name, self.task.template, task.label_names, self.task.label_words, task.metrics)
+        own = self.task
+        return Task(task.name, own.template, task.label_names, own.label_words, task.metrics, scored_by=own.scored_by)
 
     def _checked(self, texts: Iterable[str], pairs: Iterable[str] | None) -> tuple[list[str], list[str]]:
         firsts = _texts(texts, "texts")

@@ -18,16 +18,48 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+ScoredBy: TypeAlias = Literal["label_words", "likelihood", "mean_likelihood", "generation"]
+"""What a task is scored by: see `bbt.tasks.Task`; `generation` is for tasks whose template has a `{target}`."""
+
+
+class DecodingConfig(Strict):
+    """How text is generated, where it is not as the task has it (`bbt.backend.Decoding`)."""
+
+    max_new_tokens: int | None = Field(None, ge=1)
+    """A text ends after so many tokens at the latest."""
+    stop: tuple[str, ...] | None = None
+    """A text ends before the first of these strings, or at the model's end of sequence."""
+    n_beams: int | None = Field(None, ge=1)
+    """Beams of a search; 1: greedy, or sampled."""
+    sample: bool | None = None
+    """Whether each token is drawn instead of the likeliest being taken."""
+    temperature: float | None = Field(None, gt=0)
+    """Of the draw."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """The draw is from the likeliest tokens that have this probability together."""
+    seed: int | None = Field(None, ge=0, lt=2**32)
+    """Of the draw."""
+
+    @field_validator("stop")
+    @classmethod
+    def _some(cls, stop: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        """An empty string stands everywhere."""
+        if stop and "" in stop:
+            raise ValueError("need strings that are not empty")
+        return stop
+
+
 class TaskConfig(Strict):
     """A built-in task by name, a `module:SPEC` of the user's own, or a task that is described right here, for which
-    `template` and `label_words` are needed."""
+    `template` and `label_words` are needed, or a `template` that ends in `{target}`."""
 
     name: str = "sst2"
     """The built-in task's name, a `module:SPEC`, or any name for a task described here."""
     template: str | None = None
-    """Text with the slots {prompt} or {start}, {text}, {text_pair} and {mask}."""
+    """Text with the slots {prompt} or {start}, {text}, {text_pair} and {mask}; or {prompt} or {start}, {source},
+    {source_pair} and, last, {target}."""
     label_words: tuple[str, ...] | None = None
-    """(K,) words of one token each, in label order."""
+    """(K,) words of one token each, in label order; of several where labels are scored by likelihood."""
     label_names: tuple[str, ...] | None = None
     """(K,) what answers call the labels (none: the label words)."""
     metrics: tuple[str, ...] | None = None
@@ -36,6 +68,11 @@ class TaskConfig(Strict):
     label_space: bool = True
     """Whether masked LMs take the label words with the space before them, as the template writes it; the released BBT
     code takes RoBERTa's without."""
+    scored_by: ScoredBy = "label_words"
+    """Labels by the logit of their word, or on causal LMs by the likelihood of several tokens, or that a token. A task
+    with a {target} has no labels: it is scored by generation, also where nothing is said."""
+    decoding: DecodingConfig = DecodingConfig()
+    """How the text in the target's place is generated."""
 
 
 def _number_as_text(value: object) -> object:
@@ -56,6 +93,12 @@ class ColumnsConfig(Strict):
     """The column of the second text (none: rows have one text)."""
     label: Name = "label"
     """The column of the label."""
+    source: Name | None = None
+    """The column of the source, of a task with a {target}."""
+    source_pair: Name | None = None
+    """The column of its second text (none: it has one)."""
+    target: Name | None = None
+    """The column of the text to be generated; in jsonl and parquet it may hold a list of several right ones."""
 
 
 class DataConfig(Strict):
@@ -259,7 +302,8 @@ class ObjectiveConfig(Strict):
     """The section `objective`, with the training loss."""
 
     loss: str | None = None
-    """cross_entropy, hinge, negative_metric or `module:function` (none: the released code's choice for the task)."""
+    """cross_entropy, hinge, negative_metric or `module:function` (none: the released code's choice for the task). Where
+    text is generated: cross_entropy, which is the mean over all tokens of the targets, or negative_metric."""
     margin: float = Field(2.0, gt=0)
     """The hinge's margin."""
 

@@ -12,15 +12,16 @@ from torch import nn
 from backends.local.encoding import ordinary_ids
 from backends.local.features import causal_log_likelihoods, hidden_states, masked_log_likelihoods
 from backends.local.frozen import Source
+from backends.local.generation import generated
 from backends.local.gradient import TrainableModel
 from backends.local.loading import load, resolve_device, resolve_precision
 from backends.local.plain import plain_text
 from backends.local.precision import settled
-from backends.local.rows import LocalRows, clipped_std
+from backends.local.rows import LocalContexts, LocalPairs, LocalRows, clipped_std
 from backends.local.source import Kind
-from bbt.backend import Features, ModelInfo, PlainText, Row
+from bbt.backend import Decoding, Features, ModelInfo, PlainText, Row
 from bbt.errors import BackendError
-from bbt.types import DeepPrompts, Prompts, Scores, TokenIds
+from bbt.types import DeepPrompts, Prompts, RowScores, Scores, TokenIds
 
 TOKEN_BUDGETS = {"cpu": 4096, "cuda": 65536}
 
@@ -112,10 +113,13 @@ class LocalBackend:
         Raises:
             BackendError: prompts of another shape, or one sequence alone does not fit into memory.
         """
+        self._check(prompts, encoded)
+        return self._scores(prompts[:, None], encoded)
+
+    def _check(self, prompts: Prompts, encoded: LocalRows | LocalPairs | LocalContexts) -> None:
         expected = (encoded.n_prompt_tokens, self._words.shape[1])
         if prompts.ndim != 3 or prompts.shape[1:] != expected:
             raise BackendError(f"prompts have shape {prompts.shape}, expected (n, {expected[0]}, {expected[1]}).")
-        return self._scores(prompts[:, None], encoded)
 
     def deep_label_scores(self, prompts: DeepPrompts, encoded: LocalRows) -> Scores:
         """The logits (n, B, K) under deep prompts (n, L, T, H); see `DeepBackend.deep_label_scores`.
@@ -160,6 +164,42 @@ class LocalBackend:
             masked_log_likelihoods(self.model, ids, at, mask).numpy()
             for ids, at in zip(encoded.ids, places, strict=True)
         ]
+
+    def encode_pairs(self, rows: Sequence[Row]) -> LocalPairs:
+        """Tokenise rows that end in targets; see `TargetBackend.encode_pairs`."""
+        return self._frozen.encode_pairs(rows)
+
+    def target_log_likelihoods(self, prompts: Prompts, encoded: LocalPairs) -> RowScores:
+        """(n, T, H) -> (n, B); see `TargetBackend.target_log_likelihoods`.
+
+        What rows have in common at the left is computed once a candidate: a context with all its targets, or the
+        prompt of all rows. Micro-batches have at most `token_budget` tokens.
+
+        Raises:
+            BackendError: prompts of another shape, or one sequence alone does not fit into memory.
+        """
+        self._check(prompts, encoded)
+        return self._frozen.target_evaluator.log_likelihoods(prompts, encoded)
+
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> LocalContexts:
+        """Tokenise what is written on from; see `GenerationBackend.encode_contexts`."""
+        return self._frozen.encode_contexts(rows, max_new_tokens)
+
+    def generate(self, prompt: Prompts, encoded: LocalContexts, decoding: Decoding) -> list[str]:
+        """What the model writes; see `GenerationBackend.generate`.
+
+        Raises:
+            BackendError: not one prompt of the rows' length, or more new tokens than the rows have room for.
+        """
+        self._check(prompt, encoded)
+        if len(prompt) != 1 or decoding.max_new_tokens > encoded.max_new_tokens:
+            raise BackendError(
+                f"text is generated under one prompt, {encoded.max_new_tokens} tokens at most after these rows; asked "
+                f"for {len(prompt)} prompts and {decoding.max_new_tokens} tokens."
+            )
+        vectors = self._evaluator.tensor(prompt)[0]
+        parts = (self.model, self._frozen.tokenizer, self._words, encoded.rows, vectors)
+        return generated(*parts, decoding, self.token_budget)
 
     def hard_scores(self, token_ids: TokenIds, encoded: LocalRows) -> Scores:
         """The logits (n, B, K) under prompts of tokens (n, T): those of the tokens' word embeddings."""

@@ -4,7 +4,7 @@ A micro-batch is one row of tokens: sequences end to end, those of one length ne
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -60,9 +60,10 @@ class Layout:
     positions: Index
     """(P,) place of each token in its row."""
     read: Index
-    """(S,) token from whose hidden state each sequence is scored."""
+    """(S,) token from whose hidden state each sequence is scored; with several a sequence (`reading_on`) one after the
+    other."""
     sequences: tuple[Index, Index]
-    """(S,) candidate, counted from the batch's first, and (S,) row of each sequence."""
+    """(S,) candidate, counted from the batch's first, and (S,) row of each token that is read."""
 
 
 def micro_batches(
@@ -115,3 +116,12 @@ def laid_out(batch: MicroBatch, starts: Index, lengths: Sequence[int], reads: Se
         n_tokens += groups[-1].n_tokens
     cat = np.concatenate
     return Layout(tuple(groups), cat(sources), cat(candidates), cat(positions), cat(read), (cat(who), cat(which)))
+
+
+def reading_on(layout: Layout, counts: Sequence[int]) -> Layout:
+    """The same tokens; of each row so many are read, from the one that was read on."""
+    candidates, rows = layout.sequences
+    times = np.asarray(counts)[rows]
+    further = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
+    sequences = np.repeat(candidates, times), np.repeat(rows, times)
+    return replace(layout, read=np.repeat(layout.read, times) + further, sequences=sequences)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bbt.backend import Row
+from bbt.backend import Row, Segment
 from bbt.errors import BackendError, DataError, LabelWordError
 
 MARK = "\U0010fffd"
@@ -48,6 +48,14 @@ class TokenRow:
     """The position from whose hidden state the label words are scored."""
     truncated: bool
     """Whether its text was cut."""
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """What stands left of a target, read at its last token, and the target's own tokens, one at least."""
+
+    context: TokenRow
+    target: tuple[int, ...]
 
 
 @dataclass
@@ -168,6 +176,43 @@ class RowTokenizer:
             raise BackendError("a row is empty: there is nothing left of {mask} for a causal LM to go on from.")
         return self._truncated(tokens, read, self._max_length - reserved)
 
+    def pairs(self, rows: Sequence[Row]) -> list[TokenPair]:
+        """Tokenise rows that end in their targets. A target is never cut; rows that differ in nothing else have one
+        context, with room for the longest of theirs.
+
+        Raises:
+            BackendError: as `target`, or as `row`.
+        """
+        targets = [self.target(row) for row in rows]
+        longest: dict[Row, int] = {}
+        for row, target in zip(rows, targets, strict=True):
+            longest[row[:-1]] = max(len(target), longest.get(row[:-1], 0))
+        contexts = {before: self.row((*before, Segment("mask")), n - 1) for before, n in longest.items()}
+        return [TokenPair(contexts[row[:-1]], target) for row, target in zip(rows, targets, strict=True)]
+
+    def target(self, row: Row) -> tuple[int, ...]:
+        """Token ids of a row's target as it comes after what stands left of it.
+
+        Raises:
+            BackendError: a row that does not end in a target, or a target without a token or too long for the model.
+        """
+        after_space = self._keeps_space and _left_of_mask(_with_mask(row)).endswith(" ")
+        ids = self._ids(" " * after_space + row[-1].text)
+        if not ids:
+            raise BackendError("a target has no token: give each row one of a word at least.")
+        if len(ids) > self._max_length:
+            begins = row[-1].text[:40]
+            raise BackendError(f"the target {begins!r}... takes {len(ids)} tokens, the model {self._max_length}.")
+        return tuple(ids)
+
+    def context(self, row: Row, max_new_tokens: int) -> TokenRow:
+        """Tokenise what stands left of the target in which a row ends, leaving room for new tokens.
+
+        Raises:
+            BackendError: a row that does not end in a target, or as `row`.
+        """
+        return self.row(_with_mask(row), max_new_tokens - 1)
+
     def text(self, token_ids: Sequence[int]) -> str:
         """The readable text of token ids."""
         return str(self._tokenizer.decode(list(token_ids)))
@@ -236,6 +281,11 @@ class RowTokenizer:
         if not self._is_one_token(ids):
             pieces = self._tokenizer.convert_ids_to_tokens(ids)
             advice = "Choose a word that is (task.label_words)."
+            if self._causal and ids:
+                advice = (
+                    "Choose a word that is (task.label_words), or have a local model score labels of several tokens by "
+                    "their likelihood (task.scored_by: likelihood)."
+                )
             if self._keeps_space and self._is_one_token(others):
                 here, there = ("with", "without") if after_space else ("without", "with")
                 advice = (
@@ -313,6 +363,13 @@ def _cut_places(texts: Sequence[int | None], excess: int) -> set[int]:
     while len(cut) < excess and any(places.values()):
         cut.add(max(places.values(), key=len).pop())
     return cut
+
+
+def _with_mask(row: Row) -> Row:
+    """What stands left of a row's target, and the mask in its place: a causal LM's next token."""
+    if not row or row[-1].kind != "target":
+        raise BackendError("a row does not end in its target: put {target} last in the template.")
+    return (*row[:-1], Segment("mask"))
 
 
 def _left_of_mask(row: Row) -> str:

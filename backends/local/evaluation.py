@@ -1,7 +1,7 @@
 """An evaluator puts populations through a frozen model: they are cut into micro-batches, embedded and scored."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from backends.local.batching import Layout, MicroBatch, laid_out, micro_batches
+from backends.local.batching import Layout, MicroBatch, laid_out, micro_batches, reading_on
 from backends.local.encoding import prompt_id
 from backends.local.forward import Forward, KeysAndValues, Pass
 from backends.local.head import Head
-from backends.local.rows import KEPT_BYTES, LocalRows, Shared, lowest_difference
+from backends.local.rows import KEPT_BYTES, LaidRows, LocalRows, Shared, lowest_difference
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Scores
 
@@ -64,7 +64,7 @@ class Evaluator:
         dtype = np.float32 if array.dtype.kind == "f" else array.dtype
         return torch.from_numpy(np.array(array, dtype=dtype)).to(self.words.device, non_blocking=True)
 
-    def _fitting(self, rows: LocalRows, compute: Callable[[int], T]) -> T:
+    def _fitting(self, rows: LaidRows, compute: Callable[[int], T]) -> T:
         """What `compute` makes with the budget; where memory runs out, it is tried again with half of the budget."""
         while True:
             budget = self.token_budget
@@ -85,26 +85,34 @@ class Evaluator:
     def _scores(self, prompts: DeepPrompts, rows: LocalRows, budget: int) -> Scores:
         vectors = self.tensor(prompts)
         shared = self._shared(prompts, vectors, rows, budget) if prompts.shape[1] > 1 else None
-        # Keys and values of prefixes are held for as many candidates as have room in one micro-batch.
-        block = max(1, budget // rows.n_prefix) if rows.n_prefix else len(prompts)
-        scores = [self._scores_of_block(part, rows, shared, budget) for part in torch.split(vectors, block)]
+        scores = [self._scores_of_block(part, rows, shared, budget) for part in blocks(vectors, rows, budget)]
         return np.asarray(torch.cat(scores).cpu().numpy(), dtype=np.float32)
 
     def _scores_of_block(self, vectors: Tensor, rows: LocalRows, shared: Shared | None, budget: int) -> Tensor:
         """The scores (n, B, K) of as many candidates' vectors (n, L, T, H) as are computed at a time."""
         scores = torch.empty(len(vectors), rows.n_examples, len(rows.label_ids), device=vectors.device)
+        for batch, layout, states in self._passes(vectors, rows, shared, budget):
+            candidates, which = map(self.tensor, layout.sequences)
+            scores[candidates + batch.start, which] = rows.head(states)
+        return scores
+
+    def _passes(
+        self, vectors: Tensor, rows: LaidRows, shared: Shared | None, budget: int, every: Sequence[int] | None = None
+    ) -> Iterator[tuple[MicroBatch, Layout, Tensor]]:
+        """The micro-batches of a block of candidates (n, L, T, H), where their tokens lie, and the last hidden states
+        (S, H) that are read. With `every` row's number of places, so many are read of it from its `read` on."""
         left = self._left(vectors, rows, shared) if rows.n_prefix else None
         lengths = [length - rows.n_prefix for length in rows.lengths]
         for batch in micro_batches(lengths, len(vectors), budget, self._one_length):
             layout = laid_out(batch, rows.starts, rows.lengths, rows.reads, rows.n_prefix)
+            if every is not None:
+                layout = reading_on(layout, every)
             embeddings, call = self._embedded(layout, vectors[batch.chosen], rows, shared)
             if left:
                 call.left = {layer: (k[batch.chosen], v[batch.chosen]) for layer, (k, v) in left.items()}
-            candidates, which = map(self.tensor, layout.sequences)
-            scores[candidates + batch.start, which] = rows.head(self.forward(embeddings, call))
-        return scores
+            yield batch, layout, self.forward(embeddings, call)
 
-    def _left(self, vectors: Tensor, rows: LocalRows, shared: Shared | None) -> KeysAndValues:
+    def _left(self, vectors: Tensor, rows: LaidRows, shared: Shared | None) -> KeysAndValues:
         """The keys and values of the rows' common left part, once for each candidate."""
         layout = laid_out(MicroBatch(0, len(vectors), (0,)), rows.starts, [rows.n_prefix], [rows.n_prefix - 1])
         embeddings, call = self._embedded(layout, vectors, rows, shared)
@@ -144,7 +152,7 @@ class Evaluator:
         assert states is not None, "there are rows"
         return states
 
-    def _embedded(self, layout: Layout, vectors: Tensor, rows: LocalRows, below: Shared | None) -> tuple[Tensor, Pass]:
+    def _embedded(self, layout: Layout, vectors: Tensor, rows: LaidRows, below: Shared | None) -> tuple[Tensor, Pass]:
         """The input embeddings (P, E) under prompts (n, L, T, H), and the pass that adds the deeper prompts and the
         difference from the anchor in their places, and goes on from the states `below`."""
         ids = rows.tokens[layout.source]
@@ -170,6 +178,12 @@ class Evaluator:
         """What stands after the embedding LayerNorm, (M, E), as it is where the first layer begins, (M, H)."""
         projection = self.forward.structure.projection
         return offset if projection is None else functional.linear(offset, projection.weight.float())
+
+
+def blocks(vectors: Tensor, rows: LaidRows, budget: int) -> tuple[Tensor, ...]:
+    """Candidates (n, L, T, H) in blocks: keys and values of prefixes are held for as many as have room in one
+    micro-batch."""
+    return torch.split(vectors, max(1, budget // rows.n_prefix) if rows.n_prefix else len(vectors))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -10,9 +10,10 @@ from torch import Tensor
 from backends.local.check import checked_evaluator
 from backends.local.encoding import RowTokenizer
 from backends.local.loading import load
-from backends.local.rows import LocalRows, common_prefix
+from backends.local.rows import LocalContexts, LocalPairs, LocalRows, common_prefix
 from backends.local.source import Kind
 from backends.local.structure import first_position
+from backends.local.targets import TargetEvaluator, checked_target_evaluator
 from bbt.backend import Row, check_anchor
 from bbt.errors import BackendError
 from bbt.types import Prompts
@@ -68,11 +69,10 @@ class FrozenModel:
         self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None, reserved: int = 0
     ) -> LocalRows:
         """Tokenise rows, `reserved` positions shorter than the model; see `Backend.encode`."""
-        if not rows:
-            raise BackendError("there are no rows to encode.")
+        _require_rows(rows)
         label_ids = torch.tensor(self.row_tokenizer.label_ids(label_words, rows[0]), device=self.words.device)
         tokens = [self.row_tokenizer.row(row, reserved) for row in rows]
-        n_prompt_tokens = sum(segment.n_tokens for segment in rows[0])
+        n_prompt_tokens = _n_prompt_tokens(rows)
         n_prefix = common_prefix(tokens) if self.kind == "causal" and self.evaluator.shares_prefixes else 0
         encoded = LocalRows(tokens, label_ids, self.evaluator.head.of(label_ids), n_prompt_tokens, n_prefix)
         if anchor is not None and n_prompt_tokens:
@@ -80,3 +80,41 @@ class FrozenModel:
             self.evaluator.forward.structure.require_layernorm()
             encoded.anchor = self.evaluator.tensor(anchor)
         return encoded
+
+    @cached_property
+    def target_evaluator(self) -> TargetEvaluator:
+        """What scores targets of several tokens: made and checked when it is first asked for.
+
+        Raises:
+            BackendError: not a causal LM, or one whose targets cannot be scored.
+        """
+        self._require_causal("scores targets of several tokens")
+        return checked_target_evaluator(self.model, self.evaluator, self.max_length)
+
+    def encode_pairs(self, rows: Sequence[Row]) -> LocalPairs:
+        """Tokenise rows that end in targets; see `TargetBackend.encode_pairs`."""
+        shares = self.target_evaluator.shares_prefixes
+        _require_rows(rows)
+        return LocalPairs(self.row_tokenizer.pairs(rows), _n_prompt_tokens(rows), shares)
+
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> LocalContexts:
+        """Tokenise what stands left of targets; see `GenerationBackend.encode_contexts`."""
+        self._require_causal("generates text")
+        _require_rows(rows)
+        contexts = [self.row_tokenizer.context(row, max_new_tokens) for row in rows]
+        return LocalContexts(contexts, _n_prompt_tokens(rows), max_new_tokens)
+
+    def _require_causal(self, does: str) -> None:
+        if self.kind != "causal":
+            raise BackendError(
+                f"{self.source.name} is a masked LM, and only a causal LM (GPT's kind) {does}: choose another model."
+            )
+
+
+def _require_rows(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise BackendError("there are no rows to encode.")
+
+
+def _n_prompt_tokens(rows: Sequence[Row]) -> int:
+    return sum(segment.n_tokens for segment in rows[0])

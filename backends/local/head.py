@@ -13,6 +13,9 @@ from torch.nn import functional
 
 from backends.local.structure import Structure, replaced
 
+ROWS_AT_ONCE = 16384
+"""Rows of a decoder that are copied to fp32 at a time: 64 MB for H = 1024."""
+
 
 class Head:
     """A maker of heads for label words, out of a model's own head.
@@ -37,11 +40,17 @@ class Head:
             return LabelHead(self._head, label_ids)
         return LabelHead(replaced(self._head, {self._decoder: _LabelRows(self._decoder, label_ids)}))
 
+    def of_vocabulary(self) -> "LabelHead":
+        """The head for all words."""
+        if self._decoder is None:
+            return LabelHead(self._head, slice(None))
+        return LabelHead(replaced(self._head, {self._decoder: _AllRows(self._decoder)}))
+
 
 class LabelHead(nn.Module):
     """The head for some label words: hidden states (S, H) -> logits (S, K) in fp32."""
 
-    def __init__(self, head: nn.Module, picked: Tensor | None = None) -> None:
+    def __init__(self, head: nn.Module, picked: Tensor | slice | None = None) -> None:
         super().__init__()
         self._head, self._picked = head, picked
 
@@ -80,6 +89,21 @@ class _LabelRows(nn.Module):
         weight, bias = self._decoder.weight[self._ids].float(), self._decoder.bias
         with torch.autocast(hidden.device.type, enabled=False):
             return functional.linear(hidden.float(), weight, None if bias is None else bias[self._ids].float())
+
+
+class _AllRows(nn.Module):
+    """In the decoder's place: all of it in fp32, some rows at a time, so that no second copy of it is held."""
+
+    def __init__(self, decoder: Any) -> None:
+        super().__init__()
+        self._decoder = decoder
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        bias = self._decoder.bias
+        with torch.autocast(hidden.device.type, enabled=False):
+            parts = self._decoder.weight.split(ROWS_AT_ONCE)
+            logits = torch.cat([functional.linear(hidden.float(), rows.float()) for rows in parts], dim=-1)
+            return logits if bias is None else logits + bias.float()
 
 
 def _in_full_precision(model: Any, trunk: nn.Module, decoder: Any) -> dict[nn.Module, nn.Module]:

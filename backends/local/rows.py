@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.local.encoding import TokenRow
+from backends.local.encoding import TokenPair, TokenRow
 from backends.local.head import LabelHead
 from bbt.types import DeepPrompts
 
@@ -30,6 +32,23 @@ class Shared:
     def holds_for(self, prompts: DeepPrompts) -> bool:
         """Whether all candidates (n, L, T, H) have these lower prompts."""
         return bool((prompts[:, : self.layer] == self.lower).all())
+
+
+class LaidRows(Protocol):
+    """Tokenised rows, end to end: what an evaluation lays out and embeds."""
+
+    lengths: list[int]
+    reads: list[int]
+    tokens: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    @property
+    def n_prefix(self) -> int:
+        """Tokens at the left that are the same in every row, computed once a candidate."""
+
+    @property
+    def anchor(self) -> Tensor | None:
+        """(1, T, E) as in `LocalRows`."""
 
 
 @dataclass
@@ -75,6 +94,100 @@ class LocalRows:
     @property
     def n_truncated(self) -> int:
         """The number of rows whose text was cut."""
+        return sum(row.truncated for row in self.rows)
+
+
+@dataclass
+class PairRows:
+    """Pairs that are scored together; a row is a context with its target, without the target's last token."""
+
+    pairs: list[TokenPair]
+    which: list[int]
+    """The pairs' places in their split."""
+    n_prefix: int
+    """Tokens at the left that are the same in every row: a prompt, or the whole context but its last token."""
+    anchor: Tensor | None = None
+    """There is none."""
+
+    def __post_init__(self) -> None:
+        ids = [(*pair.context.ids, *pair.target[:-1]) for pair in self.pairs]
+        self.lengths = [len(row) for row in ids]
+        self.reads = [pair.context.read for pair in self.pairs]
+        self.counts = [len(pair.target) for pair in self.pairs]
+        self.tokens = np.concatenate([np.array(row, np.int64) for row in ids])
+        self.starts = np.cumsum([0, *self.lengths])
+
+
+@dataclass
+class LocalPairs:
+    """One split of contexts with their targets, tokenised."""
+
+    pairs: list[TokenPair]
+    n_prompt_tokens: int
+    """T."""
+    shares_prefixes: bool
+    """Whether what rows have in common at the left is computed once a candidate."""
+
+    @cached_property
+    def units(self) -> list[PairRows]:
+        """Pairs of one context together, so that it is computed once for all of its targets, and the others, which may
+        have a prompt in common."""
+        of_context: dict[tuple[int, ...], list[int]] = {}
+        for i, pair in enumerate(self.pairs):
+            of_context.setdefault(pair.context.ids if self.shares_prefixes else (), []).append(i)
+        alone = [which[0] for which in of_context.values() if len(which) == 1]
+        groups = [which for which in of_context.values() if len(which) > 1]
+        return [self._unit(which) for which in ([alone] if alone else []) + groups]
+
+    def _unit(self, which: list[int]) -> PairRows:
+        pairs = [self.pairs[i] for i in which]
+        shared = common_prefix([pair.context for pair in pairs]) if self.shares_prefixes else 0
+        return PairRows(pairs, which, shared)
+
+    @property
+    def n_examples(self) -> int:
+        """B."""
+        return len(self.pairs)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all contexts and targets, prompt tokens included."""
+        return sum(len(pair.context.ids) + len(pair.target) for pair in self.pairs)
+
+    @property
+    def n_truncated(self) -> int:
+        """Rows whose text was cut."""
+        return sum(pair.context.truncated for pair in self.pairs)
+
+    @cached_property
+    def n_target_tokens(self) -> NDArray[np.int64]:
+        """(B,) tokens of each target."""
+        return np.array([len(pair.target) for pair in self.pairs], dtype=np.int64)
+
+
+@dataclass
+class LocalContexts:
+    """One split of contexts to write on from, tokenised."""
+
+    rows: list[TokenRow]
+    n_prompt_tokens: int
+    """T."""
+    max_new_tokens: int
+    """Tokens that there is room for after each of them."""
+
+    @property
+    def n_examples(self) -> int:
+        """B."""
+        return len(self.rows)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all contexts, prompt tokens included."""
+        return sum(len(row.ids) for row in self.rows)
+
+    @property
+    def n_truncated(self) -> int:
+        """Rows whose text was cut."""
         return sum(row.truncated for row in self.rows)
 
 

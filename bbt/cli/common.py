@@ -36,6 +36,8 @@ def print_result(result: dict[str, Any]) -> None:
     head, *rows = result_rows(result)
     title = f"{result['task']} · {result['model']} · {result['label']} · seed {result['seed']}"
     print_table(f"{title} ({result['test_examples']} test rows)", head, rows)
+    for name, signature in (result.get("signatures") or {}).items():
+        print(f"{name}: {signature}")
     print(selected_line(result))
     if result.get("prompt_text"):
         print(f"prompt: {result['prompt_text']!r}")

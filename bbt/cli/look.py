@@ -33,7 +33,7 @@ def list_(
         "methods": lambda: _parts("bbt.methods", "METHODS"),
         "optimizers": _optimizers,
         "losses": lambda: _parts("bbt.settings", "LOSSES"),
-        "metrics": lambda: _parts("bbt.tasks", "METRICS"),
+        "metrics": lambda: [*_parts("bbt.tasks", "METRICS"), *_parts("bbt.tasks.sequence_metrics", "SEQUENCE_METRICS")],
         "observers": lambda: _parts("bbt.runs.observer", "OBSERVERS"),
         "backends": lambda: _parts("backends", "BACKENDS"),
         "runs": lambda: _runs(runs),
@@ -75,11 +75,12 @@ def show(
 
 
 def _tasks() -> list[tuple[str, str]]:
-    from bbt.tasks import TASKS
+    from bbt.tasks import GENERATION_TASKS, TASKS
     from bbt.tasks.data import bundled_tasks
 
     bundled = bundled_tasks()
-    return [(name, spec.title + (" (bundled)" if name in bundled else "")) for name, spec in TASKS.items()]
+    labelled = [(name, spec.title + (" (bundled)" if name in bundled else "")) for name, spec in TASKS.items()]
+    return labelled + [(name, f"{spec.title} (generated)") for name, spec in GENERATION_TASKS.items()]
 
 
 def _models() -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from bbt.errors import BbtError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from bbt.predictor import Answers, Predictor
-    from bbt.tasks import Columns, Example, Task
+    from bbt.tasks import Columns, Example, GenerationTask, Task
     from bbt.tasks.records import Placed
 
 ROWS_AT_ONCE = 128  # rows that `bbt predict` reads before it answers
@@ -40,6 +40,7 @@ def evaluate(
     Example: bbt eval runs/quickstart --predictions answers.jsonl
     """
     from bbt.predictor import Predictor
+    from bbt.tasks import GenerationTask
     from bbt.tasks.metrics import confusion, per_class
     from bbt.tasks.task import labels_of
 
@@ -47,6 +48,9 @@ def evaluate(
         raise BbtError(f"--predictions {predictions}: no folder {predictions.parent}.")
     predictor = Predictor(prompt, backend_options(option))
     asked, examples = _rows(predictor, prompt, task, data)
+    if isinstance(asked, GenerationTask):
+        _evaluate_texts(predictor, prompt, asked, examples, predictions, as_json)
+        return
     own = predictor.worded(asked)
     answers = predictor.answers(examples)
     gold, names = labels_of(examples), own.label_names
@@ -68,6 +72,33 @@ def evaluate(
     print_table("classes", ("label", "precision %", "recall %", "F1 %", "rows"), scores)
     table = [(name, *map(str, row)) for name, row in zip(names, counts, strict=True)]
     print_table("confusion: rows by label (down) and prediction (across)", ("", *names, "none"), table)
+
+
+def _evaluate_texts(
+    predictor: "Predictor",
+    prompt: Path,
+    task: "GenerationTask",
+    examples: "Sequence[Example]",
+    predictions: Path | None,
+    as_json: bool,
+) -> None:
+    """How it writes: metrics, and each row's output beside its references."""
+    from bbt.experiment.tested_texts import outputs
+    from bbt.files import write_lines
+    from bbt.tasks.sequence_metrics import signatures
+
+    metrics, texts = predictor.written(task, examples)
+    if predictions:
+        write_lines(predictions, outputs(examples, texts))
+    found = signatures(task.metrics)
+    if as_json:
+        print(json.dumps({"task": task.name, "examples": len(examples), **metrics, "signatures": found}))
+        return
+    in_percent = [(f"{name} %", f"{100 * metrics[name]:.2f}") for name in task.metrics]
+    rows = [*in_percent, ("perplexity", f"{metrics['perplexity']:.2f}")]
+    print_table(f"{prompt} on {task.name} ({len(examples)} test rows)", ("metric", ""), rows)
+    for name, signature in found.items():
+        print(f"{name}: {signature}")
 
 
 def export(
@@ -98,6 +129,8 @@ def _rows(
     from bbt.tasks.builtin import builtin_task
     from bbt.tasks.configured import limited, make_task, own_test, test_examples
 
+    if predictor.generates:
+        return _rows_with_targets(predictor, prompt, name, data)
     if name is not None:
         task = builtin_task(name, predictor.backend.info.kind)
         predictor.worded(task)  # refuses a task with other labels before a row is read
@@ -112,16 +145,29 @@ def _rows(
     return task, examples if data else limited(examples, config.evaluation.rows or None)
 
 
+def _rows_with_targets(
+    predictor: "Predictor", prompt: Path, name: str | None, data: Path | None
+) -> "tuple[Task, Sequence[Example]]":
+    """The run's own task, and its test rows or those of a file of the same columns."""
+    from bbt.tasks.configured import limited, make_task, own_test
+
+    config = predictor.config
+    if config is None or name is not None:
+        raise ConfigError(f"{prompt} answers with texts: give its run folder, and --data for a file of other rows.")
+    task = make_task(config.task, predictor.backend.info.kind)
+    examples = own_test(config.data, task, data)
+    return task, examples if data else limited(examples, config.evaluation.rows or None)
+
+
 def _write_predictions(path: Path, examples: "Sequence[Example]", names: Sequence[str], answers: "Answers") -> None:
     """One JSON object a test row: its texts, its gold label's name, and the answer."""
-    from bbt.files import write_atomically
+    from bbt.files import write_lines
 
-    lines = []
+    rows = []
     for example, answer in zip(examples, answers.named(names), strict=True):
         pair = {"text_pair": example.text_pair} if example.text_pair else {}
-        row = {"text": example.text, **pair, "gold": names[example.label], **answer}
-        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
-    write_atomically(path, "".join(lines))
+        rows.append({"text": example.text, **pair, "gold": names[example.label], **answer})
+    write_lines(path, rows)
 
 
 def predict(
@@ -132,7 +178,7 @@ def predict(
     ] = None,
     option: Option = None,
 ) -> None:
-    """Label texts with a saved prompt; one JSON object a text, a blank line for a blank line.
+    """Label texts with a saved prompt, or write the answers; one JSON object a text, a blank line for a blank line.
 
     A file's rows keep all their columns; texts stand in the columns that the run was trained with, or in "text" and
     "text_pair". Where a row has a column "label" or "probabilities" already, the answer's is called

@@ -14,6 +14,7 @@ from bbt.prompts import HardPrompt, SoftPrompt
 from bbt.scoring.calibration import with_biases
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.scorer import Scorer
+from bbt.scoring.scorers import scorer_of
 from bbt.tasks import Example, Task, Template
 from bbt.types import RowScores
 
@@ -49,13 +50,14 @@ class SoftPromptClassifier:
             PromptError: it was tuned for another model.
         """
         prompt.check_model(backend.info.name, backend.info.fingerprint)
-        task = Task("saved prompt", Template(prompt.template), prompt.label_names, prompt.label_words)
+        names, words, by = prompt.label_names, prompt.label_words, prompt.scored_by
+        task = Task("saved prompt", Template(prompt.template), names, words, scored_by=by)
         return cls(backend, task, prompt)
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
         """The scores (B, K) of the examples under this prompt."""
         anchor = None if self.prompt.anchor is None else self.prompt.anchor[None]
-        scores = Scorer(self.backend, self.task, examples, ledger, anchor).scores(self.prompt.batch)[0]
+        scores = scorer_of(self.backend, self.task, examples, ledger, anchor).scores(self.prompt.batch)[0]
         return with_biases(np.asarray(scores), self.prompt.biases)
 
     def save(self, folder: Path) -> None:

@@ -12,6 +12,7 @@ from bbt.backend import Backend
 from bbt.differences import first_difference
 from bbt.errors import RunError
 from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
+from bbt.experiment.generators import Generator, SoftPromptGenerator
 from bbt.prompts import SoftPrompt
 from bbt.runs.environment import environment
 from bbt.runs.log import EventLog
@@ -19,9 +20,10 @@ from bbt.runs.observer import Observer
 from bbt.scoring.calibration import CONTENT_FREE
 from bbt.scoring.judge import Verdict, verdict_facts, verdicts
 from bbt.scoring.ledger import Ledger
-from bbt.scoring.scorer import Scorer
+from bbt.scoring.scorers import scorer_of
+from bbt.scoring.targets import TargetJudge, TargetScorer
 from bbt.settings import CalibrationKind, PriceConfig
-from bbt.tasks import Example, Split, Task
+from bbt.tasks import Example, GenerationTask, Split, Task
 from bbt.types import Prompts, RowScores
 
 
@@ -29,7 +31,7 @@ from bbt.types import Prompts, RowScores
 class Trained:
     """What a method has made of an experiment."""
 
-    classifier: Classifier
+    classifier: Classifier | Generator
     """The state of the method that dev chose."""
     who: str
     """Which of the method's states that is, for the tables."""
@@ -39,7 +41,7 @@ class Trained:
     """The train queries that had been spent by then."""
     n_parameters: int
     """How many numbers were tuned."""
-    references: Mapping[str, Classifier] = field(default_factory=dict)
+    references: Mapping[str, Classifier | Generator] = field(default_factory=dict)
     """What the outcome is to be tested beside, by name."""
     prompt_text: str | None = None
     """The prompt in words, where it has any."""
@@ -77,11 +79,11 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger()
-        self.train = Scorer(self.backend, self.task, self.split.train, self.ledger)
-        self.dev = Scorer(self.backend, self.task, self.split.dev, self.ledger)
+        self.train = scorer_of(self.backend, self.task, self.split.train, self.ledger)
+        self.dev = scorer_of(self.backend, self.task, self.split.dev, self.ledger)
         needs_free = self.calibration == "content-free"
         free = content_free_rows()
-        self.content_free = Scorer(self.backend, self.task, free, self.ledger) if needs_free else None
+        self.content_free = scorer_of(self.backend, self.task, free, self.ledger) if needs_free else None
         self._begin()
 
     @property
@@ -107,8 +109,31 @@ class Experiment:
         info, task = self.backend.info, task or self.task
         words, names, template = task.label_words, task.label_names, task.template.source
         origin = self.provenance(task, **facts)
-        prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, words, names, anchor, origin)
+        of = embeddings, info.name, info.fingerprint, template, words, names, anchor, origin
+        prompt = SoftPrompt(*of, scored_by=task.scored_by)
         return SoftPromptClassifier(self.backend, task, prompt)
+
+    def generator(self, embeddings: Prompts, **facts: Any) -> SoftPromptGenerator:
+        """A prompt (T, H) with its provenance, to which `facts` add, for a task whose answer is a text."""
+        task, info = self.generation_task, self.backend.info
+        of = embeddings, info.name, info.fingerprint, task.template.source, (), (), None
+        prompt = SoftPrompt(*of, self.provenance(task, **facts), scored_by=task.scored_by, decoding=task.decoding)
+        return SoftPromptGenerator(self.backend, task, prompt)
+
+    @property
+    def generation_task(self) -> GenerationTask:
+        """The task, whose answer is a text."""
+        assert isinstance(self.task, GenerationTask), "`Method.takes` is looked at before"
+        return self.task
+
+    @property
+    def generates(self) -> bool:
+        """Whether the task's answer is a text."""
+        return isinstance(self.task, GenerationTask)
+
+    def target_rows(self, examples: Sequence[Example]) -> TargetScorer:
+        """Rows whose answer is a text, scored on the run's ledger."""
+        return TargetScorer(self.backend, self.generation_task, examples, self.ledger)
 
     def provenance(self, task: Task, **facts: Any) -> dict[str, Any]:
         """Where a prompt of this run comes from; `facts` add to it."""
@@ -150,6 +175,16 @@ class Experiment:
             before,
             lambda: classifier.scores(content_free_rows(), self.ledger)[None],
         )
+        return self._logged(who, verdict, start)
+
+    def judge_generator(self, generator: SoftPromptGenerator, who: str) -> Verdict:
+        """How a prompt does on dev rows whose answer is a text; counts one dev query and logs it."""
+        start = time.perf_counter()
+        (verdict,) = TargetJudge(self.target_rows(self.split.dev), self.ledger).verdicts(generator.prompt.batch)
+        return self._logged(who, verdict, start)
+
+    def _logged(self, who: str, verdict: Verdict, start: float) -> Verdict:
+        """The verdict, which has taken the time since `start`, in the log."""
         self.ledger.seconds += time.perf_counter() - start
         self.log.append({"event": "dev", "names": [who], **verdict_facts([verdict]), "ledger": self.ledger.snapshot()})
         return verdict
@@ -191,4 +226,4 @@ def content_free_rows() -> list[Example]:
 
 def _fingerprint(split: Split) -> str:
     rows: Sequence[Example] = [*split.train, *split.dev]
-    return hashlib.sha256(repr([(e.text, e.text_pair, e.label) for e in rows]).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr([(e.text, e.text_pair, e.label, *e.targets) for e in rows]).encode()).hexdigest()[:16]

@@ -1,34 +1,20 @@
 """A run's outcome is what its method has made, calibrated and tested beside what it started from, with what it cost."""
 
-import math
-import resource
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from bbt.backend import Backend, DeviceBackend
-from bbt.errors import BackendError
 from bbt.experiment.classifiers import Classifier, calibrated
 from bbt.experiment.experiment import Experiment, Trained, content_free_rows
+from bbt.experiment.generators import labelling
+from bbt.experiment.outcome import Tested, check_finite, result_of
+from bbt.experiment.tested_texts import tested_texts
 from bbt.scoring.calibration import class_biases, with_biases
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import predicted
 from bbt.tasks import Example, Task
 from bbt.tasks.task import labels_of
 from bbt.types import RowScores
-
-
-@dataclass(frozen=True)
-class Tested:
-    """What a run has come to."""
-
-    classifier: Classifier
-    """The classifier that was trained, with its class biases."""
-    result: dict[str, Any]
-    """What `result.json` holds."""
 
 
 def tested(experiment: Experiment, trained: Trained) -> Tested:
@@ -38,48 +24,24 @@ def tested(experiment: Experiment, trained: Trained) -> Tested:
     Raises:
         BackendError: nothing that was tried had a finite loss.
     """
-    e = experiment
-    if not math.isfinite(trained.verdict.loss):
-        raise BackendError(
-            f"every prompt's scores were NaN or infinite in {e.backend.info.precision}: is the model damaged, "
-            "or the precision too low for it? Try model.options.precision=fp32."
-        )
+    check_finite(experiment, trained)
+    if experiment.generates:
+        return tested_texts(experiment, trained)
+    e, classifier = experiment, labelling(trained.classifier)
     costs, beside, own = e.ledger.snapshot(), Ledger(), Ledger()
     test: dict[str, dict[str, float]] = {}
-    for name, classifier in (trained.references if e.references else {}).items():
-        test.update(_reference(e, name, classifier, trained.biases.get(name), beside))
-    scores = _test_scores(e, trained.classifier, own)
-    biases = _biases(e, trained.classifier, scores, trained.verdict.biases, own)
+    for name, reference in (trained.references if e.references else {}).items():
+        test.update(_reference(e, name, labelling(reference), trained.biases.get(name), beside))
+    scores = _test_scores(e, classifier, own)
+    biases = _biases(e, classifier, scores, trained.verdict.biases, own)
     test["tuned"] = _metrics(e.task, e.split.test, with_biases(scores, biases))
-    outcome = calibrated(trained.classifier, biases)
+    outcome = calibrated(classifier, biases)
     also_test = {
         task.name: {**_metrics(task, rows, outcome.scores(rows, beside)), "examples": len(rows)}
         for task, rows in e.other_tests
     }
-    facts = {"test": test, "also_test": also_test, "test_truncated": own.truncated}
-    price = {"search": _price(e, e.ledger), "test": _price(e, own) + _price(e, beside)}
-    return Tested(outcome, {**_about(e, trained), **facts, "cost": costs, "price": price, **_peak_memory(e.backend)})
-
-
-def _about(e: Experiment, trained: Trained) -> dict[str, Any]:
-    """The part of the result that says what was run, and which state was chosen."""
-    info = e.backend.info
-    return {
-        "task": e.task.name,
-        "model": info.name,
-        "fingerprint": info.fingerprint,
-        "device": info.device,
-        "precision": info.precision,
-        "method": e.facts.get("method"),
-        "label": e.facts.get("label", e.facts.get("method", "")),
-        "seed": e.seed,
-        "calibration": e.calibration,
-        "test_examples": len(e.split.test),
-        "test_note": e.facts.get("test_note"),
-        "selected": {"who": trained.who, **trained.verdict.facts(), "train_queries": trained.train_queries},
-        "prompt_text": trained.prompt_text,
-        "n_parameters": trained.n_parameters,
-    }
+    figures = {"test": test, "also_test": also_test, "test_truncated": own.truncated}
+    return Tested(outcome, result_of(e, trained, costs, (own, beside), figures))
 
 
 def _reference(
@@ -120,19 +82,3 @@ def _biases(
 def _metrics(task: Task, rows: Sequence[Example], scores: RowScores) -> dict[str, float]:
     """The task's metrics by name; none where nothing is to be tested."""
     return task.evaluate(labels_of(rows), predicted(scores)) if rows else {}
-
-
-def _price(e: Experiment, ledger: Ledger) -> float:
-    """What the run has cost in money, by the experiment's price."""
-    return e.price.of(ledger.tokens_up, ledger.tokens_down)
-
-
-def _peak_memory(backend: Backend) -> dict[str, Any]:
-    """The peak memory in MB and whose it is: the device's where the backend's model has one, else the process's
-    resident memory (which Linux counts in KiB, and macOS in bytes)."""
-    of_device = backend.peak_memory_mb() if isinstance(backend, DeviceBackend) else None
-    if of_device is not None:
-        return {"peak_memory_mb": round(of_device, 1), "peak_memory_of": backend.info.device}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    return {"peak_memory_mb": round(peak / unit, 1), "peak_memory_of": "process"}

@@ -23,6 +23,9 @@ class Method(Strict):
     """Whether its log is its checkpoint, so that a stopped run goes on where it stopped and a finished one can be
     extended. Any other method begins again from its seed when its run is resumed."""
 
+    takes: ClassVar[tuple[str, ...]] = ("label_words",)
+    """How the tasks that it takes are scored: values of `task.scored_by`."""
+
     @abstractmethod
     def train(self, experiment: Experiment) -> Trained:
         """Train on the experiment's train rows, select on its dev rows; every cost goes into its ledger."""

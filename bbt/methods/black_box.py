@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
+from bbt.methods.generation_search import GenerationSearch
 from bbt.methods.prompt_search import SoftSearch, schedule
 from bbt.runs.estimate import PlannedQueries
 from bbt.settings import (
@@ -44,6 +45,8 @@ class SearchMethod(Method):
 class BlackBox(SearchMethod):
     """Black-Box Tuning, with any optimizer."""
 
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood", "generation")
+
     prompt: TiedPromptConfig = TiedPromptConfig()
     """The prompt's length, its start p0, and the space around it."""
     optimizer: SmallPopulationConfig = SmallPopulationConfig()
@@ -56,7 +59,8 @@ class BlackBox(SearchMethod):
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
-        return SoftSearch(experiment, self).run()
+        search = GenerationSearch if experiment.generates else SoftSearch
+        return search(experiment, self).run()
 
     def label(self, name: str) -> str:
         """The optimizer's name, which tells black-box searches apart."""

@@ -13,6 +13,7 @@ from bbt.backend import Backend
 from bbt.errors import ConfigError, RunError
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.generators import labelling
 from bbt.files import write_atomically
 from bbt.methods import make_method
 from bbt.methods.base import Method
@@ -112,7 +113,7 @@ class Ensemble(Method):
         own = replace(e, seed=seed, log=EventLog(), observer=Observer(), facts=facts)
         trained = self.member.train(own)
         e.ledger.add(own.ledger)
-        return Member(seed, trained.classifier, trained.n_parameters)
+        return Member(seed, labelling(trained.classifier), trained.n_parameters)
 
     def _saved(self, path: Path, backend: Backend, task: Task) -> "Member":
         """Load a member from its folder in `members/`; the copy of a run folder has a config of its own."""

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,13 +12,14 @@ import numpy as np
 
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.generators import Generator
 from bbt.optimizers import Optimizer, Settings, make_optimizer
 from bbt.runs.log import decode_losses, encode_losses
-from bbt.scoring.judge import Judge
+from bbt.scoring.judge import DevJudge, Judge
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import load_loss
-from bbt.scoring.objective import Objective
-from bbt.scoring.scorer import Scorer
+from bbt.scoring.objective import Objective, TrainingLoss
+from bbt.scoring.scorers import scorer_of
 from bbt.scoring.spending import Spending
 from bbt.search.schedule import Schedule
 from bbt.search.tuner import Candidate, Tuner
@@ -128,12 +129,12 @@ class PromptSearch(ABC):
         """What proposes points of the space."""
 
     @abstractmethod
-    def _classifier(self, best: Candidate) -> Classifier:
-        """The best candidate as a classifier, with how it was found."""
+    def _classifier(self, best: Candidate) -> Classifier | Generator:
+        """The best candidate as a classifier or a generator, with how it was found."""
 
     @abstractmethod
-    def _references(self) -> dict[str, Classifier]:
-        """The classifiers that the search started from, by name."""
+    def _references(self) -> Mapping[str, Classifier | Generator]:
+        """The classifiers or generators that the search started from, by name."""
 
     @property
     def _anchor(self) -> Prompts | None:
@@ -146,7 +147,7 @@ class PromptSearch(ABC):
         """The queries that are spent on p0."""
         return 0
 
-    def _objective(self) -> Objective:
+    def _objective(self) -> TrainingLoss:
         e = self.experiment
         return Objective(self.train, self._loss(), e.ledger, e.calibration, self.content_free)
 
@@ -155,7 +156,7 @@ class PromptSearch(ABC):
         task, objective = self.experiment.task, self.settings.objective
         return load_loss(objective.loss or task.loss, objective.margin, task.metric)
 
-    def _judge(self) -> Judge:
+    def _judge(self) -> DevJudge:
         e = self.experiment
         return Judge(self.dev, e.task, e.ledger, e.calibration, self.train, self.content_free)
 
@@ -207,7 +208,7 @@ class PromptSearch(ABC):
         n_tokens = s.prompt.n_prompt_tokens
         train, dev = e.train.encoded(n_tokens), e.dev.encoded(n_tokens)
         tested = [(3 if e.references else 1, e.task, e.split.test), *((1, task, rows) for task, rows in e.other_tests)]
-        tests = [(n, Scorer(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
+        tests = [(n, scorer_of(e.backend, task, rows, Ledger()).encoded(n_tokens)) for n, task, rows in tested]
         judged = [dev, train] if e.calibration == "fitted" else [dev]
         if e.references and not s.selection.baselines:
             tests += [(2, rows) for rows in judged]  # what the class biases of the references take
@@ -262,12 +263,11 @@ class SoftSearch(PromptSearch):
         settings = self._optimizer_settings(self.space.intrinsic_dim, self.experiment.seed)
         return make_optimizer(self.settings.optimizer.name, settings)
 
-    def _classifier(self, best: Candidate) -> Classifier:
+    def _classifier(self, best: Candidate) -> Classifier | Generator:
         anchor = None if best.who == "manual" else self._anchor
-        facts: dict[str, Any] = {"who": best.who, "train_queries": best.train_queries, "dev": best.verdict.facts()}
-        return self.experiment.soft_prompt(np.asarray(best.prompt), anchor, **facts)
+        return self.experiment.soft_prompt(np.asarray(best.prompt), anchor, **found(best))
 
-    def _references(self) -> dict[str, Classifier]:
+    def _references(self) -> Mapping[str, Classifier | Generator]:
         e = self.experiment
         return {"manual": e.manual, "untuned": e.soft_prompt(self.space.p0[0], self._anchor)}
 
@@ -282,6 +282,11 @@ class SoftSearch(PromptSearch):
     @property
     def _sigma0(self) -> float:
         return self.settings.optimizer.sigma0
+
+
+def found(best: Candidate) -> dict[str, Any]:
+    """How a candidate was found, for its provenance."""
+    return {"who": best.who, "train_queries": best.train_queries, "dev": best.verdict.facts()}
 
 
 def schedule(settings: SearchSettings, budgets: tuple[int, ...]) -> Schedule:

@@ -7,6 +7,7 @@ from bbt.backend import Backend
 from bbt.config import read_run_config
 from bbt.errors import PromptError, RunError
 from bbt.experiment.classifiers import Classifier, SoftPromptClassifier, calibrated_as_saved
+from bbt.experiment.generators import Generator, SoftPromptGenerator
 from bbt.methods import load_method
 from bbt.prompts.soft import SoftPrompt
 from bbt.tasks import Task
@@ -18,20 +19,37 @@ def is_soft_prompt(path: Path) -> bool:
     return path.is_file() or (path / "prompt.safetensors").is_file() or not (path / "config.yaml").is_file()
 
 
-def load_classifier(path: Path | str, backend: Backend) -> tuple[Task, Classifier]:
-    """Load the classifier of a run folder or of a soft prompt's file, with the wording it was trained with.
+def load_trained(path: Path | str, backend: Backend) -> tuple[Task, Classifier | Generator]:
+    """Load the classifier or the generator of a run folder or of a soft prompt's file, with its task in the wording
+    that it was trained with.
 
     Raises:
         PromptError: it was trained on another model; RunError: the run has not finished.
     """
     path = Path(path)
     if is_soft_prompt(path):
-        loaded = SoftPromptClassifier.loaded(SoftPrompt.load(path), backend)
+        prompt = SoftPrompt.load(path)
+        if prompt.decoding is not None:
+            generator = SoftPromptGenerator.loaded(prompt, backend)
+            return generator.task, generator
+        loaded = SoftPromptClassifier.loaded(prompt, backend)
         return loaded.task, loaded
     config = read_run_config(path)
     _check_model(path, backend)
     task = make_task(config.task, backend.info.kind)
     return task, calibrated_as_saved(load_method(config).load(path, backend, task), path)
+
+
+def load_classifier(path: Path | str, backend: Backend) -> tuple[Task, Classifier]:
+    """As `load_trained`, where labels are asked for.
+
+    Raises:
+        RunError: its answers are texts.
+    """
+    task, trained = load_trained(path, backend)
+    if isinstance(trained, Generator):
+        raise RunError(f"{path} answers with texts, and not with one of several labels: give a run that does.")
+    return task, trained
 
 
 def _check_model(path: Path, backend: Backend) -> None:

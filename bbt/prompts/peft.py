@@ -42,6 +42,11 @@ def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dic
     prompt.check_model(backend.info.name, backend.info.fingerprint)
     if prompt.embeddings.ndim != 2:
         raise PromptError("a deep prompt adds to every layer; PEFT and the like take word embeddings alone.")
+    if prompt.scored_by != "label_words":
+        raise PromptError(
+            f"a prompt of a task that is scored by {prompt.scored_by.replace('_', ' ')} is not exported yet: what is "
+            "written here is how one label word is read. Its vectors stand in the run's prompt.safetensors."
+        )
     if prompt.anchor is not None:
         raise PromptError(
             "a prompt of prompt.placement: layernorm is added after the embedding LayerNorm; PEFT and the like take "

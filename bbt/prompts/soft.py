@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from bbt.backend import Backend
+from bbt.backend import Backend, Decoding
 from bbt.errors import PromptError
 from bbt.files import write_bytes_atomically
 from bbt.prompts.peft import is_peft_folder, read_peft, virtual_tokens, write_peft
+from bbt.settings import ScoredBy
 from bbt.types import Prompts
 
 FORMAT = "bbt-soft-prompt/1"
@@ -39,6 +40,10 @@ class SoftPrompt:
     """Where it came from: task, score, seed, queries, versions and commit."""
     biases: tuple[float, ...] | None = None
     """(K,) class biases that are added to its label scores (none: there are none)."""
+    scored_by: ScoredBy = "label_words"
+    """What its label scores are: those of the label words, or the likelihood of whole labels."""
+    decoding: Decoding | None = None
+    """How text is generated (none: it answers with labels)."""
 
     @property
     def batch(self) -> Prompts:
@@ -118,6 +123,8 @@ class SoftPrompt:
         try:
             facts = json.loads(metadata["prompt"])
             facts |= {k: tuple(facts[k]) for k in ("label_words", "label_names", "biases") if facts.get(k) is not None}
+            if facts.get("decoding"):
+                facts["decoding"] = Decoding(**{**facts["decoding"], "stop": tuple(facts["decoding"]["stop"])})
             return cls(embeddings=arrays["embeddings"], anchor=arrays.get("anchor"), **facts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptError(f"{file} is damaged: its metadata do not describe a prompt ({error!r}).") from error

@@ -3,6 +3,7 @@
 runs/<name>/config.yaml          the resolved configuration
             events.jsonl         one line an event, flushed to disk as it happens
             prompt.safetensors   the best prompt by dev, with its provenance
+            outputs.jsonl        where texts are generated: those on the test set beside their references
             result.json          the outcome on the test set
 """
 

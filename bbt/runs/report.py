@@ -10,11 +10,14 @@ from bbt.types import Event
 
 
 def result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The closing table with its head first: one row for each prompt, each metric in percent."""
+    """The closing table with its head first: one row for each prompt, each metric in percent, and the targets'
+    perplexity where it is known."""
     metrics = list(next(iter(result["test"].values())))
-    rows = [("prompt", *(f"test {metric}" for metric in metrics))]
+    perplexity = result.get("perplexity") or {}
+    rows = [("prompt", *(f"test {metric}" for metric in metrics), *(["perplexity"] if perplexity else []))]
     for name, values in result["test"].items():
-        rows.append((name, *(f"{100 * values[metric]:.2f}" for metric in metrics)))
+        last = [f"{perplexity[name]:,.2f}"] if perplexity else []
+        rows.append((name, *(f"{100 * values[metric]:.2f}" for metric in metrics), *last))
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -72,6 +73,20 @@ def verdicts(
         Verdict(metric, float(loss), bias, tuple(row)) if np.isfinite(loss) else Verdict(0.0, float(loss))
         for metric, loss, bias, row in zip(metrics, losses, biases, rows.tolist(), strict=True)
     ]
+
+
+class DevJudge(Protocol):
+    """What chooses among the candidates of a search."""
+
+    @property
+    def n_examples(self) -> int:
+        """Bd, the dev rows."""
+
+    def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
+        """(n, T, H) or (n, T) -> n verdicts. Counts n dev queries."""
+
+    def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
+        """Told of verdicts that a resumed run has recorded."""
 
 
 class Judge:

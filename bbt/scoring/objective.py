@@ -1,6 +1,7 @@
 """The objective is the training loss of prompts, which the optimizer minimises."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 from bbt.scoring.calibration import class_biases
 from bbt.scoring.ledger import Ledger
@@ -9,6 +10,22 @@ from bbt.scoring.scorer import Scorer
 from bbt.settings import CalibrationKind
 from bbt.spaces.soft import Space
 from bbt.types import AnyPrompts, Labels, Latents, Losses, Scores
+
+
+class TrainingLoss(Protocol):
+    """What a search minimises."""
+
+    def losses(self, prompts: AnyPrompts) -> Losses:
+        """(n, T, H) or (n, T) -> (n,); a broken candidate is +inf. Counts n train queries."""
+
+    def latent_losses(self, latents: Latents, space: Space) -> Losses:
+        """Losses of the space's prompts: (n, d) -> (n,), as `losses`."""
+
+    def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
+        """Told of losses of latents that a resumed run has recorded."""
+
+    def remember(self, prompts: AnyPrompts, losses: Losses) -> None:
+        """Told of losses of prompts that a resumed run has recorded."""
 
 
 class Objective:

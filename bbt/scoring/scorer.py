@@ -33,18 +33,20 @@ class Scorer:
     def encoded(self, n_prompt_tokens: int) -> Encoded:
         """The rows with this many prompt tokens (0: the manual template)."""
         if n_prompt_tokens not in self._encoded:
-            rows = self._task.rows(self._examples, n_prompt_tokens)
-            anchor = self._anchor if n_prompt_tokens else None
-            encoded = self._backend.encode(rows, self._task.label_words, anchor)
+            encoded = self._encode(n_prompt_tokens)
             self._encoded[n_prompt_tokens] = encoded
             if n_prompt_tokens not in self._truncated:
                 self._truncated[n_prompt_tokens] = encoded.n_truncated
                 self._ledger.truncated += encoded.n_truncated
         return self._encoded[n_prompt_tokens]
 
+    def _encode(self, n_prompt_tokens: int) -> Encoded:
+        rows = self._task.rows(self._examples, n_prompt_tokens)
+        return self._backend.encode(rows, self._task.label_words, self._anchor if n_prompt_tokens else None)
+
     def anchored(self, anchor: Prompts) -> "Scorer":
         """A scorer of the same rows with this anchor; the rows that were cut are not counted again."""
-        other = Scorer(self._backend, self._task, self._examples, self._ledger, anchor)
+        other = type(self)(self._backend, self._task, self._examples, self._ledger, anchor)
         other._truncated = self._truncated
         return other
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from bbt.optimizers import Optimizer
 from bbt.runs.log import EventLog, decode_losses, encode_losses
 from bbt.runs.observer import Progress
-from bbt.scoring.judge import Judge, Verdict, recorded_verdicts, verdict_facts
+from bbt.scoring.judge import DevJudge, Verdict, recorded_verdicts, verdict_facts
 from bbt.scoring.ledger import Ledger
-from bbt.scoring.objective import Objective
+from bbt.scoring.objective import TrainingLoss
 from bbt.scoring.spending import Spending
 from bbt.search.schedule import Schedule
 from bbt.spaces.soft import Space
@@ -53,9 +53,9 @@ class Tuner:
     """What proposes the candidates z (n, d) of a generation."""
     space: Space
     """What says which prompts they stand for."""
-    objective: Objective
+    objective: TrainingLoss
     """The training loss that is minimised."""
-    judge: Judge
+    judge: DevJudge
     """What judges candidates on dev rows."""
     ledger: Ledger
     """Where queries, bytes and seconds are counted."""

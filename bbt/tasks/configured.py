@@ -9,11 +9,12 @@ import numpy as np
 from bbt.draws import stable_uniform
 from bbt.errors import ConfigError, unknown
 from bbt.names import resolved
-from bbt.settings import DataConfig, EvaluationConfig, TaskConfig
+from bbt.settings import ColumnsConfig, DataConfig, DecodingConfig, EvaluationConfig, TaskConfig
 from bbt.tasks.builtin import TASKS, HubSource, TaskSpec, builtin_task
 from bbt.tasks.data import Split, bundled_splits, bundled_test, draw_split
 from bbt.tasks.examples import Columns, Example, label_value, read_examples
-from bbt.tasks.hub import hub_examples
+from bbt.tasks.generation import GENERATION_TASKS, GenerationTask
+from bbt.tasks.hub import hub_examples, hub_targets
 from bbt.tasks.task import Task
 from bbt.tasks.template import Template
 
@@ -24,6 +25,13 @@ def make_task(config: TaskConfig, kind: str) -> Task:
     Raises:
         ConfigError: neither built in nor fully described.
     """
+    if config.name in GENERATION_TASKS or (config.template and Template(config.template).takes_target):
+        return _generation_task(config)
+    if config.decoding != DecodingConfig() or config.scored_by == "generation":
+        raise ConfigError(
+            f"task {config.name} generates no text: leave out task.decoding and task.scored_by, or give a "
+            "task.template with {source} and, last, {target}."
+        )
     if config.name in TASKS:
         base = builtin_task(config.name, kind)
     elif config.template and config.label_words:
@@ -37,7 +45,8 @@ def make_task(config: TaskConfig, kind: str) -> Task:
         base = _own_spec(config.name).task(config.name.replace(":", "-"), kind)
     else:
         raise ConfigError(
-            unknown("task", config.name, TASKS) + " For your own give task.template and task.label_words."
+            unknown("task", config.name, [*TASKS, *GENERATION_TASKS])
+            + " For your own give task.template and task.label_words, or a task.template that ends in {target}."
         )
     template = Template(config.template) if config.template else base.template
     return Task(
@@ -47,6 +56,30 @@ def make_task(config: TaskConfig, kind: str) -> Task:
         config.label_words or base.label_words,
         config.metrics or base.metrics,
         base.loss,
+        config.scored_by,
+    )
+
+
+def _generation_task(config: TaskConfig) -> GenerationTask:
+    """A built-in task whose answer is a text, or one of the config's own.
+
+    Raises:
+        ConfigError: labels, which it has none of, or a score that is theirs.
+    """
+    if config.label_words or config.label_names:
+        raise ConfigError(
+            f"task {config.name} generates text and has no labels: leave label_words and label_names out."
+        )
+    if config.scored_by not in ("label_words", "generation"):
+        raise ConfigError(f"task.scored_by: {config.scored_by} is for labels; task {config.name} generates text.")
+    known = GENERATION_TASKS.get(config.name)
+    base = known.task(config.name) if known else GenerationTask(config.name, Template(str(config.template)))
+    own = config.decoding.model_dump(exclude_none=True)
+    return replace(
+        base,
+        template=Template(config.template) if config.template else base.template,
+        metrics=config.metrics or base.metrics,
+        decoding=replace(base.decoding, **own),
     )
 
 
@@ -88,7 +121,7 @@ def make_split(config: DataConfig, task: Task, seed: int) -> Split:
     split = _k_shot_split(config, task, seed)
     if config.clean and task.name in TASKS:
         split = _cleaned(split, TASKS[task.name].clean)
-    return split if config.folds is None else _fold(split, config.folds, config.fold, len(task.label_names))
+    return split if config.folds is None else _fold(split, config.folds, config.fold, max(1, len(task.label_names)))
 
 
 def _k_shot_split(config: DataConfig, task: Task, seed: int) -> Split:
@@ -99,7 +132,7 @@ def _k_shot_split(config: DataConfig, task: Task, seed: int) -> Split:
             raise ConfigError(f"{' and '.join(given)} is not read with data.source: bundled; set files or huggingface.")
         return bundled_splits(task.name, config.k, seed, task.label_names)
     train, dev, test = (_rows(config, task, part) for part in ("train", "dev", "test"))
-    return draw_split(train or [], dev, test or [], config.k, seed, task.label_names)
+    return draw_split(train or [], dev, test or [], config.k, seed, task.label_names or ("target",))
 
 
 def own_test(config: DataConfig, task: Task, path: Path | str | None) -> list[Example]:
@@ -117,9 +150,27 @@ def own_test(config: DataConfig, task: Task, path: Path | str | None) -> list[Ex
 
 def columns_of(config: DataConfig, task: Task) -> Columns:
     """The columns that the user names, or those of the task's own data set on the hub, and our names for the others."""
+    if isinstance(task, GenerationTask):
+        return _generation_columns(task, config.columns or ColumnsConfig())
     named = config.columns.model_dump(exclude_none=True) if config.columns else {}
+    for_text = [f"data.columns.{key}" for key in ("source", "source_pair", "target") if key in named]
+    if for_text:
+        raise ConfigError(f"{' and '.join(for_text)}: {task.name} has labels and no target; name text and label.")
     hub = _hub(config, task)
     return hub.columns if hub and not named else _columns(task, named)
+
+
+def _generation_columns(task: GenerationTask, named: ColumnsConfig) -> Columns:
+    """The columns that the user names, and those of the task's own data, or ours, for the others."""
+    of_labels, defaults = ("text", "text_pair", "label"), ColumnsConfig()
+    wrong = [f"data.columns.{key}" for key in of_labels if getattr(named, key) != getattr(defaults, key)]
+    if wrong:
+        raise ConfigError(f"{' and '.join(wrong)}: {task.name} has a target and no label; name source and target.")
+    pair = "source_pair" if task.template.takes_pair else None
+    known = GENERATION_TASKS.get(task.name)
+    own = known.columns if known else Columns("source", pair, target="target")
+    text, text_pair = named.source or own.text, named.source_pair or own.text_pair
+    return Columns(text, text_pair if task.template.takes_pair else None, target=named.target or own.target)
 
 
 def _rows(config: DataConfig, task: Task, part: str) -> list[Example] | None:
@@ -132,6 +183,8 @@ def _rows(config: DataConfig, task: Task, part: str) -> list[Example] | None:
             raise ConfigError("data.source: files needs data.train and data.test.")
         path = getattr(config, part)
         return read_examples(path, columns, _labels(config, task), config.header) if path else None
+    if isinstance(task, GenerationTask):
+        return _hub_targets(config, task, part, columns)
     hub = _hub(config, task)
     if not (config.path or hub):
         raise ConfigError(f"{task.name} has no data set on the hub that is known here: give data.path, or files.")
@@ -144,6 +197,17 @@ def _rows(config: DataConfig, task: Task, part: str) -> list[Example] | None:
     return hub_examples(path, subset, named[part], columns, task.label_names, labels, hub.labels if hub else None)
 
 
+def _hub_targets(config: DataConfig, task: GenerationTask, part: str, columns: Columns) -> list[Example] | None:
+    """The rows of a part of a hub data set with targets; None where there is none."""
+    known = GENERATION_TASKS.get(task.name) if not config.path else None
+    if not (config.path or known):
+        raise ConfigError(f"{task.name} has no data set on the hub that is known here: give data.path, or files.")
+    path, subset = (known.path, known.subset) if known else (str(config.path), config.subset)
+    splits = config.splits or (known.splits if known else ("train", "test"))
+    named = dict(zip(("train", "test") if len(splits) == 2 else ("train", "dev", "test"), splits, strict=True))
+    return hub_targets(path, subset, named[part], columns) if part in named else None
+
+
 def _hub(config: DataConfig, task: Task) -> HubSource | None:
     """Where a built-in task's own data set stands on the hub, if that is where the rows come from."""
     known = TASKS.get(task.name) if config.source == "huggingface" and not config.path else None
@@ -151,7 +215,9 @@ def _hub(config: DataConfig, task: Task) -> HubSource | None:
 
 
 def _labels(config: DataConfig, task: Task) -> tuple[str, ...]:
-    """The label column's values in label order: as the user says, or 0 to K - 1."""
+    """The label column's values in label order: as the user says, or 0 to K - 1; none where text is generated."""
+    if isinstance(task, GenerationTask):
+        return ()
     labels = config.labels or _label_values(task)
     if len(labels) != len(task.label_names):
         raise ConfigError(
@@ -202,7 +268,7 @@ def other_test(name: str, path: Path | None, task: Task, kind: str) -> tuple[Tas
             f"{task.name} cannot be tested on {name}: its labels are {', '.join(task.label_names)}, there they are "
             f"{', '.join(other.label_names)}."
         )
-    asked = Task(name, task.template, task.label_names, task.label_words, other.metrics)
+    asked = replace(task, name=name, metrics=other.metrics)
     return asked, test_examples(other, path)
 
 
@@ -226,6 +292,8 @@ def _label_values(task: Task) -> tuple[str, ...]:
 
 def other_tests(config: EvaluationConfig, task: Task, kind: str) -> list[tuple[Task, list[Example]]]:
     """The `also_test` of a config: each task, asked in this one's words, and its rows."""
+    if config.also_test and isinstance(task, GenerationTask):
+        raise ConfigError("evaluation.also_test is for tasks with labels; test on other rows with bbt eval --data.")
     tests = [other_test(name, Path(path) if path else None, task, kind) for name, path in config.also_test.items()]
     return [(other, limited(rows, config.rows)) for other, rows in tests]
 

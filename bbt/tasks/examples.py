@@ -18,20 +18,24 @@ _WHOLE = re.compile(r"(-?\d+)\.0+")
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled row; `label` is an index in [0, K)."""
+    """One labelled row; `label` is an index in [0, K). Where text is to be generated, `targets` are what it may be, and
+    the label is 0."""
 
     text: str
     label: int
     text_pair: str = ""
+    targets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that hold text, second text (None: the task takes none) and label."""
+    """Names of the columns that hold text, second text (None: the task takes none) and label; or the target, where text
+    is to be generated."""
 
     text: str = "text"
     text_pair: str | None = None
     label: str = "label"
+    target: str | None = None
 
 
 def read_examples(path: Path | str, columns: Columns, labels: Sequence[str], header: bool = True) -> list[Example]:
@@ -58,6 +62,8 @@ def to_example(record: dict[str, Any], where: str, columns: Columns, labels: Seq
     """
     text = text_of(record, columns.text, where)
     pair = text_of(record, columns.text_pair, where) if columns.text_pair else ""
+    if columns.target:
+        return Example(text, 0, pair, targets_of(record, columns.target, where))
     value = label_value(value_of(record, columns.label, where))
     values = labels if value in labels else [label_value(label) for label in labels]
     if value not in values:
@@ -94,6 +100,22 @@ def text_of(record: dict[str, Any], column: str, where: str) -> str:
     if isinstance(value, Real) and not isinstance(value, bool):
         value = str(value)
     return checked_text(value, f"{where}: {column!r}")
+
+
+def targets_of(record: dict[str, Any], column: str, where: str) -> tuple[str, ...]:
+    """The target that stands under a column, or the several of a list, or of SQuAD's {"text": [...]}.
+
+    Raises:
+        DataError: no such column, none stands there, or one is no text or empty.
+    """
+    value = value_of(record, column, where)
+    given = value["text"] if isinstance(value, dict) and "text" in value else value
+    if not isinstance(given, (list, tuple)):
+        given = [text_of(record, column, where)]
+    targets = tuple(checked_text(one, f"{where}: {column!r}") for one in given)
+    if not targets or not all(target.strip() for target in targets):
+        raise DataError(f"{where}: a target under {column!r} is empty: leave such rows out.")
+    return targets
 
 
 def checked_text(value: object, what: str) -> str:

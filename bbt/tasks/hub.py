@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from bbt.errors import DataError
 from bbt.tasks.examples import UNLABELLED, Columns, Example, label_value, to_example
@@ -25,17 +26,7 @@ def hub_examples(
         DataError: `datasets` is not installed, the split cannot be loaded or holds no labelled row, or its labels are
             not the task's.
     """
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise DataError(
-            "data.source: huggingface needs the package datasets: pip install 'bbt-prompt[datasets]'."
-        ) from error
-    try:
-        rows = load_dataset(path, subset, split=split)
-    except Exception as error:  # the hub client raises many kinds of its own
-        raise DataError(f"cannot load {path} {subset or ''} [{split}] from the hub: {error}") from error
-    where = f"{path}[{split}]"
+    rows, where = _loaded(path, subset, split), f"{path}[{split}]"
     names = getattr(rows.features.get(columns.label), "names", None)
     if names is not None:
         labels = in_label_order(names, label_names, labels, known, where)
@@ -50,6 +41,36 @@ def hub_examples(
         left_out = len(placed) - len(kept)
         warnings.warn(f"{where}: {left_out} of {len(placed)} rows have no label (-1) and are left out.", stacklevel=2)
     return [to_example(row, place, columns, labels) for place, row in kept]
+
+
+def hub_targets(path: str, subset: str | None, split: str, columns: Columns) -> list[Example]:
+    """The rows of one split of a data set with sources and targets.
+
+    Raises:
+        DataError: `datasets` is not installed, the split cannot be loaded or holds no row, or a row lacks a value.
+    """
+    where = f"{path}[{split}]"
+    rows = [
+        to_example(row, f"{where} row {number}", columns, ())
+        for number, row in enumerate(_loaded(path, subset, split), start=1)
+    ]
+    if not rows:
+        raise DataError(f"{where}: no rows. Name another split under data.splits, e.g. [train, validation].")
+    return rows
+
+
+def _loaded(path: str, subset: str | None, split: str) -> Any:
+    """One split, by `datasets`."""
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise DataError(
+            "data.source: huggingface needs the package datasets: pip install 'bbt-prompt[datasets]'."
+        ) from error
+    try:
+        return load_dataset(path, subset, split=split)
+    except Exception as error:  # the hub client raises many kinds of its own
+        raise DataError(f"cannot load {path} {subset or ''} [{split}] from the hub: {error}") from error
 
 
 def in_label_order(

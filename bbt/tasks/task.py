@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.backend import Row
+from bbt.backend import Row, Segment
 from bbt.errors import ConfigError
+from bbt.settings import ScoredBy
 from bbt.tasks.examples import Example
 from bbt.tasks.metrics import load_metric
 from bbt.tasks.template import Template
@@ -19,7 +20,9 @@ class Task:
     """What is asked of the model: K label words, in the order of the label indices.
 
     `metrics[0]` selects prompts; the others are reported beside it. `loss` is what a search minimises unless told
-    otherwise.
+    otherwise. `scored_by` says what a label's score is: `label_words`, the logit of its word, which is one token;
+    `likelihood`, the log-likelihood of its word or words, of as many tokens as they have (causal LMs);
+    `mean_likelihood`, the same a token, so that long labels have no disadvantage.
 
     Raises:
         ConfigError: label words and names differ in number or repeat, or a metric is unknown.
@@ -31,6 +34,7 @@ class Task:
     label_words: tuple[str, ...]
     metrics: tuple[str, ...] = ("accuracy",)
     loss: str = "cross_entropy"
+    scored_by: ScoredBy = "label_words"
 
     def __post_init__(self) -> None:
         if len(self.label_words) != len(self.label_names):
@@ -50,6 +54,15 @@ class Task:
     def rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
         """Examples as segments for `Backend.encode`."""
         return [self.template.render(e.text, e.text_pair, n_prompt_tokens) for e in examples]
+
+    def labelled_rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
+        """B * K rows: each example with the words of each label in the mask's place, in label order."""
+        targets = [Segment("target", word.strip()) for word in self.label_words]
+        return [
+            tuple(target if segment.kind == "mask" else segment for segment in row)
+            for row in self.rows(examples, n_prompt_tokens)
+            for target in targets
+        ]
 
     def metric(self, labels: Labels, predictions: NDArray[np.int64]) -> float:
         """The metric that selects prompts, in [0, 1]."""

@@ -1,4 +1,4 @@
-"""Templates with `{prompt}` or `{start}`, `{text}`, `{text_pair}` and `{mask}` slots."""
+"""Templates with `{prompt}` or `{start}`, `{text}`, `{text_pair}` and `{mask}` slots, or `{source}` and `{target}`."""
 
 import re
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bbt.backend import Row, Segment
 from bbt.errors import ConfigError, unknown
 
-SLOTS = ("prompt", "start", "text", "text_pair", "mask")
+SLOTS = ("prompt", "start", "text", "text_pair", "mask", "source", "source_pair", "target")
 START = "{start}"
 
 _SLOT = re.compile(r"\{([^{}]*)\}")
@@ -25,9 +25,12 @@ class Template:
     before the BOS or [CLS] that a tokenizer puts there, where PEFT has its virtual tokens. For a causal LM `{mask}`
     comes last: the label word is the next token.
 
+    Where text is to be generated, `{source}`, `{source_pair}` and `{target}` stand for the texts and the answer, which
+    comes last; the space left of it belongs to its first word. Only the source is cut where a row is too long.
+
     Raises:
-        ConfigError: an unknown slot, no `{text}`, not exactly one `{mask}`, or a `{start}` that is not at the start or
-            stands beside a `{prompt}`.
+        ConfigError: an unknown slot; no `{text}`, or not exactly one `{mask}`; with a `{target}` no `{source}`, or
+            anything that comes after it; or a `{start}` that is not at the start or stands beside a `{prompt}`.
     """
 
     source: str
@@ -37,15 +40,28 @@ class Template:
         for slot in slots:
             if slot not in SLOTS:
                 raise ConfigError(f"template {self.source!r}: " + unknown("slot", slot, SLOTS))
-        if slots.count("mask") != 1 or "text" not in slots:
+        if "target" in slots:
+            others = {"text", "text_pair", "mask"} & {*slots}
+            ends = self.source.endswith("{target}") and slots.count("target") == 1
+            if others or "source" not in slots or not ends:
+                raise ConfigError(
+                    f"template {self.source!r} needs {{source}}, and {{target}} once and last; {{text}}, {{text_pair}} "
+                    "and {mask} do not go with it."
+                )
+        elif slots.count("mask") != 1 or "text" not in slots:
             raise ConfigError(f"template {self.source!r} needs {{text}} and exactly one {{mask}}.")
         if "start" in slots and (not self.source.startswith(START) or slots.count("start") > 1 or "prompt" in slots):
             raise ConfigError(f"template {self.source!r}: {{start}} comes first, once, and without a {{prompt}}.")
 
     @property
     def takes_pair(self) -> bool:
-        """Whether the template reads `{text_pair}`."""
-        return "{text_pair}" in self.source
+        """Whether the template reads `{text_pair}` or `{source_pair}`."""
+        return "{text_pair}" in self.source or "{source_pair}" in self.source
+
+    @property
+    def takes_target(self) -> bool:
+        """Whether text is to be generated at the template's end."""
+        return self.source.endswith("{target}")
 
     def manual(self) -> "Template":
         """The same words without the soft prompt and the full stop that separates it from the text."""
@@ -60,7 +76,7 @@ class Template:
         A masked LM that takes the space into its mask token, as RoBERTa does, reads the same row."""
         return Template(self.source.replace(" {mask}", "{mask}"))
 
-    def render(self, text: str, text_pair: str, n_prompt_tokens: int) -> Row:
+    def render(self, text: str, text_pair: str, n_prompt_tokens: int, target: str = "") -> Row:
         """One example as segments; with no prompt tokens the manual template is rendered.
 
         Raises:
@@ -68,7 +84,7 @@ class Template:
         """
         n_places = self.source.count("{prompt}") + self.source.count(START)
         if n_prompt_tokens == 0 and n_places:
-            return self.manual().render(text, text_pair, 0)
+            return self.manual().render(text, text_pair, 0, target)
         shares = _shares(n_prompt_tokens, n_places, self.source)
         segments: list[Segment] = []
         for i, piece in enumerate(_SLOT.split(self.source)):
@@ -78,8 +94,12 @@ class Template:
                 segments.append(Segment("prompt" if piece == "prompt" else "start", n_tokens=shares.pop(0)))
             elif piece == "mask":
                 segments.append(Segment("mask"))
+            elif piece == "target":
+                segments.append(Segment("target", target))
+            elif piece == "source_pair":
+                segments.append(Segment("whole", text_pair))
             else:
-                segments.append(Segment("text", text if piece == "text" else text_pair))
+                segments.append(Segment("text", text_pair if piece == "text_pair" else text))
         return tuple(segments)
 
 

@@ -1,0 +1,106 @@
+"""Text from a causal LM: `transformers` generates, from the embeddings of rows of several lengths at once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backends.local.batching import micro_batches
+from backends.local.encoding import TokenRow, prompt_id
+from bbt.backend import Decoding
+
+
+@torch.inference_mode()
+def generated(
+    model: Any,
+    tokenizer: Any,
+    words: Tensor,
+    rows: Sequence[TokenRow],
+    prompt: Tensor,
+    decoding: Decoding,
+    token_budget: int,
+) -> list[str]:
+    """What the model writes after each row under one prompt (T, E), in micro-batches of at most `token_budget` tokens,
+    beams and new ones included."""
+    lengths = [decoding.n_beams * (len(row.ids) + decoding.max_new_tokens) for row in rows]
+    texts = [""] * len(rows)
+    ends = end_ids(model, tokenizer)
+    with torch.random.fork_rng(devices=[words.device] if words.device.type == "cuda" else []):
+        torch.manual_seed(decoding.seed)
+        for batch in micro_batches(lengths, 1, token_budget):
+            embeddings, mask = _left_padded([embedded(words, rows[i], prompt) for i in batch.rows])
+            ids = model.generate(
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                generation_config=_config(decoding, ends),
+                stopping_criteria=[_Ended(tokenizer, decoding.stop)] if decoding.stop else None,
+            )
+            for i, new in zip(batch.rows, ids.tolist(), strict=True):
+                texts[i] = written(tokenizer, new, ends, decoding.stop)
+    return texts
+
+
+def embedded(words: Tensor, row: TokenRow, prompt: Tensor) -> Tensor:
+    """(N, E) embeddings of a row's tokens, the prompt (T, E) in its places."""
+    ids = torch.tensor(row.ids, device=words.device)
+    embeddings, soft = words[ids.clamp(min=0)], ids < 0
+    embeddings[soft] = prompt[prompt_id(ids[soft])].to(embeddings.dtype)
+    return embeddings
+
+
+def end_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids of the tokens that end a sequence, as the model says, or its tokenizer."""
+    for ends in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
+        if ends is not None:
+            return list(ends) if isinstance(ends, (list, tuple)) else [int(ends)]
+    return []
+
+
+def written(tokenizer: Any, ids: Sequence[int], ends: Sequence[int], stop: Sequence[str]) -> str:
+    """New tokens as text, up to what ended them."""
+    length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+    text = str(tokenizer.decode(ids[:length]))
+    return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))].strip()
+
+
+class _Ended:
+    """Whether a row's text holds a stop string: looked for in the text, since tokens may hold more than it, or a part
+    of it (`StopStringCriteria` of transformers refuses strings that no one token of the vocabulary ends with)."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self._tokenizer, self._stop = tokenizer, stop
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """(B, N) new tokens -> (B,)."""
+        texts = [self._tokenizer.decode(row) for row in input_ids.tolist()]
+        return torch.tensor([any(one in text for one in self._stop) for text in texts], device=input_ids.device)
+
+
+def _config(decoding: Decoding, ends: list[int]) -> Any:
+    """Nothing is left to the defaults that a model brings along, which may sample or punish repetitions."""
+    from transformers import GenerationConfig
+
+    drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.sample else {}
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=decoding.max_new_tokens,
+        do_sample=decoding.sample,
+        num_beams=decoding.n_beams,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        length_penalty=1.0,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+        **drawn,
+    )
+
+
+def _left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, N, E) filled up at the left, and the mask (B, N) of what counts."""
+    width = max(len(row) for row in rows)
+    embeddings = rows[0].new_zeros(len(rows), width, rows[0].shape[-1])
+    mask = torch.zeros(len(rows), width, dtype=torch.long, device=rows[0].device)
+    for i, row in enumerate(rows):
+        embeddings[i, width - len(row) :] = row
+        mask[i, width - len(row) :] = 1
+    return embeddings, mask

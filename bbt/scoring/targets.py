@@ -1,0 +1,145 @@
+"""Rows whose answer is a text: how likely a prompt makes it, what the model writes instead, and losses of both."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bbt.backend import Encoded, EncodedPairs, GenerationBackend, HardBackend, TargetBackend, require
+from bbt.errors import ConfigError
+from bbt.scoring.judge import Verdict
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import finite_losses
+from bbt.scoring.scorer import Scorer
+from bbt.spaces.soft import Space
+from bbt.tasks import Example, GenerationTask
+from bbt.types import AnyPrompts, Latents, Losses, Prompts, RowScores
+
+
+class TargetScorer(Scorer):
+    """The rows of one split of a task whose answer is a text."""
+
+    def _encode(self, n_prompt_tokens: int) -> EncodedPairs:
+        if self._anchor is not None:
+            raise ConfigError("prompt.placement: layernorm does not go with a task whose answer is a text.")
+        backend = require(self._backend, TargetBackend, f"task {self._task.name}")
+        return backend.encode_pairs(self._task.rows(self._examples, n_prompt_tokens))
+
+    @property
+    def examples(self) -> Sequence[Example]:
+        """The B rows."""
+        return self._examples
+
+    @property
+    def task(self) -> GenerationTask:
+        """What is asked."""
+        assert isinstance(self._task, GenerationTask), "`scorer_of` sees to it"
+        return self._task
+
+    def log_likelihoods(self, prompts: Prompts) -> RowScores:
+        """(n, T, H) -> (n, B) log-likelihoods of the targets, counted."""
+        pairs = self.pairs(prompts.shape[1])
+        backend = require(self._backend, TargetBackend, f"task {self._task.name}")
+
+        def score() -> RowScores:
+            return backend.target_log_likelihoods(prompts, pairs)
+
+        return self._counted(prompts.nbytes, pairs, score)
+
+    def pairs(self, n_prompt_tokens: int) -> EncodedPairs:
+        """The rows with their targets, under so many prompt tokens."""
+        encoded: Encoded = self.encoded(n_prompt_tokens)
+        assert isinstance(encoded, EncodedPairs), "`_encode` makes them"
+        return encoded
+
+    def texts(self, prompt: Prompts) -> list[str]:
+        """What the model writes under one prompt (1, T, H), a text for each row, counted."""
+        if not self._examples:
+            return []
+        backend = require(self._backend, GenerationBackend, f"task {self._task.name}")
+        decoding, start = self.task.decoding, time.perf_counter()
+        rows = self._task.rows(self._examples, prompt.shape[1])
+        contexts = backend.encode_contexts(rows, decoding.max_new_tokens)
+        texts = backend.generate(prompt, contexts, decoding)
+        self._ledger.backend_seconds += time.perf_counter() - start
+        self._ledger.examples += len(texts)
+        if not self._encoded:
+            self._ledger.truncated += contexts.n_truncated
+        self._ledger.bytes_up += prompt.nbytes
+        self._ledger.bytes_down += sum(len(text.encode()) for text in texts)
+        self._ledger.tokens_up += contexts.n_tokens
+        if isinstance(backend, HardBackend):
+            self._ledger.tokens_down += sum(len(backend.prompt_ids(text)) for text in texts)
+        return texts
+
+
+def token_losses(log_likelihoods: RowScores, n_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(n, B) log-likelihoods of targets of n_tokens (B,) -> (n, B) losses of rows, whose mean is the mean negative
+    log-likelihood of all tokens: a row counts by its tokens."""
+    return np.asarray(-log_likelihoods.astype(np.float64) * (log_likelihoods.shape[1] / n_tokens.sum()))
+
+
+class TargetObjective:
+    """Training loss of prompts (a `TrainingLoss`): `cross_entropy`, the mean negative log-likelihood of the targets'
+    tokens, or `negative_metric`, minus the task's first metric of what is generated.
+
+    Raises:
+        ConfigError: another loss.
+    """
+
+    def __init__(self, scorer: TargetScorer, loss: str, ledger: Ledger) -> None:
+        if loss not in ("cross_entropy", "negative_metric"):
+            raise ConfigError(
+                f"objective.loss: {loss} is for tasks with labels; where text is generated, take cross_entropy (of the "
+                "targets' tokens) or negative_metric."
+            )
+        self._scorer, self._by_metric, self._ledger = scorer, loss == "negative_metric", ledger
+
+    def losses(self, prompts: AnyPrompts) -> Losses:
+        """(n, T, H) -> (n,)."""
+        self._ledger.train_queries += len(prompts)
+        if self._by_metric:
+            task, examples = self._scorer.task, self._scorer.examples
+            return np.array([-task.text_metric(self._scorer.texts(one[None]), examples) for one in prompts])
+        found = self._scorer.log_likelihoods(prompts)
+        return finite_losses(token_losses(found, self._scorer.pairs(prompts.shape[1]).n_target_tokens).mean(axis=1))
+
+    def latent_losses(self, latents: Latents, space: Space) -> Losses:
+        """(n, d) -> (n,)."""
+        return self.losses(space.prompts(latents))
+
+    def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
+        """Nothing is remembered."""
+
+    def remember(self, prompts: AnyPrompts, losses: Losses) -> None:
+        """Nothing is remembered."""
+
+
+class TargetJudge:
+    """Judges prompts on dev rows whose answer is a text (a `DevJudge`): by the loss of the targets' tokens, and by the
+    task's first metric of what is generated."""
+
+    def __init__(self, scorer: TargetScorer, ledger: Ledger) -> None:
+        self._scorer, self._ledger = scorer, ledger
+
+    @property
+    def n_examples(self) -> int:
+        """Bd, the dev rows."""
+        return len(self._scorer.examples)
+
+    def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
+        """(n, T, H) -> n verdicts. Counts n dev queries."""
+        self._ledger.dev_queries += len(prompts)
+        return [self._verdict(prompt[None]) for prompt in prompts]
+
+    def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
+        """Nothing is remembered."""
+
+    def _verdict(self, prompt: Prompts) -> Verdict:
+        found = self._scorer.log_likelihoods(prompt)
+        rows = token_losses(found, self._scorer.pairs(prompt.shape[1]).n_target_tokens)[0]
+        if not np.isfinite(rows).all():
+            return Verdict(0.0, float("inf"))
+        metric = self._scorer.task.text_metric(self._scorer.texts(prompt), self._scorer.examples)
+        return Verdict(metric, float(rows.mean()), row_losses=tuple(rows.tolist()))

@@ -1,0 +1,111 @@
+"""Tasks whose answer is a text: question answering, summarization, translation, and those of the user's own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bbt.backend import Decoding, Row
+from bbt.errors import ConfigError
+from bbt.settings import ScoredBy
+from bbt.tasks.examples import Columns, Example
+from bbt.tasks.sequence_metrics import References, load_sequence_metric
+from bbt.tasks.task import Task
+from bbt.tasks.template import Template
+
+
+@dataclass(frozen=True)
+class GenerationTask(Task):
+    """What is asked of a causal LM that answers in its own words. It has no labels.
+
+    `metrics` are of generated text, the first one selects prompts. A row's target is its first reference and the first
+    of `decoding.stop`, by which the model is to end it; where a newline ends it, a target's own lines are put into one.
+
+    Raises:
+        ConfigError: a template without `{target}`, or an unknown metric.
+    """
+
+    label_names: tuple[str, ...] = ()
+    label_words: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("token_f1",)
+    scored_by: ScoredBy = "generation"
+    decoding: Decoding = field(default_factory=Decoding)
+
+    def __post_init__(self) -> None:
+        if not self.template.takes_target:
+            raise ConfigError(f"task {self.name}: the template {self.template.source!r} has no {{target}} at its end.")
+        for metric in self.metrics:
+            load_sequence_metric(metric)
+
+    def rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
+        """Examples as segments that end in their targets."""
+        return [self.template.render(e.text, e.text_pair, n_prompt_tokens, self._target(e)) for e in examples]
+
+    def text_metric(self, texts: Sequence[str], examples: Sequence[Example]) -> float:
+        """The metric that selects prompts, in [0, 1]."""
+        return load_sequence_metric(self.metrics[0])(texts, references(examples))
+
+    def evaluate_texts(self, texts: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
+        """Every metric of the task by name."""
+        return {name: load_sequence_metric(name)(texts, references(examples)) for name in self.metrics}
+
+    def _target(self, example: Example) -> str:
+        if not example.targets:
+            return ""
+        stop, target = self.decoding.stop, example.targets[0].strip()
+        return ("".join((" ".join(target.split()) if "\n" in stop else target, *stop[:1]))) if target else ""
+
+
+def references(examples: Sequence[Example]) -> References:
+    """What each example may be answered."""
+    return [example.targets for example in examples]
+
+
+@dataclass(frozen=True)
+class GenerationSpec:
+    """A built-in task whose answer is a text, and where its data stands on the Hugging Face hub: path, subset and the
+    names of the splits for train and test. `columns` are those of its files, too."""
+
+    title: str
+    template: str
+    columns: Columns
+    metrics: tuple[str, ...]
+    decoding: Decoding
+    path: str
+    subset: str | None = None
+    splits: tuple[str, ...] = ("train", "validation")
+
+    def task(self, name: str) -> GenerationTask:
+        """The task, called `name`."""
+        return GenerationTask(name, Template(self.template), metrics=self.metrics, decoding=self.decoding)
+
+
+GENERATION_TASKS: dict[str, GenerationSpec] = {
+    "squad": GenerationSpec(
+        "SQuAD: a question about a paragraph, answered by words of it",
+        "{prompt} {source}\nQuestion: {source_pair}\nAnswer: {target}",
+        Columns("context", "question", target="answers"),
+        ("token_f1", "exact_match"),
+        Decoding(max_new_tokens=16),
+        "rajpurkar/squad",
+    ),
+    "cnn-dailymail": GenerationSpec(
+        "CNN/DailyMail: an article's highlights",
+        "{prompt} {source}\nTL;DR: {target}",  # as GPT-2 was asked (Radford et al. 2019, section 3.6)
+        Columns("article", target="highlights"),
+        ("rougeL", "rouge1", "rouge2"),
+        Decoding(max_new_tokens=100),
+        "abisee/cnn_dailymail",
+        "3.0.0",
+        ("train", "test"),
+    ),
+    "translation-en-de": GenerationSpec(
+        "English to German, sentence by sentence",
+        "{prompt} English: {source}\nGerman: {target}",
+        Columns("en", target="de"),
+        ("bleu", "chrf"),
+        Decoding(max_new_tokens=64),
+        "bentrevett/multi30k",
+        None,
+        ("train", "test"),
+    ),
+}
+"""Templates are ours where nothing is said."""

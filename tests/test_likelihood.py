@@ -1,0 +1,118 @@
+"""Labels of several tokens, scored by their likelihood."""
+
+import numpy as np
+import pytest
+from toy import ToyBackend, shared_config
+
+from bbt.api import estimate, run
+from bbt.build import make_experiment
+from bbt.errors import BackendError, ConfigError, LabelWordError
+from bbt.predictor import Predictor
+from bbt.scoring.ledger import Ledger
+from bbt.scoring.losses import log_softmax
+from bbt.scoring.scorers import scorer_of
+from bbt.tasks import Example, Task, Template
+
+TEMPLATE = Template("{prompt} . {text} . The sentiment is {mask}")
+EXAMPLES = [Example("a film so bad that it was great", 0), Example("warm", 1), Example(" ".join(["story"] * 80), 0)]
+NAMES = ("bad", "good")
+LONG = ("not a good film", "great")
+
+
+def task(words, by):
+    return Task("own", TEMPLATE, NAMES, words, scored_by=by)
+
+
+def scores(backend, prompts, words, by, ledger=None):
+    return scorer_of(backend, task(words, by), EXAMPLES, ledger or Ledger()).scores(prompts)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def backend(request, tiny_backend):
+    return tiny_backend(request.param)
+
+
+@pytest.fixture
+def prompts(backend):
+    return np.random.default_rng(0).normal(0, 1, (3, 4, backend.info.hidden_size)).astype(np.float32)
+
+
+def test_labels_of_one_token_score_as_label_words_do(backend, prompts):
+    found = [log_softmax(scores(backend, prompts, ("bad", "great"), by)) for by in ("label_words", "likelihood")]
+    np.testing.assert_allclose(*found, atol=1e-4)
+
+
+def test_labels_of_several_tokens_score_as_their_sum_or_their_mean(backend, prompts):
+    sums, means = (scores(backend, prompts, LONG, by) for by in ("likelihood", "mean_likelihood"))
+    own = task(LONG, "likelihood")
+    encoded = backend.encode_pairs(own.labelled_rows(EXAMPLES, 4))
+    np.testing.assert_allclose(sums, backend.target_log_likelihoods(prompts, encoded).reshape(3, 3, 2))
+    n_tokens = encoded.n_target_tokens.reshape(3, 2)
+    assert n_tokens[0, 0] > 1 == n_tokens[0, 1]
+    np.testing.assert_allclose(means * n_tokens, sums, rtol=1e-5)
+
+
+def test_a_long_row_is_cut_at_one_place_for_all_labels_and_counted_once(backend, prompts):
+    ledger = Ledger()
+    scores(backend, prompts, LONG, "likelihood", ledger)
+    assert ledger.truncated == 1
+    assert ledger.examples == 9
+    pairs = backend.encode_pairs(task(LONG, "likelihood").labelled_rows(EXAMPLES, 4)).pairs
+    assert pairs[4].context == pairs[5].context
+    assert len(pairs[4].context.ids) + len(pairs[4].target) - 1 == backend.info.max_length
+
+
+def config(folder, **changes):
+    return shared_config(
+        {
+            "task": {
+                "name": "own",
+                "template": TEMPLATE.source,
+                "label_words": list(LONG),
+                "label_names": ["negative", "positive"],
+                "scored_by": "likelihood",
+                **changes.pop("task", {}),
+            },
+            "data": {"source": "files", "k": 2, "train": str(folder / "rows.csv"), "test": str(folder / "rows.csv")},
+            "prompt": {"n_prompt_tokens": 3, "intrinsic_dim": 8, "n_screened": 2},
+            "optimizer": {"population_size": 4},
+            "budget": {"queries": 12, "dev_every": 8},
+            "selection": {"baselines": False},
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+def rows(tmp_path):
+    lines = [f"{text} {i},{i % 2}" for i, text in enumerate(["bad film", "great story"] * 4)]
+    (tmp_path / "rows.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:the parts of the data overlap")
+@pytest.mark.parametrize("by", ["likelihood", "mean_likelihood"])
+def test_a_search_runs_on_it_and_what_it_saves_scores_the_same(tiny_folder, rows, by):
+    model = {"name": str(tiny_folder("gpt2")), "options": {"precision": "fp32", "device": "cpu"}}
+    outcome = run(config(rows, model=model, task={"scored_by": by}), rows / "runs")
+    assert outcome.result["selected"]["who"] != "manual"
+    again = Predictor(outcome.folder)
+    assert again.task.scored_by == by
+    examples = [Example("bad film", 0), Example("warm", 1)]
+    np.testing.assert_array_equal(
+        again.classifier.scores(examples, Ledger()), outcome.classifier.scores(examples, Ledger())
+    )
+    assert set(again.predict(["bad film"])[0]["probabilities"]) == {"negative", "positive"}
+
+
+def test_what_it_does_not_go_with_is_said(tiny_backend, backend, prompts, rows):
+    with pytest.raises(LabelWordError, match=r"task\.scored_by: likelihood"):
+        scores(backend, prompts, LONG, "label_words")
+    with pytest.raises(BackendError, match=r"task\.scored_by: likelihood needs likelihoods of targets"):
+        scores(ToyBackend(), prompts, LONG, "likelihood")
+    with pytest.raises(BackendError, match="only a causal LM"):
+        scores(tiny_backend("bert"), prompts, LONG, "likelihood")
+    with pytest.raises(ConfigError, match="in-context takes no task that is scored by likelihood"):
+        make_experiment(config(rows, method={"name": "in-context"}), ToyBackend())
+    with pytest.raises(ConfigError, match="no estimate"):
+        estimate(config(rows, model={"name": "gpt2-mini"}))

@@ -1,0 +1,79 @@
+"""Metrics of generated text are their own libraries' figures, and SQuAD's are its official script's."""
+
+import subprocess
+import sys
+
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+
+from bbt.errors import ConfigError
+from bbt.tasks.sequence_metrics import SEQUENCE_METRICS, load_sequence_metric, signatures
+
+TEXTS = ["The cat sat on the mat.", "a dog", "Denver Broncos", "es regnet heute sehr stark"]
+REFERENCES = [("A cat sat on a mat",), ("the dog!", "a wolf"), ("the Carolina Panthers",), ("Heute regnet es stark.",)]
+
+
+def found(name, texts=TEXTS, references=REFERENCES):
+    return load_sequence_metric(name)(texts, references)
+
+
+def test_squad_figures_are_worked_out_by_hand():
+    """Articles, punctuation and capitals do not count; the best reference does."""
+    assert found("exact_match") == 2 / 4  # "cat sat on mat" and "dog"
+    # The last: 4 of 5 words against 4 of 4.
+    assert found("token_f1") == pytest.approx((1 + 1 + 0 + 2 * 4 / (5 + 4)) / 4)
+    assert found("token_f1", ["cat cat cat"], [("a cat",)]) == pytest.approx(
+        2 * 1 / (3 + 1)
+    )  # a word as often as it is
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_sacrebleu_says_the_same_on_its_command_line(tmp_path, name):
+    references = [ones[0] for ones in REFERENCES]
+    (tmp_path / "texts").write_text("\n".join(TEXTS) + "\n")
+    (tmp_path / "references").write_text("\n".join(references) + "\n")
+    arguments = [str(tmp_path / "references"), "-i", str(tmp_path / "texts"), "-m", name, "-w", "6"]
+    run = [sys.executable, "-m", "sacrebleu", *arguments, "-b"]
+    said = float(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    assert found(name, TEXTS, [(one,) for one in references]) == pytest.approx(said / 100, abs=1e-8)
+
+
+def test_several_references_of_different_number_count_each():
+    assert found("bleu", ["it is a wolf here"], [("no", "it is a wolf here")]) == pytest.approx(1)
+    two = [("it is a wolf here",), ("no such thing at all", "they are two dogs there")]
+    assert found("bleu", ["it is a wolf here", "they are two dogs there"], two) == pytest.approx(1)
+
+
+def test_signatures_are_sacrebleu_s():
+    assert set(signatures(["bleu", "token_f1", "chrf"])) == {"bleu", "chrf"}
+    assert "|tok:13a|" in signatures(["bleu"])["bleu"]
+
+
+@pytest.mark.parametrize("name", ["rouge1", "rouge2", "rougeL"])
+def test_rouge_is_rouge_score_s_mean(name):
+    scorer = RougeScorer([name], use_stemmer=True)
+    best = [
+        max(scorer.score(one, text)[name].fmeasure for one in ones)
+        for text, ones in zip(TEXTS, REFERENCES, strict=True)
+    ]
+    assert found(name) == pytest.approx(sum(best) / len(best))
+
+
+@pytest.mark.parametrize("name", sorted(SEQUENCE_METRICS))
+def test_texts_that_are_their_references_have_the_best_figure(name):
+    texts = ["it is a wolf here", "they are two dogs there"]
+    assert found(name, texts, [(text,) for text in texts]) == pytest.approx(1)
+    assert found(name, ["", ""], [(text,) for text in texts]) == 0
+
+
+@pytest.mark.parametrize(("name", "package"), [("bleu", "sacrebleu"), ("rougeL", "rouge-score")])
+def test_a_missing_library_is_named_with_its_extra(monkeypatch, name, package):
+    for module in ("sacrebleu.metrics.bleu", "rouge_score.rouge_scorer"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=rf"needs the package {package}: pip install 'bbt-prompt\[generation\]'"):
+        found(name)
+
+
+def test_an_unknown_metric_is_named_with_the_nearest():
+    with pytest.raises(ConfigError, match="Did you mean 'bleu'"):
+        load_sequence_metric("bleau")
