@@ -59,13 +59,11 @@ class TokenPair:
 
 
 @dataclass
-class TokenRows:
-    """The rows of one split, tokenised, with the label words."""
+class Tokenised:
+    """The rows of one split, tokenised."""
 
     rows: list[TokenRow]
     """(B,) the rows."""
-    label_ids: list[int]
-    """(K,) token ids of the label words."""
     n_prompt_tokens: int
     """The number of prompt tokens T."""
 
@@ -83,6 +81,14 @@ class TokenRows:
     def n_truncated(self) -> int:
         """The number of rows whose text was cut."""
         return sum(row.truncated for row in self.rows)
+
+
+@dataclass
+class TokenRows(Tokenised):
+    """Tokenised rows, with the label words."""
+
+    label_ids: list[int]
+    """(K,) token ids of the label words."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ class RowTokenizer:
             raise BackendError("there are no rows to encode.")
         label_ids = self.label_ids(label_words, rows[0])
         n_prompt_tokens = sum(segment.n_tokens for segment in rows[0])
-        return TokenRows([self.row(row) for row in rows], label_ids, n_prompt_tokens)
+        return TokenRows([self.row(row) for row in rows], n_prompt_tokens, label_ids)
 
     def row(self, row: Row, reserved: int = 0) -> TokenRow:
         """Tokenise one row. If it is longer than the model less the `reserved` positions, its longest text is cut from

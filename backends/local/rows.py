@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.local.encoding import TokenPair, TokenRow
+from backends.local.encoding import Tokenised, TokenPair, TokenRow
 from backends.local.head import LabelHead
 from bbt.types import DeepPrompts
 
@@ -166,29 +166,11 @@ class LocalPairs:
 
 
 @dataclass
-class LocalContexts:
+class LocalContexts(Tokenised):
     """One split of contexts to write on from, tokenised."""
 
-    rows: list[TokenRow]
-    n_prompt_tokens: int
-    """T."""
     max_new_tokens: int
-    """Tokens that there is room for after each of them."""
-
-    @property
-    def n_examples(self) -> int:
-        """B."""
-        return len(self.rows)
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of all contexts, prompt tokens included."""
-        return sum(len(row.ids) for row in self.rows)
-
-    @property
-    def n_truncated(self) -> int:
-        """Rows whose text was cut."""
-        return sum(row.truncated for row in self.rows)
+    """The number of tokens that there is room for after each of them."""
 
 
 def common_prefix(rows: Sequence[TokenRow]) -> int:
