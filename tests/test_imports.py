@@ -57,6 +57,39 @@ def test_a_run_through_a_server_from_beginning_to_end_imports_none(tmp_path):
         assert heavy_after(script, tmp_path) == []
 
 
+# Of words alone: the tiny model's own label words, and prompts that fit into its 64 tokens.
+WORDS = {**RUN, "task": {"name": "sst2", "label_words": ["bad", "great"]}}
+TEXT = {"method": {"name": "hard-prompt"}, "selection": {"baselines": False}}
+
+
+@pytest.mark.parametrize(
+    ("backend", "changes"),
+    [("text-api", TEXT), ("vllm", {}), ("vllm", {"precision": "bf16"}), ("vllm", {"precision": "fp16"})],
+)
+def test_a_run_through_an_endpoint_that_the_client_tokenises_for_imports_none(
+    backend, changes, serve, tiny_folder, tmp_path
+):
+    folder = str(tiny_folder("gpt2"))
+    options = {"url": (serve("llama", max_length=600) if backend == "text-api" else serve()).url}
+    model = {"backend": backend, "name": folder, "options": options}
+    config = {**WORDS, "name": "far", "model": model, **changes}
+    if backend == "text-api":
+        model["name"] = "peer"
+        options |= {"vocabulary": folder, "top_logprobs": 500}
+    elif "precision" in config:
+        options["precision"] = config.pop("precision")
+    script = (
+        "import bbt\nfrom pathlib import Path\n"
+        f"folder = bbt.run(bbt.make_config({config!r}), Path('.')).folder\n"
+        "assert bbt.Predictor(folder).predict(['a great film'])"
+    )
+    assert heavy_after(script, tmp_path) == []
+
+
+def test_the_bundled_vocabulary_is_read_without_them(tmp_path):
+    assert heavy_after("from backends.openai.words import read_words\nread_words('gpt2-mini')", tmp_path) == []
+
+
 def test_every_public_name_is_there_and_any_other_is_an_attribute_error():
     for name in bbt.__all__:
         assert getattr(bbt, name) is not None

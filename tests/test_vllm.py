@@ -91,8 +91,8 @@ def test_more_than_128_labels_are_asked_for_in_parts(serve, reference):
 
 
 def test_only_the_words_of_a_view_travel():
-    whole = torch.zeros(1000, 32)
-    assert len(_encoded(whole[:2])) < 4 * 1000
+    whole = np.zeros((1000, 32), dtype=np.float32)
+    assert len(_encoded(whole[:2], "fp32")) < 4 * 1000
 
 
 @pytest.mark.parametrize(("precision", "value"), [("fp32", np.nan), ("fp32", np.inf), ("fp16", 1e6)])
@@ -168,7 +168,7 @@ def test_words_of_a_sharded_checkpoint(tiny_folder, tmp_path, reference):
     plain.tokenizer.save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors.index.json").exists()
     expected = plain.model.get_input_embeddings().weight
-    assert torch.equal(read_words(str(tmp_path)).matrix, expected.detach())
+    np.testing.assert_array_equal(read_words(str(tmp_path)).matrix, expected.detach())
 
 
 def test_words_need_no_other_file_than_their_own(tiny_folder, tmp_path, reference):

@@ -1,4 +1,4 @@
-"""Models behind OpenAI-compatible APIs, each imported when it is asked for: what vLLM is sent is PyTorch's."""
+"""Models behind OpenAI-compatible APIs, each imported when it is asked for."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

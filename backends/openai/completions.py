@@ -7,23 +7,21 @@ allowed at once would be renormalised over each other.)
 """
 
 import base64
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from requests import Response
-from torch import Tensor
 
 from backends.openai.answers import IMPOSSIBLE
+from backends.openai.tensors import saved
 from backends.transport import AnswerError, Transport, read_json
 from bbt.errors import EndpointError
 
-Context: TypeAlias = str | list[int] | Tensor
+Context: TypeAlias = str | list[int] | NDArray[np.float32]
 """What stands before the token: text, token ids, or embeddings (N, H)."""
 
 MAX_TOKEN_IDS = 128
@@ -49,11 +47,14 @@ class Completions:
     """Next-token log-probabilities of `model`.
 
     `list_size` contexts travel in a request: 16 to 256 are equally fast (measured), and concurrent requests to one
-    replica add nothing. `one_by_one` is for servers that ignore `logprob_token_ids`.
+    replica add nothing. Embeddings travel in `precision`: fp32, bf16 or fp16. `one_by_one` is for servers that ignore
+    `logprob_token_ids`.
     """
 
-    def __init__(self, transport: Transport, model: str, list_size: int = 64, one_by_one: bool = False) -> None:
-        self._transport, self._model, self._list_size = transport, model, list_size
+    def __init__(
+        self, transport: Transport, model: str, list_size: int = 64, precision: str = "fp32", one_by_one: bool = False
+    ) -> None:
+        self._transport, self._model, self._list_size, self._precision = transport, model, list_size, precision
         self.one_by_one = one_by_one
 
     def log_probs(self, contexts: Iterable[Context], token_ids: Sequence[int]) -> NDArray[np.float32]:
@@ -74,7 +75,7 @@ class Completions:
         """One request's contexts after the other."""
         rest = iter(contexts)
         while part := list(islice(rest, self._list_size)):
-            yield _content(part)
+            yield _content(part, self._precision)
 
     def _request(self, content: dict[str, Any], token_ids: list[int]) -> NDArray[np.float32]:
         """(S, K) for one list of contexts."""
@@ -101,17 +102,15 @@ class Completions:
         return np.array([[answer[key] for key in keys] for answer in answers], dtype=np.float32)
 
 
-def _content(contexts: Sequence[Context]) -> dict[str, Any]:
+def _content(contexts: Sequence[Context], precision: str) -> dict[str, Any]:
     """The request's field for contexts of this kind."""
-    embeddings = [_encoded(context) for context in contexts if isinstance(context, Tensor)]
+    embeddings = [_encoded(context, precision) for context in contexts if isinstance(context, np.ndarray)]
     return {"prompt_embeds": embeddings} if embeddings else {"prompt": list(contexts)}
 
 
-def _encoded(embeddings: Tensor) -> str:
-    """(N, H) as base64 of `torch.save`, which would write the whole storage of a view: a clone has its own."""
-    buffer = io.BytesIO()
-    torch.save(embeddings.clone(), buffer)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+def _encoded(embeddings: NDArray[np.float32], precision: str) -> str:
+    """(N, H) as base64 of what `torch.save` writes."""
+    return base64.b64encode(saved(embeddings, precision)).decode("ascii")
 
 
 def _read(response: Response, n: int) -> list[dict[str, float]]:

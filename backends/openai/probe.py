@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from backends.local.encoding import RowTokenizer
 from backends.openai.completions import Completions, Context, IgnoredFieldError
@@ -49,7 +48,7 @@ def served_model(transport: Transport, name: str | None) -> ServedModel:
     return ServedModel(name, models[name])
 
 
-def probe(completions: Completions, words: Words, tokenizer: RowTokenizer, dtype: torch.dtype) -> None:
+def probe(completions: Completions, words: Words, tokenizer: RowTokenizer) -> None:
     """Check that text, token ids and embeddings of one row mean the same there, and choose how log-probabilities are
     asked for.
 
@@ -64,8 +63,7 @@ def probe(completions: Completions, words: Words, tokenizer: RowTokenizer, dtype
     except IgnoredFieldError:
         completions.one_by_one = True
         by_ids = completions.log_probs([ids], some)
-    embeddings = words.matrix[ids].to(dtype)
-    others: dict[str, Context] = {"token ids": TEXT, "word embeddings": embeddings}
+    others: dict[str, Context] = {"token ids": TEXT, "word embeddings": words.matrix[ids]}
     for what, context in others.items():
         difference = float(np.abs(completions.log_probs([context], some) - by_ids).max())
         if not difference <= TOLERANCE:

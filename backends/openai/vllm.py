@@ -4,13 +4,12 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from backends.local.encoding import TokenRow, TokenRows, prompt_id
-from backends.local.loading import PRECISIONS
 from backends.openai.completions import Completions, Context
 from backends.openai.probe import probe, served_model
+from backends.openai.tensors import PRECISIONS, rounded
 from backends.openai.vocabulary import VocabularyClient, api_root, refuse_anchor
 from backends.openai.words import read_words
 from backends.transport import Transport
@@ -49,18 +48,18 @@ class VLLMBackend(VocabularyClient):
             raise BackendError(unknown("precision", precision, PRECISIONS))
         transport = Transport(api_root(url), api_key_env=api_key_env, timeout=timeout, retries=retries, verify=verify)
         served = served_model(transport, served_name)
-        self._dtype = PRECISIONS[precision]
+        self._precision = precision
         words = read_words(model, revision)
         # One place of the server's length is the token that it generates.
         longest = words.max_length if served.max_length is None else served.max_length - 1
         super().__init__(model, transport, words, min(words.max_length, longest))
-        self._completions = Completions(transport, served.name, list_size)
-        probe(self._completions, words, self._tokenizer, self._dtype)
+        self._completions = Completions(transport, served.name, list_size, precision)
+        probe(self._completions, words, self._tokenizer)
 
     @cached_property
     def info(self) -> ModelInfo:
         """Facts about the model; `device` is the endpoint, `precision` that of the embeddings on the wire."""
-        return self._info(str(self._dtype).removeprefix("torch."))
+        return self._info(PRECISIONS[self._precision].dtype)
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> TokenRows:
         """Tokenise rows once; see `Backend.encode`."""
@@ -80,8 +79,8 @@ class VLLMBackend(VocabularyClient):
         expected = (encoded.n_prompt_tokens, self._words.matrix.shape[1])
         if prompts.ndim != 3 or prompts.shape[1:] != expected:
             raise BackendError(f"prompts have shape {prompts.shape}, expected (n, {expected[0]}, {expected[1]}).")
-        vectors = torch.from_numpy(np.array(prompts, dtype=np.float32)).to(self._dtype)
-        finite = vectors.isfinite().flatten(1).all(dim=1).numpy()
+        vectors = rounded(np.asarray(prompts, dtype=np.float32), self._precision)
+        finite = np.isfinite(vectors).all(axis=(1, 2))
         scores = np.full((len(prompts), encoded.n_examples, len(encoded.label_ids)), np.nan, dtype=np.float32)
         # All rows of a candidate in sequence: its keys and values are in the server's prefix cache then.
         contexts = (self._embedded(row, vector) for vector in vectors[finite] for row in encoded.rows)
@@ -97,11 +96,11 @@ class VLLMBackend(VocabularyClient):
         log_probs = self._completions.log_probs(contexts, encoded.label_ids)
         return log_probs.reshape(-1, encoded.n_examples, len(encoded.label_ids))
 
-    def _embedded(self, row: TokenRow, prompt: Tensor) -> Tensor:
-        """(N, H): the row with the prompt (T, H) in its places, in the wire's precision."""
-        ids = torch.tensor(row.ids)
+    def _embedded(self, row: TokenRow, prompt: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, H): the row with the prompt (T, H) in its places."""
+        ids = np.array(row.ids)
         slots = ids < 0
-        embeddings = self._words.matrix[ids.clamp(min=0)].to(self._dtype)
+        embeddings = self._words.matrix[ids.clip(min=0)]
         embeddings[slots] = prompt[prompt_id(ids[slots])]
         return embeddings
 

@@ -9,20 +9,39 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from backends.local.encoding import ordinary_ids
 from backends.local.hub import where
 from backends.local.source import check_tokenizer, checked_kind, quiet, resolve
+from backends.openai.tensors import read_matrix
+from backends.openai.tokenizer import plain_tokenizer
 from bbt.errors import BackendError
 from bbt.types import Prompts
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Plain:
+    """An architecture of whose config.json no code need be asked: its model type, the name of its word embeddings, and
+    the keys of its layers and of its length."""
+
+    model_type: str
+    words: str
+    layers: str = "num_hidden_layers"
+    length: str = "max_position_embeddings"
+
+
+PLAIN = {
+    "GPT2LMHeadModel": Plain("gpt2", "transformer.wte.weight", "n_layer", "n_positions"),
+    "GPTNeoXForCausalLM": Plain("gpt_neox", "gpt_neox.embed_in.weight"),
+    "LlamaForCausalLM": Plain("llama", "model.embed_tokens.weight"),
+}
+"""What is not here (or brings a tokenizer of its own class) is read by `transformers`, some seconds later."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +49,7 @@ class Words:
     """`matrix` (V, H) in fp32 as the checkpoint holds it; facts from its config."""
 
     tokenizer: Any
-    matrix: "Tensor"
+    matrix: NDArray[np.float32]
     architecture: str
     n_layers: int
     max_length: int
@@ -39,17 +58,17 @@ class Words:
     def fingerprint(self) -> str:
         """Twelve hex digits over all word embeddings, with the architecture in front."""
         digest = hashlib.sha256(self.architecture.encode())
-        digest.update(self.matrix.numpy().tobytes())
+        digest.update(self.matrix.tobytes())
         return digest.hexdigest()[:12]
 
     @property
     def embedding_std(self) -> float:
         """Standard deviation over all word embeddings."""
-        return float(np.float32(self.matrix.double().std().item()))
+        return float(np.float32(self.matrix.std(dtype=np.float64, ddof=1)))
 
     def embedded(self, token_ids: Sequence[int]) -> Prompts:
         """Word embeddings of token ids: (1, T, H)."""
-        return np.asarray(self.matrix[list(token_ids)][None].numpy())
+        return self.matrix[list(token_ids)][None]
 
     def ordinary_ids(self) -> list[int]:
         """Ids of all tokens that are not special."""
@@ -64,28 +83,50 @@ def read_words(model: str, revision: str | None = None) -> Words:
             embeddings.
     """
     from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoTokenizer
 
     try:
         source = resolve(model)
-        options = where(source, revision)
-        with quiet():
-            config = AutoConfig.from_pretrained(source, **options)
-            if checked_kind(model, config, None) != "causal":
-                raise BackendError(f"model {model!r} is a masked LM; this kind of endpoint serves causal LMs only.")
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        matrix = _matrix(source, options, _parameter_name(config))
+        words = _plainly(Path(source)) or _by_transformers(model, source, where(source, revision))
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackendError(
             f"cannot read the tokenizer and word embeddings of {model!r}: {reason} The client embeds text itself: "
             "give the folder or hub name of the causal LM that the endpoint serves."
         ) from error
-    check_tokenizer(model, tokenizer, len(matrix))
+    check_tokenizer(model, words.tokenizer, len(words.matrix))
+    return words
+
+
+def _plainly(folder: Path) -> Words | None:
+    """The words of a folder without importing `transformers`; None where its files need it."""
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    architecture = " ".join(config.get("architectures") or [])
+    plain = PLAIN.get(architecture)
+    if plain is None or config.get("model_type") != plain.model_type or "auto_map" in config:
+        return None
+    n_layers, max_length = config.get(plain.layers), config.get(plain.length)
+    if not n_layers or not max_length:  # left to the defaults of the class
+        return None
+    tokenizer = plain_tokenizer(folder)
+    if tokenizer is None:
+        return None
+    return Words(tokenizer, _matrix(str(folder), {}, plain.words), architecture, int(n_layers), int(max_length))
+
+
+def _by_transformers(model: str, source: str, options: dict[str, Any]) -> Words:
+    """The words of any causal LM that `transformers` knows, fetched if it is on the hub."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    with quiet():
+        config = AutoConfig.from_pretrained(source, **options)
+        if checked_kind(model, config, None) != "causal":
+            raise BackendError(f"model {model!r} is a masked LM; this kind of endpoint serves causal LMs only.")
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
     text = config.get_text_config()
     return Words(
         tokenizer,
-        matrix,
+        _matrix(source, options, _parameter_name(config)),
         (config.architectures or [type(config).__name__])[0],
         int(text.num_hidden_layers),
         int(getattr(text, "max_position_embeddings", None) or tokenizer.model_max_length),
@@ -103,7 +144,7 @@ def _parameter_name(config: Any) -> str:
     return next(str(name) for name, weight in model.named_parameters() if weight is words)
 
 
-def _matrix(source: str, options: dict[str, Any], name: str) -> "Tensor":
+def _matrix(source: str, options: dict[str, Any], name: str) -> NDArray[np.float32]:
     """The checkpoint's tensor of that name; checkpoints may leave out the leading parts of it."""
     from safetensors import safe_open
 
@@ -116,10 +157,9 @@ def _matrix(source: str, options: dict[str, Any], name: str) -> "Tensor":
         file = _file(source, SINGLE, options)
     if file is None:
         raise OSError(f"it has no {SINGLE}, nor {INDEX} with all its files.")
-    with safe_open(file, "pt") as handle:
+    with safe_open(file, "np") as handle:
         key = _key(handle.keys(), name)
-        matrix: Tensor = handle.get_tensor(key)
-        return matrix.float().contiguous()
+    return read_matrix(file, key)
 
 
 def _key(keys: Any, name: str) -> str:
@@ -134,6 +174,8 @@ def _key(keys: Any, name: str) -> str:
 
 def _file(source: str, name: str, options: dict[str, Any]) -> Path | None:
     """The path of one file of the model, fetched if it is on the hub; None where there is none."""
+    if Path(source).is_dir():
+        return Path(source, name) if Path(source, name).is_file() else None
     from transformers.utils.hub import cached_file
 
     path = cached_file(source, name, **options, _raise_exceptions_for_missing_entries=False)
