@@ -8,6 +8,7 @@ import io
 import json
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from struct import pack
@@ -41,7 +42,9 @@ def rounded(values: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
 
 def saved(matrix: NDArray[np.float32], precision: str) -> bytes:
     """What `torch.save` writes of a matrix (N, H) in a precision: the file that `torch.load` reads."""
-    values = {"fp32": np.ascontiguousarray, "bf16": _bf16, "fp16": _fp16}[precision](matrix)
+    writers: dict[str, Callable[[NDArray[np.float32]], NDArray[Any]]]
+    writers = {"fp32": np.ascontiguousarray, "bf16": _bf16, "fp16": _fp16}
+    values = writers[precision](matrix)
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in (
