@@ -41,7 +41,8 @@ def rounded(values: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
 
 def saved(matrix: NDArray[np.float32], precision: str) -> bytes:
     """What `torch.save` writes of a matrix (N, H) in a precision: the file that `torch.load` reads."""
-    values = {"fp32": np.ascontiguousarray, "bf16": _bf16, "fp16": _fp16}[precision](matrix)
+    values: NDArray[Any] = _bf16(matrix) if precision == "bf16" else matrix
+    values = _fp16(matrix) if precision == "fp16" else values
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, content in (

@@ -100,7 +100,7 @@ class VLLMBackend(VocabularyClient):
         """(N, H): the row with the prompt (T, H) in its places."""
         ids = np.array(row.ids)
         slots = ids < 0
-        embeddings = self._words.matrix[ids.clip(min=0)]
+        embeddings: NDArray[np.float32] = self._words.matrix[ids.clip(min=0)]
         embeddings[slots] = prompt[prompt_id(ids[slots])]
         return embeddings
 
