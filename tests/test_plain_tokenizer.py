@@ -7,11 +7,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import ARCHITECTURES, CAUSAL
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from backends.local.encoding import RowTokenizer, ordinary_ids, special_ids
 from backends.models import bundled_models
 from backends.openai.tokenizer import plain_tokenizer
+from backends.openai.words import PLAIN, _parameter_name
 from bbt.errors import BackendError, LabelWordError
 from bbt.tasks.template import Template
 
@@ -175,3 +176,12 @@ def test_tokens_told_twice_and_alike_are_plain(tiny_folder, tmp_path):
     assert repr(plain.added_tokens_decoder) == repr(expected.added_tokens_decoder)
     assert plain.all_special_ids == expected.all_special_ids
     assert plain("a <|endoftext|> b")["input_ids"] == expected("a <|endoftext|> b")["input_ids"]
+
+
+@pytest.mark.parametrize("architecture", PLAIN)
+def test_the_word_embeddings_names_are_those_of_the_architectures(architecture):
+    plain = PLAIN[architecture]
+    config = AutoConfig.for_model(plain.model_type)
+    config.num_hidden_layers = 1
+    assert _parameter_name(config) == plain.words
+    assert {plain.layers, plain.length} <= set(config.to_dict())
