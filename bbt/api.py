@@ -41,7 +41,7 @@ OUTPUTS = "outputs.jsonl"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gives."""
+    """The outcome of a run, as it is handed over in Python."""
 
     config: Config
     """The run's config."""

@@ -238,7 +238,7 @@ class TargetBackend(Backend, Protocol):
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is generated."""
+    """The settings by which text is generated."""
 
     max_new_tokens: int = 32
     """The most tokens of a generated text."""

@@ -1,4 +1,4 @@
-"""A tuned prompt for those who do not have bbt: a folder for PEFT, transformers or vLLM, or the bare vectors.
+"""A tuned prompt is written here for those who do not have bbt: for PEFT, transformers or vLLM, or as bare vectors.
 
 Every folder holds `classifier.json` (the text to tokenise, label words and their ids, class biases, template, model),
 and a README.md with the lines that use it. Where the manual prompt is the best of a run there are no vectors.

@@ -23,7 +23,8 @@ ScoredBy: TypeAlias = Literal["label_words", "likelihood", "mean_likelihood", "g
 
 
 class DecodingConfig(Strict):
-    """How text is generated. What is not set is as the task has it (`bbt.backend.Decoding`)."""
+    """The section `task.decoding`: how text is generated. What is not set is as the task has it
+    (`bbt.backend.Decoding`)."""
 
     max_new_tokens: int | None = Field(None, ge=1)
     """The most tokens of a generated text."""
@@ -109,15 +110,16 @@ class DataConfig(Strict):
     """Where the rows are: bundled, in files, on the Hugging Face hub, or in memory, as they were handed to `bbt.tune`
     or to a `PromptClassifier`."""
     k: int | Literal["all"] = 16
-    """Rows a class for train, and as many for dev where no dev rows are given; `all` train rows with dev rows given."""
+    """The number of train rows a class, and of dev rows a class where no dev rows are given; or `all` train rows, where
+    dev rows are given."""
     seed: int | None = Field(None, ge=0)
     """The seed that draws the k-shot split (none: the run's seed)."""
     train: str | None = None
-    """Path of the file from which train rows, and dev rows where there is no `dev`, are drawn."""
+    """The path of the file from which train rows, and dev rows where there is no `dev`, are drawn."""
     dev: str | None = None
-    """Path of the file of dev rows, all of which are taken (none: they are drawn from `train`)."""
+    """The path of the file of dev rows, all of which are taken (none: they are drawn from `train`)."""
     test: str | None = None
-    """Path of the file of test rows."""
+    """The path of the file of test rows."""
     columns: ColumnsConfig | None = None
     """The columns of the user's data (none: those of the task's own data set on the hub, else those that
     `ColumnsConfig` names)."""
@@ -130,7 +132,7 @@ class DataConfig(Strict):
     subset: str | None = None
     """The name of the data set's configuration on the hub (none: it has only one)."""
     splits: tuple[str, ...] | None = Field(None, min_length=2, max_length=3)
-    """Names of the hub's splits for train and test, or for train, dev and test."""
+    """The names of the hub's splits for train and test, or for train, dev and test."""
     note: str | None = None
     """Which rows these are, for the tables."""
     clean: bool = False
@@ -178,9 +180,9 @@ class PriceConfig(Strict):
     """The section `price`: money, in any currency."""
 
     up: float = Field(0.0, ge=0)
-    """Money for a million tokens sent."""
+    """The money that a million tokens sent cost."""
     down: float = Field(0.0, ge=0)
-    """Money for a million tokens received."""
+    """The money that a million tokens received cost."""
     ceiling: float | None = Field(None, gt=0)
     """A search stops before the run, its test included, would have cost more than this (none: it does not)."""
 
@@ -324,11 +326,11 @@ class BudgetConfig(Strict):
     """The section `budget`. A query is one candidate on the whole training set."""
 
     queries: int = Field(2000, ge=1)
-    """Train queries of the search, at most."""
+    """The most train queries of the search."""
     dev_every: int = Field(100, ge=1)
-    """Train queries between two dev checks."""
+    """The number of train queries between two dev checks."""
     patience: int | None = Field(None, ge=1)
-    """Dev checks without a better candidate after which a run ends for good (none: it does not)."""
+    """The number of dev checks without a better candidate after which a run ends for good (none: it does not)."""
 
 
 class CriterionConfig(Strict):

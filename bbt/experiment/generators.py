@@ -1,4 +1,4 @@
-"""What a method leaves behind where the answer is a text: a prompt with which the model writes."""
+"""A generator is what a method leaves behind where the answer is a text: a prompt with which the model writes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

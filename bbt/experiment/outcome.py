@@ -1,4 +1,4 @@
-"""A run's outcome: what its method has made, how it tested, and what it cost."""
+"""A run's outcome is put together here: what its method has made, how that tested, and what it cost."""
 
 import math
 import resource
@@ -17,7 +17,7 @@ from bbt.scoring.ledger import Ledger
 
 @dataclass(frozen=True)
 class Tested:
-    """What a run has come to."""
+    """A run that has been tested: what was trained, and how it did."""
 
     classifier: Classifier | Generator
     """What was trained, with its class biases."""

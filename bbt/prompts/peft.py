@@ -1,4 +1,4 @@
-"""A soft prompt as a folder of PEFT's prompt tuning, and such a folder as a soft prompt.
+"""A soft prompt is written here as a folder of PEFT's prompt tuning, and such a folder is read as a soft prompt.
 
 PEFT puts its virtual tokens before everything, BOS and [CLS], too. A prompt with `{start}` has them there; of another,
 the tokens that stand left of it become virtual tokens as well, where there is an exact text for the rest. What PEFT

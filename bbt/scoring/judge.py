@@ -18,7 +18,7 @@ from bbt.types import AnyPrompts, Event, Labels, Scores
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a prompt did on dev."""
+    """A verdict on a prompt: how it did on the dev rows."""
 
     metric: float
     """The task's first metric on the dev rows, in [0, 1]."""

@@ -13,7 +13,7 @@ from bbt.types import AnyPrompts, Labels, Latents, Losses, Scores
 
 
 class TrainingLoss(Protocol):
-    """What a search minimises."""
+    """The protocol of a loss of prompts that a search minimises."""
 
     def losses(self, prompts: AnyPrompts) -> Losses:
         """Compute the losses (n,) of soft prompts (n, T, H) or hard prompts (n, T); a broken candidate's is +inf. It

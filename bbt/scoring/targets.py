@@ -1,4 +1,4 @@
-"""Rows whose answer is a text: how likely a prompt makes it, what the model writes instead, and losses of both."""
+"""Rows whose answer is a text are scored here: by how likely a prompt makes that text, or by what the model writes."""
 
 import time
 from collections.abc import Sequence
