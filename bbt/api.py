@@ -36,20 +36,24 @@ from bbt.tasks.tables import Table, Tables
 LOG = logging.getLogger(__name__)
 RUNS = Path("runs")
 OUTPUTS = "outputs.jsonl"
-"""What was generated on a run's test rows, beside their references."""
+"""The file of a run folder that holds what was generated on the test rows, beside their references."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run gives: its config, its result (see `result.json`), what was trained, and its folder if it has one."""
+    """The outcome of a run, as it is handed over in Python."""
 
     config: Config
+    """The run's config."""
     result: dict[str, Any]
+    """What `result.json` holds of the run."""
     classifier: Classifier | Generator
+    """What was trained, with its class biases."""
     folder: Path | None = None
+    """The run's folder (none: it ran in memory)."""
 
     def save(self, folder: Path | str) -> None:
-        """What a `Predictor` loads, in a folder of its own."""
+        """Save what a `Predictor` loads in a folder of its own."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.yaml", to_yaml(self.config))
@@ -77,7 +81,7 @@ def tune(
     seed: int | None = None,
     progress: bool = True,
 ) -> Outcome:
-    """Run in memory, without a run folder: a config, or a file of one, or rows.
+    """Run a config, or the file of one, in memory and without a run folder; or tune on rows that are given here.
 
     Rows are tables, as `bbt.tasks.tables` reads them: `train`, `dev` (or which share of the train rows dev is, class by
     class) and `test`, with the names of their columns. `labels` are the label column's values in label order, where
@@ -118,7 +122,7 @@ def tune_rows(config: Config, split: Split | None, backend: Backend, observer: O
 def _tune_tables(
     config: Config, tables: Tables, k: Shots, backend: Backend | None, observer: Observer | None
 ) -> Outcome:
-    """The config's method on rows of tables; the outcome's config says how they were read."""
+    """Run the config's method on rows of tables; the outcome's config says how they were read."""
     described = config.task
     if "name" not in described.model_fields_set:
         described = described.model_copy(update={"name": "rows"})
@@ -149,7 +153,7 @@ def _tune_tables(
 
 
 def _configured(config: Config | Mapping[str, Any] | Path | str | None, **given: Any) -> Config:
-    """A config with what is given over it; a name stands for a section's name, a number for its queries."""
+    """Put what is given over a config; a name stands for a section's name, a number for its queries."""
     if isinstance(config, (str, Path)):
         config = read_tree(config)
     sections = {
@@ -206,7 +210,7 @@ def resume(
 
 
 def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
-    """What a run of the config would cost at most, without calling its backend.
+    """Estimate what a run of the config would cost at most, without calling its backend.
 
     Raises:
         ConfigError: a method whose queries cannot be known beforehand.
@@ -226,7 +230,7 @@ def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
 
 
 def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:
-    """Train, test, save."""
+    """Train, test and save in the run's folder."""
     observer = watching(config.observers, observer)
     observer.opened(folder.path)
     method = load_method(config)
@@ -242,7 +246,7 @@ def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Ob
 
 
 def _trained_and_tested(config: Config, method: Method, experiment: Experiment) -> Tested:
-    """Train and test, and tell the log what is done."""
+    """Train and test, and write what is done to the program's log."""
     rows, name = experiment.split, method.label(config.method.name)
     counts = f"{len(rows.train)} train, {len(rows.dev)} dev and {len(rows.test)} test rows"
     LOG.info("%s on %s (%s), model %s.", name, experiment.task.name, counts, experiment.backend.info.name)
@@ -256,7 +260,7 @@ def _trained_and_tested(config: Config, method: Method, experiment: Experiment) 
 
 
 def _save(classifier: Classifier | Generator, folder: Path) -> None:
-    """What a `Predictor` loads.
+    """Save what a `Predictor` loads.
 
     Raises:
         OSError: a full disk, or a folder that cannot be written to; says how to go on.

@@ -20,14 +20,15 @@ class Segment:
     """One piece of a rendered template. A row is a sequence of these."""
 
     kind: Literal["literal", "text", "whole", "prompt", "start", "mask", "target"]
-    """`literal` is template text, `text` is the example's own text, `whole` is one that is never cut, `prompt` stands
-    for soft prompt tokens, `start` for soft prompt tokens before everything else in the row (BOS and [CLS] included),
-    `mask` for the position whose label words are scored, and `target` for the text that comes next, whose likelihood is
-    scored or in whose place text is generated."""
+    """`literal` is template text, `text` is the example's own text, `whole` is such a text that is never cut, `prompt`
+    stands for soft prompt tokens, `start` for soft prompt tokens before everything else in the row (BOS and [CLS]
+    included), `mask` for the position whose label words are scored, and `target` for the text that comes next, whose
+    likelihood is scored or in whose place text is generated."""
     text: str = ""
-    """The text of a `literal` or a `text`; where a row is too long for the model, a `text` is cut first."""
+    """The text of a `literal`, a `text`, a `whole` or a `target`; where a row is too long for the model, only a `text`
+    is cut."""
     n_tokens: int = 0
-    """T, the number of tokens that a `prompt` or a `start` stands for."""
+    """The number of tokens T that a `prompt` or a `start` stands for."""
 
 
 Row: TypeAlias = tuple[Segment, ...]
@@ -45,11 +46,11 @@ class ModelInfo:
     architecture: str
     """The model's class as `transformers` calls it, or what an endpoint calls it."""
     hidden_size: int
-    """H, the width of a prompt token's vector, as of a word embedding."""
+    """The width H of a prompt token's vector, which is that of a word embedding."""
     n_layers: int
-    """L, the number of layers."""
+    """The number of layers L."""
     vocab_size: int
-    """V, the number of word embeddings."""
+    """The number of word embeddings V."""
     max_length: int
     """The most tokens that a row may have, prompt tokens included."""
     embedding_std: float
@@ -214,7 +215,7 @@ class EncodedPairs(Encoded, Protocol):
 
     @property
     def n_target_tokens(self) -> NDArray[np.int64]:
-        """(B,) tokens of each row's target."""
+        """The number of tokens (B,) of each row's target."""
 
 
 @runtime_checkable
@@ -231,33 +232,33 @@ class TargetBackend(Backend, Protocol):
         """
 
     def target_log_likelihoods(self, prompts: Prompts, encoded: EncodedPairs) -> RowScores:
-        """The log-likelihood of every row's target, its tokens' summed, under every prompt: (n, T, H) -> (n, B)
-        float32, given all that stands left of it."""
+        """Score every row's target under every prompt: (n, T, H) -> (n, B) float32. The score is the log-likelihood in
+        nats, summed over the target's tokens, given all that stands left of the target."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How text is generated."""
+    """The settings by which text is generated."""
 
     max_new_tokens: int = 32
-    """A row ends after so many tokens at the latest."""
+    """The most tokens of a generated text."""
     stop: tuple[str, ...] = ("\n",)
-    """A row ends before the first of these strings, or at the model's end of sequence."""
+    """The strings that end a text: it ends before the first of them, or at the model's end of sequence."""
     n_beams: int = 1
-    """Beams of a search; 1: greedy, or sampled."""
+    """The number of beams of a beam search; with 1 the text is decoded greedily or sampled."""
     sample: bool = False
     """Whether each token is drawn instead of the likeliest being taken."""
     temperature: float = 1.0
-    """Of the draw."""
+    """The temperature of the draw."""
     top_p: float = 1.0
-    """The draw is from the likeliest tokens that have this probability together."""
+    """The probability that the likeliest tokens, from which is drawn, have together."""
     seed: int = 0
-    """Of the draw; rows of one batch are drawn one after the other."""
+    """The seed of the draw; rows of one batch are drawn one after the other."""
 
 
 @runtime_checkable
 class GenerationBackend(Backend, Protocol):
-    """A backend that also writes on."""
+    """A backend that also generates text."""
 
     def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> Encoded:
         """Tokenise what stands left of the `target` in which each row ends, leaving room for the new tokens.
@@ -267,8 +268,8 @@ class GenerationBackend(Backend, Protocol):
         """
 
     def generate(self, prompt: Prompts, encoded: Encoded, decoding: Decoding) -> list[str]:
-        """What the model writes in the place of each row's target under one prompt (1, T, H): without the string that
-        ended it, and without blanks around it."""
+        """Have the model write a text in the place of each row's target under one prompt (1, T, H). The text comes
+        without the string that ended it, and without blanks around it."""
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ class PlainBackend(Backend, Protocol):
     """A backend that can say how its rows look without it."""
 
     def plain_text(self, render: Callable[[str, str], Row], label_words: Sequence[str]) -> PlainText:
-        """Describe the rows that `render` makes of a text and a second text, exactly.
+        """Describe exactly the rows that `render` makes of a text and a second text.
 
         Raises:
             BackendError: there is no such text, as where the prompt stands after the text; or a label word is not one

@@ -37,7 +37,7 @@ from bbt.tasks.data import share_out
 from bbt.tasks.examples import checked_text
 
 OWN = ("model", "method", "seed", "calibration", "data", "evaluation")
-"""What a config says that is a parameter here, or has no meaning."""
+"""The keys of a config that are parameters of `PromptClassifier`, or have no meaning for it."""
 
 
 class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -138,16 +138,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:  # noqa: N803
-        """(B,) the likeliest class of each text; the first of several that are equally likely."""
+        """Predict the likeliest class of each text (B,); of several that are equally likely, the first one."""
         likeliest = self._log_probabilities(X).argmax(axis=1)
         return np.asarray(self.classes_[likeliest])
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """(B, K) probabilities of the classes, in the order of `classes_`."""
+        """Predict the probabilities (B, K) of the classes, in the order of `classes_`."""
         return np.asarray(np.exp(self._log_probabilities(X)))
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """(B, K) log-probabilities of the classes; of two classes (B,) the second one's log-odds."""
+        """Compute the log-probabilities (B, K) of the classes; with two classes, the log-odds (B,) of the second."""
         found = self._log_probabilities(X)
         return found[:, 1] - found[:, 0] if found.shape[1] == 2 else found
 
@@ -170,7 +170,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return export(classifier, opened.backend, to, folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the model: what was learnt as the files that a run folder would hold."""
+        """Give all but the model to a pickle: what was learnt goes in as the files that a run folder would hold."""
         state = dict(super().__getstate__())
         if "_fitted" in state:
             state["_fitted"], state["_opened"] = self._files(), None
@@ -182,7 +182,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     def _config(self, classes: NDArray[Any]) -> Config:
-        """The parameters as a config.
+        """Make a config of the parameters.
 
         Raises:
             ConfigError: an impossible value, or `settings` that are parameters.
@@ -211,7 +211,11 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return make_config(merged(settings, own), {"budget": {"queries": self.budget}})
 
     def _words(self, classes: NDArray[Any]) -> list[str] | None:
-        """The label words in the order of the classes, where they are given."""
+        """Put the label words in the order of the classes, where words are given.
+
+        Raises:
+            ConfigError: a class without a word, or another number of words than classes.
+        """
         words = self.label_words
         if words is None:
             return None
@@ -235,7 +239,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return log_softmax(sound_scores(classifier, [Example(text, 0, pair) for text, pair in texts]))
 
     def _texts(self, X: Any, reset: bool) -> list[tuple[str, str]]:  # noqa: N803
-        """Texts with their second texts, which are empty where there are none.
+        """Read texts with their second texts, which are empty where there are none.
 
         Raises:
             DataError: no texts, or neither one nor two of them a row; or another number than `fit` was given.
@@ -251,7 +255,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return [(row[0], row[1] if n == 2 else "") for row in texts]
 
     def _loaded(self) -> tuple[Classifier, OpenModel]:
-        """What was trained, on its model; after a pickle both are loaded here."""
+        """Return what was trained and its model; after a pickle both are loaded here."""
         if self._opened is None or isinstance(self._fitted, dict):
             opened = open_model(self.config_.model)
             with TemporaryDirectory() as folder:
@@ -265,7 +269,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._fitted, self._opened
 
     def _files(self) -> dict[str, bytes]:
-        """What a run folder would hold: path in it -> content."""
+        """Collect the files that a run folder would hold: path in it -> content."""
         if isinstance(self._fitted, dict):
             return self._fitted
         with TemporaryDirectory() as folder:
@@ -275,7 +279,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _rows_of_texts(X: Any) -> list[tuple[str, ...]]:  # noqa: N803
-    """Each row's texts, one or two.
+    """Read each row's texts, of which there are one or two.
 
     Raises:
         DataError: no rows, rows of another length, or what is no text.
@@ -298,13 +302,13 @@ def _rows_of_texts(X: Any) -> list[tuple[str, ...]]:  # noqa: N803
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's strings as Python's."""
+    """Make a Python string of one of NumPy's; other values stay as they are."""
     return str(value) if isinstance(value, np.str_) else value
 
 
 def _labels_of(y: Any) -> tuple[list[Hashable], NDArray[Any]]:
-    """The labels, one a row, of any hashable kind, and the (K,) classes among them: sorted where they can be, else in
-    the order in which they come.
+    """Read the labels, one a row and of any hashable kind, and the classes (K,) among them. The classes are sorted
+    where they can be, else they stand in the order in which they come.
 
     Raises:
         ValueError: numbers that are no classes; DataError: no labels, or one that is missing or cannot be hashed.
@@ -341,7 +345,7 @@ def _alike(labels: Sequence[Any]) -> bool:
 
 
 def _examples(texts: Sequence[tuple[str, str]], labels: Sequence[Hashable], classes: NDArray[Any]) -> list[Example]:
-    """Texts with their labels' places among the classes.
+    """Make examples of texts and of their labels' places among the classes.
 
     Raises:
         DataError: another number of labels than texts, or a label that is none of the classes.

@@ -1,4 +1,4 @@
-"""A tuned prompt for those who do not have bbt: a folder for PEFT, transformers or vLLM, or the bare vectors.
+"""A tuned prompt is written here for those who do not have bbt: for PEFT, transformers or vLLM, or as bare vectors.
 
 Every folder holds `classifier.json` (the text to tokenise, label words and their ids, class biases, template, model),
 and a README.md with the lines that use it. Where the manual prompt is the best of a run there are no vectors.
@@ -87,7 +87,7 @@ _LINES = {"peft": _PEFT, "transformers": _TRANSFORMERS, "safetensors": _TRANSFOR
 
 
 def export(classifier: Classifier | Generator, backend: Backend, to: Target, folder: Path | str) -> bool:
-    """Write a folder for users of `to`; whether it holds a soft prompt, which the manual prompt is not.
+    """Write a folder for users of `to`, and return whether it holds a soft prompt; the manual prompt is none.
 
     Raises:
         ConfigError: no such target, or vLLM for a masked LM.
@@ -115,13 +115,13 @@ def export(classifier: Classifier | Generator, backend: Backend, to: Target, fol
 
 
 def _findable(model: str) -> str:
-    """The model by a name that transformers knows: a folder's whole path, or a name on the hub."""
+    """Name the model so that transformers finds it: by a folder's whole path, or by its name on the hub."""
     folder = bundled_models().get(model, Path(model))
     return str(folder.resolve()) if folder.is_dir() else model
 
 
 def _write_vectors(folder: Path, vectors: Prompts, facts: dict[str, Any]) -> None:
-    """The vectors alone."""
+    """Write the vectors as a safetensors file, and the facts beside them."""
     from safetensors.numpy import save
 
     write_bytes_atomically(folder / VECTORS, save({KEY: vectors}, metadata={"format": "pt"}))
@@ -129,7 +129,7 @@ def _write_vectors(folder: Path, vectors: Prompts, facts: dict[str, Any]) -> Non
 
 
 def _page(to: Target, facts: dict[str, Any]) -> str:
-    """What the folder is, and the lines that use it, to be run in it."""
+    """Write the README's text: what the folder is, and the lines that use it when they are run in it."""
     kind = facts["kind"]
     lines = (_LINES[to] if facts["n_virtual_tokens"] else _MANUAL).format(
         auto=_AUTO[kind], loaded=_LOADED, read=_READ[kind], scored=_SCORED

@@ -28,7 +28,7 @@ class OpenModel:
 
 
 def open_model(config: ModelConfig) -> OpenModel:
-    """The model that a config names, opened if it is not open already.
+    """Open the model that a config names, if it is not open already.
 
     Raises:
         ConfigError: no such backend, or options that it does not take.

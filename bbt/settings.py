@@ -19,31 +19,32 @@ class Strict(BaseModel):
 
 
 ScoredBy: TypeAlias = Literal["label_words", "likelihood", "mean_likelihood", "generation"]
-"""What a task is scored by: see `bbt.tasks.Task`; `generation` is for tasks whose template has a `{target}`."""
+"""The ways to score a task: see `bbt.tasks.Task`; `generation` is for tasks whose template has a `{target}`."""
 
 
 class DecodingConfig(Strict):
-    """How text is generated, where it is not as the task has it (`bbt.backend.Decoding`)."""
+    """The section `task.decoding`: how text is generated. What is not set is as the task has it
+    (`bbt.backend.Decoding`)."""
 
     max_new_tokens: int | None = Field(None, ge=1)
-    """A text ends after so many tokens at the latest."""
+    """The most tokens of a generated text."""
     stop: tuple[str, ...] | None = None
-    """A text ends before the first of these strings, or at the model's end of sequence."""
+    """The strings that end a text: it ends before the first of them, or at the model's end of sequence."""
     n_beams: int | None = Field(None, ge=1)
-    """Beams of a search; 1: greedy, or sampled."""
+    """The number of beams of a beam search; with 1 the text is decoded greedily or sampled."""
     sample: bool | None = None
     """Whether each token is drawn instead of the likeliest being taken."""
     temperature: float | None = Field(None, gt=0)
-    """Of the draw."""
+    """The temperature of the draw."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """The draw is from the likeliest tokens that have this probability together."""
+    """The probability that the likeliest tokens, from which is drawn, have together."""
     seed: int | None = Field(None, ge=0, lt=2**32)
-    """Of the draw."""
+    """The seed of the draw."""
 
     @field_validator("stop")
     @classmethod
     def _some(cls, stop: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        """An empty string stands everywhere."""
+        """Refuse an empty string, which stands everywhere in a text."""
         if stop and "" in stop:
             raise ValueError("need strings that are not empty")
         return stop
@@ -69,14 +70,15 @@ class TaskConfig(Strict):
     """Whether masked LMs take the label words with the space before them, as the template writes it; the released BBT
     code takes RoBERTa's without."""
     scored_by: ScoredBy = "label_words"
-    """Labels by the logit of their word, or on causal LMs by the likelihood of several tokens, or that a token. A task
-    with a {target} has no labels: it is scored by generation, also where nothing is said."""
+    """How labels are scored: by the logit of their word, or on causal LMs by the likelihood of their several tokens, or
+    by its mean over the tokens. A task with a {target} has no labels and is scored by generation, also where nothing is
+    said."""
     decoding: DecodingConfig = DecodingConfig()
     """How the text in the target's place is generated."""
 
 
 def _number_as_text(value: object) -> object:
-    """A number where a name may stand; a truth value (YAML's yes and no) stays one and is refused."""
+    """Make a text of a number where a name may stand; a truth value (YAML's yes and no) stays one and is refused."""
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
@@ -105,17 +107,19 @@ class DataConfig(Strict):
     """The section `data`: where the rows come from."""
 
     source: Literal["bundled", "files", "huggingface", "memory"] = "bundled"
-    """`memory` says that the rows were handed to `bbt.tune` or a `PromptClassifier`."""
+    """Where the rows are: bundled, in files, on the Hugging Face hub, or in memory, as they were handed to `bbt.tune`
+    or to a `PromptClassifier`."""
     k: int | Literal["all"] = 16
-    """Rows a class for train, and as many for dev where no dev rows are given; `all` train rows with dev rows given."""
+    """The number of train rows a class, and of dev rows a class where no dev rows are given; or `all` train rows, where
+    dev rows are given."""
     seed: int | None = Field(None, ge=0)
-    """Draws the k-shot split (none: the run's seed)."""
+    """The seed that draws the k-shot split (none: the run's seed)."""
     train: str | None = None
-    """Path of the file from which train rows, and dev rows where there is no `dev`, are drawn."""
+    """The path of the file from which train rows, and dev rows where there is no `dev`, are drawn."""
     dev: str | None = None
-    """Path of the file of dev rows, all of which are taken (none: they are drawn from `train`)."""
+    """The path of the file of dev rows, all of which are taken (none: they are drawn from `train`)."""
     test: str | None = None
-    """Path of the file of test rows."""
+    """The path of the file of test rows."""
     columns: ColumnsConfig | None = None
     """The columns of the user's data (none: those of the task's own data set on the hub, else those that
     `ColumnsConfig` names)."""
@@ -128,7 +132,7 @@ class DataConfig(Strict):
     subset: str | None = None
     """The name of the data set's configuration on the hub (none: it has only one)."""
     splits: tuple[str, ...] | None = Field(None, min_length=2, max_length=3)
-    """Names of the hub's splits for train and test, or for train, dev and test."""
+    """The names of the hub's splits for train and test, or for train, dev and test."""
     note: str | None = None
     """Which rows these are, for the tables."""
     clean: bool = False
@@ -151,9 +155,9 @@ class ModelConfig(Strict):
     """The section `model`: the model, and the backend that runs it."""
 
     backend: str = "local"
-    """One of ours by name, or `module:Class`."""
+    """The backend's name (bbt ls backends), or `module:Class`."""
     name: str = "minilm-mlm"
-    """A bundled model, a folder, a hub name, or what an endpoint calls it."""
+    """A bundled model's name, a folder, a name on the hub, or what an endpoint calls the model."""
     options: dict[str, Any] = {}
     """The backend's own options."""
 
@@ -176,9 +180,9 @@ class PriceConfig(Strict):
     """The section `price`: money, in any currency."""
 
     up: float = Field(0.0, ge=0)
-    """Money for a million tokens sent."""
+    """The money that a million tokens sent cost."""
     down: float = Field(0.0, ge=0)
-    """Money for a million tokens received."""
+    """The money that a million tokens received cost."""
     ceiling: float | None = Field(None, gt=0)
     """A search stops before the run, its test included, would have cost more than this (none: it does not)."""
 
@@ -229,7 +233,7 @@ class HardPromptConfig(InitialPromptConfig):
     scale: Literal["paper", "embeddings"] = "embeddings"
     """A's entries by the paper (1 / sqrt(d)) or by the released code's rule from the word embeddings' spread."""
     alpha: float = Field(1.0, gt=0)
-    """Factor of A's entries."""
+    """The factor by which A's entries are multiplied."""
 
 
 class PromptConfig(HardPromptConfig):
@@ -245,7 +249,8 @@ class TiedPromptConfig(PromptConfig):
     """The section `prompt` of Black-Box Tuning."""
 
     intrinsic_dim: int = Field(100, ge=1)
-    """d; in a hundred directions of one token there is more to be found than in fifty of five (examples/RESULTS.md)."""
+    """The intrinsic dimension d; in a hundred directions of one token there is more to be found than in fifty of five
+    (examples/RESULTS.md)."""
     tied: bool = True
     """Whether z moves all prompt tokens alike, by one shift in R^H, instead of each by its own."""
 
@@ -261,9 +266,9 @@ class OptimizerConfig(PopulationConfig):
     """The section `optimizer`, with what proposes candidates."""
 
     name: str = "cma-separable"
-    """One of ours or of nevergrad's (bbt ls optimizers), or `module:Class`."""
+    """The optimizer's name, ours or nevergrad's (bbt ls optimizers), or `module:Class`."""
     sigma0: float = Field(1.0, gt=0)
-    """Standard deviation of the first population."""
+    """The standard deviation of the first population."""
     bounds: tuple[float, float] | None = None
     """The lowest and the highest value of each coordinate of z (none: no limit)."""
     step_size_rule: Literal["csa", "tpa"] = "csa"
@@ -302,8 +307,9 @@ class ObjectiveConfig(Strict):
     """The section `objective`, with the training loss."""
 
     loss: str | None = None
-    """cross_entropy, hinge, negative_metric or `module:function` (none: the released code's choice for the task). Where
-    text is generated: cross_entropy, which is the mean over all tokens of the targets, or negative_metric."""
+    """The loss's name: cross_entropy, hinge, negative_metric or `module:function` (none: the released code's choice for
+    the task). Where text is generated it is cross_entropy, the mean over all tokens of the targets, or
+    negative_metric."""
     margin: float = Field(2.0, gt=0)
     """The hinge's margin."""
 
@@ -320,11 +326,11 @@ class BudgetConfig(Strict):
     """The section `budget`. A query is one candidate on the whole training set."""
 
     queries: int = Field(2000, ge=1)
-    """Train queries of the search, at most."""
+    """The most train queries of the search."""
     dev_every: int = Field(100, ge=1)
-    """Train queries between two dev checks."""
+    """The number of train queries between two dev checks."""
     patience: int | None = Field(None, ge=1)
-    """Dev checks without a better candidate after which a run ends for good (none: it does not)."""
+    """The number of dev checks without a better candidate after which a run ends for good (none: it does not)."""
 
 
 class CriterionConfig(Strict):

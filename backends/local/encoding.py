@@ -21,19 +21,19 @@ PROMPT, MASK = f"{MARK}prompt{MARK}", f"{MARK}mask{MARK}"
 
 
 def prompt_id(j: Any) -> Any:
-    """The negative number (or tensor of them) that stands in the token ids for soft prompt token j. The function is its
-    own inverse."""
+    """Return the negative number (or tensor of them) that stands in the token ids for soft prompt token j. The function
+    is its own inverse."""
     return -1 - j
 
 
 def ordinary_ids(tokenizer: Any, n_words: int) -> list[int]:
-    """The ids of all tokens that are not special and have one of the model's `n_words` word embeddings."""
+    """List the ids of all tokens that are not special and have one of the model's `n_words` word embeddings."""
     special = special_ids(tokenizer)
     return [i for i in range(min(len(tokenizer), n_words)) if i not in special]
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """The ids of the special tokens: those with a role, and those that were added as special."""
+    """Collect the ids of the special tokens: those with a role, and those that were added as special."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(i for i, token in added if token.special)}
 
@@ -47,15 +47,17 @@ class TokenRow:
     read: int
     """The position from whose hidden state the label words are scored."""
     truncated: bool
-    """Whether its text was cut."""
+    """Whether the row's text was cut."""
 
 
 @dataclass(frozen=True)
 class TokenPair:
-    """What stands left of a target, read at its last token, and the target's own tokens, one at least."""
+    """A target and what stands left of it."""
 
     context: TokenRow
+    """What stands left of the target; it is read at its last token."""
     target: tuple[int, ...]
+    """The target's own token ids, one at least."""
 
 
 @dataclass
@@ -137,7 +139,7 @@ class RowTokenizer:
         return self._left, self._right
 
     def label_ids(self, label_words: Sequence[str], row: Row) -> list[int]:
-        """The token ids of the label words as they come after what stands left of the mask in `row`.
+        """Return the token ids (K,) of the label words as they come after what stands left of the mask in `row`.
 
         Raises:
             LabelWordError: a word is not one token (shows its pieces), or two words are the same token.
@@ -197,7 +199,7 @@ class RowTokenizer:
         return [TokenPair(contexts[row[:-1]], target) for row, target in zip(rows, targets, strict=True)]
 
     def target(self, row: Row) -> tuple[int, ...]:
-        """Token ids of a row's target as it comes after what stands left of it.
+        """Return the token ids of a row's target as it comes after what stands left of it.
 
         Raises:
             BackendError: a row that does not end in a target, or a target without a token or too long for the model.
@@ -220,21 +222,22 @@ class RowTokenizer:
         return self.row(_with_mask(row), max_new_tokens - 1)
 
     def text(self, token_ids: Sequence[int]) -> str:
-        """The readable text of token ids."""
+        """Return the readable text of token ids."""
         return str(self._tokenizer.decode(list(token_ids)))
 
     def ordinary_places(self, row: TokenRow) -> list[int]:
-        """The places of a masked LM's row that hold words: neither special tokens nor the mask that is read."""
+        """Find the places of a masked LM's row that hold words: neither special tokens nor the mask that is read."""
         return [i for i in range(len(self._left), len(row.ids) - len(self._right)) if i != row.read]
 
     def text_ids(self, text: str) -> list[int]:
-        """The ids of a text alone, without special tokens, as it stands after other words; its newlines are kept."""
+        """Return the ids of a text alone, without special tokens, as it stands after other words; its newlines are
+        kept."""
         text = text.strip(" ")
         return self._ids(" " + text if self._keeps_space and not text[:1].isspace() else text)
 
     def _written(self, row: Row) -> tuple[str, list[tuple[int, int, int]]]:
-        """The row as one string with stand-ins for prompt tokens, mask and the template's special tokens, and the
-        (number, start, end) in characters of the segments that are an example's text."""
+        """Write the row as one string with stand-ins for prompt tokens, mask and the template's special tokens; with it
+        comes the (number, start, end) in characters of each segment that is an example's text."""
         written, spans, after_slot, ended = "", [], True, False
         for number, segment in enumerate(row):
             if segment.kind == "start":
@@ -266,7 +269,7 @@ class RowTokenizer:
         ]
 
     def _meant(self, token_id: int, n_prompt: int) -> int:
-        """The id that a token of a written row stands for, after `n_prompt` soft tokens."""
+        """Return the id that a token of a written row stands for, after `n_prompt` soft tokens."""
         if token_id == self._prompt:
             return int(prompt_id(n_prompt))
         return self._stands_for.get(token_id, token_id)
@@ -310,12 +313,13 @@ class RowTokenizer:
         return list(self._coded(_readable(text))["input_ids"])
 
     def _coded(self, text: str, **options: Any) -> Any:
-        """Tokenise a text; no other place does. Special tokens in it are text, all but the stand-ins."""
+        """Tokenise a text; nothing else here calls the tokenizer on one. Special tokens in the text are text, all but
+        the stand-ins."""
         return self._marking(text, add_special_tokens=False, split_special_tokens=True, verbose=False, **options)
 
 
 def _readable(text: str) -> str:
-    """The text without the character that stand-ins are made of.
+    """Return the text without the character that stand-ins are made of.
 
     Raises:
         DataError: it holds half a surrogate pair, which no tokenizer reads.
@@ -335,8 +339,8 @@ def _stand_in(name: Any) -> str:
 
 
 def _with_stand_ins(tokenizer: Any) -> Any:
-    """A copy of the tokenizer that knows `PROMPT`, `MASK` and a stand-in for every special token: tokens that are
-    found in a text although they are not special, and swallow the spaces that their originals swallow."""
+    """Copy the tokenizer and teach it `PROMPT`, `MASK` and a stand-in for every special token: tokens that are found in
+    a text although they are not special, and swallow the spaces that their originals swallow."""
     from tokenizers import AddedToken
 
     def token(name: str, original: int | None) -> AddedToken:
@@ -351,7 +355,7 @@ def _with_stand_ins(tokenizer: Any) -> Any:
 
 
 def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts left and right of a text."""
+    """Find the ids that the tokenizer puts left and right of a text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
     start = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
@@ -359,8 +363,8 @@ def _special_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def _cut_places(texts: Sequence[int | None], excess: int) -> set[int]:
-    """The places of the tokens to drop, `excess` of them if the texts have so many. Each is the last one of the text
-    that is longest by then."""
+    """Choose the places of the tokens to drop, `excess` of them if the texts have so many. Each is the last one of the
+    text that is longest by then."""
     places: dict[int, list[int]] = {}
     for place, text in enumerate(texts):
         if text is not None:
@@ -372,14 +376,19 @@ def _cut_places(texts: Sequence[int | None], excess: int) -> set[int]:
 
 
 def _with_mask(row: Row) -> Row:
-    """What stands left of a row's target, and the mask in its place: a causal LM's next token."""
+    """Return what stands left of a row's target, with the mask in the target's place: a causal LM's next token.
+
+    Raises:
+        BackendError: the row does not end in a target.
+    """
     if not row or row[-1].kind != "target":
         raise BackendError("a row does not end in its target: put {target} last in the template.")
     return (*row[:-1], Segment("mask"))
 
 
 def _left_of_mask(row: Row) -> str:
-    """The template's text left of the mask; empty where an example's own text or the prompt stands beside the mask."""
+    """Return the template's text left of the mask; it is empty where an example's own text or the prompt stands beside
+    the mask."""
     kinds = [segment.kind for segment in row]
     left = row[kinds.index("mask") - 1] if "mask" in kinds[1:] else None
     return left.text if left and left.kind == "literal" else ""

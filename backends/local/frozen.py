@@ -24,9 +24,9 @@ class Source:
     """Where a model comes from, and where it is to compute."""
 
     name: str
-    """A bundled name, a folder or a name on the hub."""
+    """The model's bundled name, its folder or its name on the hub."""
     kind: Kind | None
-    """Masked or causal (none: what the model's config says)."""
+    """Whether the model is masked or causal (none: its config says which)."""
     device: torch.device
     """The device that computes."""
     revision: str | None
@@ -36,10 +36,10 @@ class Source:
 
 
 class FrozenModel:
-    """A model of `dtype`; `model` is as transformers loaded it and stays so.
+    """A model in the precision `dtype`; its `model` is as transformers loaded it and stays so.
 
     Raises:
-        BackendError: it cannot be loaded, or not be scored with.
+        BackendError: it cannot be loaded, or bbt cannot score with it.
     """
 
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
@@ -83,7 +83,7 @@ class FrozenModel:
 
     @cached_property
     def target_evaluator(self) -> TargetEvaluator:
-        """What scores targets of several tokens: made and checked when it is first asked for.
+        """The evaluator that scores targets of several tokens; it is made and checked when it is first asked for.
 
         Raises:
             BackendError: not a causal LM, or one whose targets cannot be scored.

@@ -1,4 +1,4 @@
-"""Text from a causal LM: `transformers` generates, from the embeddings of rows of several lengths at once."""
+"""A causal LM writes text here: `transformers` generates it from the embeddings of rows of several lengths at once."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,8 +21,8 @@ def generated(
     decoding: Decoding,
     token_budget: int,
 ) -> list[str]:
-    """What the model writes after each row under one prompt (T, E), in micro-batches of at most `token_budget` tokens,
-    beams and new ones included."""
+    """Have the model write a text after each row under one prompt (T, E), in micro-batches of at most `token_budget`
+    tokens, those of all beams and the new ones included."""
     lengths = [decoding.n_beams * (len(row.ids) + decoding.max_new_tokens) for row in rows]
     texts = [""] * len(rows)
     ends = end_ids(model, tokenizer)
@@ -42,7 +42,7 @@ def generated(
 
 
 def embedded(words: Tensor, row: TokenRow, prompt: Tensor) -> Tensor:
-    """(N, E) embeddings of a row's tokens, the prompt (T, E) in its places."""
+    """Embed a row's N tokens with the prompt (T, E) in its places, as (N, E)."""
     ids = torch.tensor(row.ids, device=words.device)
     embeddings, soft = words[ids.clamp(min=0)], ids < 0
     embeddings[soft] = prompt[prompt_id(ids[soft])].to(embeddings.dtype)
@@ -50,7 +50,7 @@ def embedded(words: Tensor, row: TokenRow, prompt: Tensor) -> Tensor:
 
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids of the tokens that end a sequence, as the model says, or its tokenizer."""
+    """Find the ids of the tokens that end a sequence, as the model says, or else its tokenizer."""
     for ends in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
         if ends is not None:
             return list(ends) if isinstance(ends, (list, tuple)) else [int(ends)]
@@ -58,27 +58,29 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 def written(tokenizer: Any, ids: Sequence[int], ends: Sequence[int], stop: Sequence[str]) -> str:
-    """New tokens as text, up to what ended them."""
+    """Write new tokens as text, up to the token or the stop string that ended them, without blanks around it."""
     length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
     text = str(tokenizer.decode(ids[:length]))
     return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))].strip()
 
 
 class _Ended:
-    """Whether a row's text holds a stop string: looked for in the text, since tokens may hold more than it, or a part
-    of it (`StopStringCriteria` of transformers refuses strings that no one token of the vocabulary ends with)."""
+    """A stopping criterion: a row has ended where its text holds a stop string. It is looked for in the text, since
+    tokens may hold more than it, or a part of it (`StopStringCriteria` of transformers refuses strings that no one
+    token of the vocabulary ends with)."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self._tokenizer, self._stop = tokenizer, stop
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """(B, N) new tokens -> (B,)."""
+        """Tell which rows have ended (B,), from their new tokens (B, N)."""
         texts = [self._tokenizer.decode(row) for row in input_ids.tolist()]
         return torch.tensor([any(one in text for one in self._stop) for text in texts], device=input_ids.device)
 
 
 def _config(decoding: Decoding, ends: list[int]) -> Any:
-    """Nothing is left to the defaults that a model brings along, which may sample or punish repetitions."""
+    """Make the settings of `generate`. Nothing is left to the defaults that a model brings along, which may sample or
+    punish repetitions."""
     from transformers import GenerationConfig
 
     drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.sample else {}
@@ -96,7 +98,7 @@ def _config(decoding: Decoding, ends: list[int]) -> Any:
 
 
 def _left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, N, E) filled up at the left, and the mask (B, N) of what counts."""
+    """Fill rows up at the left: embeddings (B, N, E), and the mask (B, N) of the places that count."""
     width = max(len(row) for row in rows)
     embeddings = rows[0].new_zeros(len(rows), width, rows[0].shape[-1])
     mask = torch.zeros(len(rows), width, dtype=torch.long, device=rows[0].device)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from backends.local.structure import Structure, replaced
 
 ROWS_AT_ONCE = 16384
-"""Rows of a decoder that are copied to fp32 at a time: 64 MB for H = 1024."""
+"""The number of a decoder's rows that are copied to fp32 at a time: 64 MB for H = 1024."""
 
 
 class Head:
@@ -35,20 +35,20 @@ class Head:
         self._head = replaced(model, by)
 
     def of(self, label_ids: Tensor) -> "LabelHead":
-        """The head for these K label words."""
+        """Make the head for these K label words."""
         if self._decoder is None:
             return LabelHead(self._head, label_ids)
         return LabelHead(replaced(self._head, {self._decoder: _LabelRows(self._decoder, label_ids)}))
 
     def of_vocabulary(self) -> "LabelHead":
-        """The head for all words."""
+        """Make the head for all words of the vocabulary."""
         if self._decoder is None:
             return LabelHead(self._head, slice(None))
         return LabelHead(replaced(self._head, {self._decoder: _AllRows(self._decoder)}))
 
 
 class LabelHead(nn.Module):
-    """The head for some label words: hidden states (S, H) -> logits (S, K) in fp32."""
+    """The head for some label words; it makes logits (S, K) in fp32 of hidden states (S, H)."""
 
     def __init__(self, head: nn.Module, picked: Tensor | slice | None = None) -> None:
         super().__init__()
@@ -92,7 +92,8 @@ class _LabelRows(nn.Module):
 
 
 class _AllRows(nn.Module):
-    """In the decoder's place: all of it in fp32, some rows at a time, so that no second copy of it is held."""
+    """A module in the decoder's place that computes all of it in fp32, some rows at a time, so that no second copy of
+    it is held."""
 
     def __init__(self, decoder: Any) -> None:
         super().__init__()
@@ -107,7 +108,8 @@ class _AllRows(nn.Module):
 
 
 def _in_full_precision(model: Any, trunk: nn.Module, decoder: Any) -> dict[nn.Module, nn.Module]:
-    """The modules between trunk and decoder that hold half-precision weights of their own, with fp32 copies of them."""
+    """Find the modules between trunk and decoder that hold half-precision weights of their own, each with an fp32
+    copy."""
     kept = {*trunk.modules(), *(decoder.modules() if decoder is not None else ())}
     found: dict[nn.Module, nn.Module] = {}
     for module in model.modules():

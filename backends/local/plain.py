@@ -9,7 +9,7 @@ from bbt.backend import PlainText, Row
 from bbt.errors import BackendError
 
 PROBES = (("a film", "it was slow"), ("Two  words, 3.5 % - and\nmore!", "Zo\u00eb"), ("1", "?"))
-"""Texts and second texts on which both must agree."""
+"""The texts and second texts on which bbt and the bare tokenizer must agree."""
 
 
 def plain_text(
@@ -38,7 +38,7 @@ def _has_prompt_inside(row: Row) -> bool:
     """Whether soft tokens stand right of the tokenizer's own special tokens.
 
     Raises:
-        BackendError: not before all that is written.
+        BackendError: they do not stand before all that is written, or stand in several places.
     """
     places = [i for i, segment in enumerate(row) if segment.kind == "prompt" and segment.n_tokens]
     if not places:
@@ -52,7 +52,7 @@ def _has_prompt_inside(row: Row) -> bool:
 
 
 def _written(row: Row, mask: str) -> str:
-    """The row as a text to be formatted. The space before a causal LM's label word belongs to the word."""
+    """Write the row as a text to be formatted. The space before a causal LM's label word belongs to the word."""
     pieces = {"literal": lambda s: s.text.replace("{", "{{").replace("}", "}}"), "text": lambda s: s.text}
     written = ""
     for segment in row:

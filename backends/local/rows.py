@@ -27,7 +27,7 @@ class Shared:
     lower: DeepPrompts
     """(layer, T, H) prompts of the layers below it."""
     states: Tensor
-    """(tokens, H) of all rows end to end."""
+    """The hidden states (N, H) of the N tokens of all rows, end to end."""
 
     def holds_for(self, prompts: DeepPrompts) -> bool:
         """Whether all candidates (n, L, T, H) have these lower prompts."""
@@ -38,17 +38,21 @@ class LaidRows(Protocol):
     """Tokenised rows, end to end: what an evaluation lays out and embeds."""
 
     lengths: list[int]
+    """The number of tokens of each row (B,)."""
     reads: list[int]
+    """The position in each row (B,) whose hidden state is read, or the first one of several."""
     tokens: NDArray[np.int64]
+    """The token ids (N,) of all rows, end to end."""
     starts: NDArray[np.int64]
+    """The place (B + 1,) at which each row begins among all tokens, and N at the end."""
 
     @property
     def n_prefix(self) -> int:
-        """Tokens at the left that are the same in every row, computed once a candidate."""
+        """The number of tokens at the left that are the same in every row; they are computed once a candidate."""
 
     @property
     def anchor(self) -> Tensor | None:
-        """(1, T, E) as in `LocalRows`."""
+        """The word embeddings (1, T, E) that stand in the prompt's places; see `LocalRows`."""
 
 
 @dataclass
@@ -64,7 +68,8 @@ class LocalRows:
     n_prompt_tokens: int
     """The number of prompt tokens T."""
     n_prefix: int
-    """Tokens at the left that are the same in every row of a causal LM, computed once a candidate."""
+    """The number of tokens at the left that are the same in every row of a causal LM; they are computed once a
+    candidate."""
     anchor: Tensor | None = None
     """(1, T, E) word embeddings that stand in the prompt's places; a prompt's difference from them comes later."""
     shared: Shared | None = None
@@ -102,12 +107,14 @@ class PairRows:
     """Pairs that are scored together; a row is a context with its target, without the target's last token."""
 
     pairs: list[TokenPair]
+    """The pairs (b,)."""
     which: list[int]
-    """The pairs' places in their split."""
+    """The places (b,) of the pairs in their split."""
     n_prefix: int
-    """Tokens at the left that are the same in every row: a prompt, or the whole context but its last token."""
+    """The number of tokens at the left that are the same in every row: those of a prompt, or of the whole context but
+    its last token."""
     anchor: Tensor | None = None
-    """There is none."""
+    """The anchor, of which pairs have none."""
 
     def __post_init__(self) -> None:
         ids = [(*pair.context.ids, *pair.target[:-1]) for pair in self.pairs]
@@ -123,15 +130,16 @@ class LocalPairs:
     """One split of contexts with their targets, tokenised."""
 
     pairs: list[TokenPair]
+    """The pairs (B,), each a context with its target."""
     n_prompt_tokens: int
-    """T."""
+    """The number of prompt tokens T."""
     shares_prefixes: bool
     """Whether what rows have in common at the left is computed once a candidate."""
 
     @cached_property
     def units(self) -> list[PairRows]:
-        """Pairs of one context together, so that it is computed once for all of its targets, and the others, which may
-        have a prompt in common."""
+        """The pairs in groups that are scored together: those of one context, so that it is computed once for all of
+        its targets, and all the others, which may have a prompt in common."""
         of_context: dict[tuple[int, ...], list[int]] = {}
         for i, pair in enumerate(self.pairs):
             of_context.setdefault(pair.context.ids if self.shares_prefixes else (), []).append(i)
@@ -146,22 +154,22 @@ class LocalPairs:
 
     @property
     def n_examples(self) -> int:
-        """B."""
+        """The number of rows B."""
         return len(self.pairs)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all contexts and targets, prompt tokens included."""
+        """The number of tokens of all contexts and targets, prompt tokens included."""
         return sum(len(pair.context.ids) + len(pair.target) for pair in self.pairs)
 
     @property
     def n_truncated(self) -> int:
-        """Rows whose text was cut."""
+        """The number of rows whose text was cut."""
         return sum(pair.context.truncated for pair in self.pairs)
 
     @cached_property
     def n_target_tokens(self) -> NDArray[np.int64]:
-        """(B,) tokens of each target."""
+        """The number of tokens (B,) of each target."""
         return np.array([len(pair.target) for pair in self.pairs], dtype=np.int64)
 
 
@@ -174,19 +182,19 @@ class LocalContexts(Tokenised):
 
 
 def common_prefix(rows: Sequence[TokenRow]) -> int:
-    """The number of tokens at the left that all rows share; every row keeps at least its read position to compute."""
+    """Count the tokens at the left that all rows share; every row keeps at least its read position to compute."""
     shortest, first = min(row.read for row in rows), rows[0].ids
     return next((i for i in range(shortest) if any(row.ids[i] != first[i] for row in rows)), shortest)
 
 
 def lowest_difference(prompts: DeepPrompts) -> int:
-    """The lowest layer at which candidates (n, L, T, H) differ; the topmost if they are all the same."""
+    """Find the lowest layer at which candidates (n, L, T, H) differ; it is the topmost if they are all the same."""
     differ = (prompts != prompts[:1]).any(axis=(0, 2, 3))
     return int(differ.argmax()) if differ.any() else len(differ) - 1
 
 
 def clipped_std(values: Tensor) -> float:
-    """The standard deviation after five rounds of clipping to mean +- 3 std, as in BBTv2's released code."""
+    """Compute the standard deviation after five rounds of clipping to mean +- 3 std, as in BBTv2's released code."""
     values = values.float()
     for _ in range(5):
         std, mean = torch.std_mean(values)

@@ -1,6 +1,7 @@
-"""How likely targets of several tokens are: a whole population's, checked against a plain forward pass.
+"""Targets of several tokens are scored here under a whole population of prompts.
 
-The forward pass is the one of label scores but for its last layer, of which several tokens a row are read.
+The forward pass is the one of label scores but for its last layer, of which several tokens a row are read. It is
+checked against a plain one.
 """
 
 import logging
@@ -26,21 +27,24 @@ from bbt.types import Prompts, RowScores
 logger = logging.getLogger(__name__)
 
 POSITIONS_AT_ONCE = 1024
-"""Positions for which the whole vocabulary's logits are computed at once: 200 MB for 50,000 words in fp32."""
+"""The number of positions for which the whole vocabulary's logits are computed at once: 200 MB for 50,000 words in
+fp32."""
 N_PROMPT_TOKENS = 2
+"""The number of prompt tokens in the rows of the check."""
 LENGTHS = ((5, 3), (5, 1), (9, 2), (40, 8))
-"""Tokens of contexts, and of their targets, that are checked; the first two have one context."""
+"""The numbers of tokens of the contexts and of their targets that are checked; the first two have one context."""
 
 
 class TargetEvaluator(Evaluator):
-    """Scores targets under whole populations; `forward` computes its last layer for all tokens."""
+    """An evaluator that scores targets under whole populations; its `forward` computes the last layer for all
+    tokens."""
 
     def __init__(self, forward: Forward, head: Head, words: Tensor, token_budget: int) -> None:
         super().__init__(forward, head, words, token_budget)
         self._vocabulary = head.of_vocabulary()
 
     def log_likelihoods(self, prompts: Prompts, pairs: LocalPairs) -> RowScores:
-        """(n, T, H) -> (n, B).
+        """Compute the log-likelihoods (n, B) of the targets in nats under soft prompts (n, T, H).
 
         Raises:
             BackendError: one sequence alone does not fit into memory.
@@ -56,7 +60,7 @@ class TargetEvaluator(Evaluator):
         return np.asarray(torch.cat(parts).cpu().numpy())
 
     def _of_block(self, vectors: Tensor, rows: PairRows, budget: int) -> Tensor:
-        """(n, 1, T, H) -> (n, b)."""
+        """Compute the log-likelihoods (n, b) of the targets of b rows under a block of prompts (n, 1, T, H)."""
         sums = torch.zeros(len(vectors), len(rows.pairs), device=vectors.device)
         for batch, layout, states in self._passes(vectors, rows, None, budget, rows.counts):
             candidates, which = layout.sequences
@@ -67,21 +71,22 @@ class TargetEvaluator(Evaluator):
         return sums
 
     def _of_tokens(self, states: Tensor, ids: Tensor) -> Tensor:
-        """(S, H) hidden states, and the tokens that come next (S,) -> (S,) log-likelihoods."""
+        """Compute the log-likelihoods (S,) of tokens (S,) that come next after hidden states (S, H)."""
         parts = zip(*(torch.split(one, POSITIONS_AT_ONCE) for one in (states, ids)), strict=True)
         return torch.cat([log_likelihoods(self._vocabulary(some), which) for some, which in parts])
 
 
 def log_likelihoods(logits: Tensor, ids: Tensor) -> Tensor:
-    """(S, V) logits -> (S,) log-likelihoods of the tokens."""
+    """Compute the log-likelihoods (S,) of tokens (S,) from logits (S, V)."""
     return logits.gather(-1, ids[:, None])[:, 0] - logits.logsumexp(-1)
 
 
 def checked_target_evaluator(model: Any, scores: Evaluator, max_length: int) -> TargetEvaluator:
-    """The evaluator of targets beside the one of label scores: packed where that is what a plain forward pass says.
+    """Make the evaluator of targets beside the one of label scores. It is packed where that agrees with a plain forward
+    pass, else it computes each row apart.
 
     Raises:
-        BackendError: no way of evaluating is.
+        BackendError: no way of evaluating agrees with a plain forward pass.
     """
     pairs = _pairs(max_length, len(scores.words))
     prompts = scores.words[torch.tensor([[7, 11], [13, 17]], device=scores.words.device) % len(scores.words)].float()
@@ -104,7 +109,7 @@ def checked_target_evaluator(model: Any, scores: Evaluator, max_length: int) -> 
 
 
 def _ways(scores: Evaluator) -> Iterator[Forward]:
-    """From the faster to the simpler."""
+    """Yield the ways to compute a forward pass, from the faster to the simpler."""
     structure = scores.forward.structure
     if scores.forward.packed is not None:
         yield Forward(structure, packed_trunk(structure, scores.words, cut_last=False))
@@ -112,7 +117,7 @@ def _ways(scores: Evaluator) -> Iterator[Forward]:
 
 
 def _pairs(max_length: int, n_words: int) -> list[TokenPair]:
-    """Random tokens after a prompt."""
+    """Make pairs of random tokens after a prompt, as `LENGTHS` says."""
     pairs = []
     for length, n_target in LENGTHS:
         length = min(length, max_length - n_target)
@@ -125,7 +130,8 @@ def _pairs(max_length: int, n_words: int) -> list[TokenPair]:
 
 @torch.inference_mode()
 def _plain(model: Any, words: Tensor, pairs: list[TokenPair], prompts: Tensor) -> tuple[Tensor, float]:
-    """(n, B) log-likelihoods, one row and one prompt at a time, and the spread of the logits."""
+    """Compute the log-likelihoods (n, B) by the model's own forward pass, one row and one prompt at a time, and the
+    largest standard deviation of a row's logits."""
     found, spreads = [], []
     for prompt in prompts:
         for pair in pairs:

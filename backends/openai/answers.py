@@ -24,17 +24,21 @@ IMPOSSIBLE = -9999.0
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many next tokens are listed, how many answers are drawn, and how long an answer may be."""
+    """What is asked of the endpoint for each text."""
 
     top_logprobs: int
+    """The number of most likely next tokens that are listed."""
     n_answers: int
+    """The number of answers that are drawn."""
     answer_tokens: int
+    """The most tokens of an answer."""
 
 
 class TextAPI(ABC):
-    """One of an OpenAI-compatible endpoint's two ways to be asked; for several threads at once."""
+    """One of an OpenAI-compatible endpoint's two ways to be asked. Several threads may ask at once."""
 
     path: ClassVar[str]
+    """The path of the address that is asked."""
 
     def __init__(self, transport: Transport, model: str, sampling: Sampling) -> None:
         self._transport, self._model, self._sampling = transport, model, sampling
@@ -42,14 +46,15 @@ class TextAPI(ABC):
 
     @abstractmethod
     def top_tokens(self, text: str, counted: bool = True) -> TopTokens | None:
-        """What comes next after the text; None where the endpoint does not tell log-probabilities."""
+        """Ask which tokens come next after the text; None where the endpoint does not tell log-probabilities."""
 
     @abstractmethod
     def answers(self, text: str) -> list[str]:
-        """Sampled answers to the text: the most likely one, or several at temperature 1."""
+        """Ask for answers to the text: the most likely one, or several sampled at temperature 1."""
 
     def _ask(self, counted: bool, read: Callable[[dict[str, Any]], T], **fields: Any) -> list[T]:
-        """What `read` makes of the answer's choices; its tokens are counted as the endpoint bills them."""
+        """Ask, and return what `read` makes of each of the answer's choices; the tokens are counted as the endpoint
+        bills them."""
         body = {"model": self._model, **fields}
         choices, up, down = self._transport.call("POST", self.path, partial(_read, read), json=body, counted=counted)
         if counted:
@@ -74,30 +79,30 @@ class TextAPI(ABC):
 
 
 class CompletionsAPI(TextAPI):
-    """`/v1/completions`: the text is gone on from."""
+    """The API `/v1/completions`, which goes on from the text."""
 
     path = "/v1/completions"
 
     def top_tokens(self, text: str, counted: bool = True) -> TopTokens | None:
-        """See `TextAPI`."""
+        """Ask which tokens come next after the text; see `TextAPI.top_tokens`."""
         return self._listed(counted, prompt=text, logprobs=self._sampling.top_logprobs)
 
     def answers(self, text: str) -> list[str]:
-        """See `TextAPI`."""
+        """Ask for texts that go on from the text; see `TextAPI.answers`."""
         return self._sampled(lambda choice: str(choice["text"] or ""), prompt=text)
 
 
 class ChatAPI(TextAPI):
-    """`/v1/chat/completions`: the text is what the user says."""
+    """The API `/v1/chat/completions`, to which the text is what the user says."""
 
     path = "/v1/chat/completions"
 
     def top_tokens(self, text: str, counted: bool = True) -> TopTokens | None:
-        """See `TextAPI`."""
+        """Ask which tokens the answer to the text begins with; see `TextAPI.top_tokens`."""
         return self._listed(counted, messages=_said(text), logprobs=True, top_logprobs=self._sampling.top_logprobs)
 
     def answers(self, text: str) -> list[str]:
-        """See `TextAPI`."""
+        """Ask for answers to the text; see `TextAPI.answers`."""
         return self._sampled(_content, messages=_said(text))
 
 
@@ -106,7 +111,7 @@ def _said(text: str) -> list[dict[str, str]]:
 
 
 def _read(read: Callable[[dict[str, Any]], T], response: Response) -> tuple[list[T], int, int]:
-    """What `read` makes of an answer's choices, and the tokens billed up and down.
+    """Return what `read` makes of each of an answer's choices, and the numbers of tokens billed up and down.
 
     Raises:
         AnswerError: it has no choices, or other ones than such an endpoint gives.
@@ -123,8 +128,8 @@ def _read(read: Callable[[dict[str, Any]], T], response: Response) -> tuple[list
 
 
 def _top_tokens(choice: dict[str, Any]) -> TopTokens | None:
-    """The first token's list, in the form of completions or in that of chat, whichever was asked: servers mix them.
-    Tokens that are impossible are left out; None: no list.
+    """Read the list of the first token, in the form of completions or in that of chat, whichever was asked: servers mix
+    them. Tokens that are impossible are left out; None where there is no list.
 
     Raises:
         ValueError: a list without one possible token.
@@ -142,7 +147,8 @@ def _top_tokens(choice: dict[str, Any]) -> TopTokens | None:
 
 
 def _content(choice: dict[str, Any]) -> str:
-    """The text of a chat's answer: a string, or parts of which some are text; nothing where a model refuses."""
+    """Read the text of a chat's answer, which is a string, or parts of which some are text; it is empty where a model
+    refuses."""
     content = (choice.get("message") or {}).get("content") or ""
     if isinstance(content, str):
         return content

@@ -1,5 +1,5 @@
-"""`/v1/completions` in vLLM's dialect: the log-probabilities of chosen tokens after a prompt of text, token ids or
-embeddings.
+"""`/v1/completions` is asked here in vLLM's dialect for the log-probabilities of chosen tokens after a prompt of text,
+token ids or embeddings.
 
 `logprob_token_ids` gives up to 128 of them in one request. Servers that do not know the field ignore it, as they
 ignore any; with those a request a token, which alone is allowed by `allowed_token_ids`, is as exact. (All label ids
@@ -25,7 +25,7 @@ Context: TypeAlias = str | list[int] | NDArray[np.float32]
 """What stands before the token: text, token ids, or embeddings (N, H)."""
 
 MAX_TOKEN_IDS = 128
-"""What vLLM takes in `logprob_token_ids`."""
+"""The most token ids that vLLM takes in `logprob_token_ids`."""
 
 NEXT_TOKEN = {
     "max_tokens": 1,
@@ -40,11 +40,11 @@ NEXT_TOKEN = {
 
 
 class IgnoredFieldError(EndpointError):
-    """An answer without the tokens that were asked for."""
+    """The error of an answer without the tokens that were asked for."""
 
 
 class Completions:
-    """Next-token log-probabilities of `model`.
+    """A client that asks for next-token log-probabilities of `model`.
 
     `list_size` contexts travel in a request: 16 to 256 are equally fast (measured), and concurrent requests to one
     replica add nothing. Embeddings travel in `precision`: fp32, bf16 or fp16. `one_by_one` is for servers that ignore
@@ -58,7 +58,8 @@ class Completions:
         self.one_by_one = one_by_one
 
     def log_probs(self, contexts: Iterable[Context], token_ids: Sequence[int]) -> NDArray[np.float32]:
-        """(S, K): of every token after every context (all of one kind), over the whole vocabulary.
+        """Ask for the log-probabilities (S, K) of K tokens after each of S contexts, which are all of one kind. They
+        are normalised over the whole vocabulary.
 
         Contexts are taken list by list, so that a generator of embeddings never fills the memory.
 
@@ -72,13 +73,18 @@ class Completions:
         return np.block(parts) if parts else np.empty((0, len(token_ids)), dtype=np.float32)
 
     def _lists(self, contexts: Iterable[Context]) -> Iterator[dict[str, Any]]:
-        """One request's contexts after the other."""
+        """Yield the contexts of one request after the other, as the request's field."""
         rest = iter(contexts)
         while part := list(islice(rest, self._list_size)):
             yield _content(part, self._precision)
 
     def _request(self, content: dict[str, Any], token_ids: list[int]) -> NDArray[np.float32]:
-        """(S, K) for one list of contexts."""
+        """Ask for the log-probabilities (S, K) of one list of contexts.
+
+        Raises:
+            EndpointError: the endpoint refuses or is poisoned; IgnoredFieldError: it ignores which tokens were asked
+                for.
+        """
         asked = (
             {"logprobs": 0, "allowed_token_ids": token_ids}
             if self.one_by_one
@@ -103,18 +109,18 @@ class Completions:
 
 
 def _content(contexts: Sequence[Context], precision: str) -> dict[str, Any]:
-    """The request's field for contexts of this kind."""
+    """Make the request's field for contexts of this kind."""
     embeddings = [_encoded(context, precision) for context in contexts if isinstance(context, np.ndarray)]
     return {"prompt_embeds": embeddings} if embeddings else {"prompt": list(contexts)}
 
 
 def _encoded(embeddings: NDArray[np.float32], precision: str) -> str:
-    """(N, H) as base64 of what `torch.save` writes."""
+    """Write embeddings (N, H) as base64 of what `torch.save` writes."""
     return base64.b64encode(saved(embeddings, precision)).decode("ascii")
 
 
 def _read(response: Response, n: int) -> list[dict[str, float]]:
-    """For each context, in order, the log-probabilities told, by token.
+    """Read the log-probabilities that are told for each context, in order, by token.
 
     Raises:
         AnswerError: not n choices with log-probabilities.
@@ -130,6 +136,7 @@ def _read(response: Response, n: int) -> list[dict[str, float]]:
 
 
 def _told(logprobs: dict[str, Any]) -> dict[str, float]:
-    """Of the first token: the sampled one and the top list. Null is minus infinity, which JSON cannot hold."""
+    """Read the log-probabilities told of the first token: the sampled token's and those of the top list. Null is minus
+    infinity, which JSON cannot hold."""
     pairs = {logprobs["tokens"][0]: logprobs["token_logprobs"][0], **((logprobs["top_logprobs"] or [{}])[0] or {})}
     return {token: IMPOSSIBLE if value is None else float(value) for token, value in pairs.items()}

@@ -1,4 +1,4 @@
-"""What a text-only API's answers say of label words."""
+"""A text-only API's answers are read here for what they say of label words."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,8 @@ _BYTES = ByteLevel()
 
 
 def label_log_probs(tokens: TopTokens, words: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(K,) log-probabilities of label words from the most likely next tokens, and (K,) which words are among them.
+    """Compute the log-probabilities (K,) of label words from the most likely next tokens, and which words are among
+    them (K,).
 
     Tokens that are the word but for its case and the spaces around it count together, whether they are told as text
     or as the vocabulary's pieces. A word that is not listed gets the least likely listed token's log-probability, than
@@ -31,10 +32,11 @@ def label_log_probs(tokens: TopTokens, words: Sequence[str]) -> tuple[NDArray[np
 
 
 def votes(answers: Sequence[str], words: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """(K,) log of the smoothed share of answers whose first label word is this one, log((votes + 1) / (n + K)), and
-    (K,) which words were named.
+    """Compute the log (K,) of the smoothed share of answers whose first label word is this one,
+    log((votes + 1) / (n + K)), and which words were named (K,).
 
-    With one answer the cross-entropy of these is a linear function of the accuracy. All equal: no label was named.
+    With one answer the cross-entropy of these is a linear function of the accuracy. Where all are equal, each label was
+    named as often as the others, or none was named.
     """
     pattern = re.compile(r"\b(" + "|".join(re.escape(w) for w in sorted(words, key=len, reverse=True)) + r")\b", re.I)
     named = [found.group().casefold() for answer in answers if (found := pattern.search(answer))]
@@ -43,7 +45,8 @@ def votes(answers: Sequence[str], words: Sequence[str]) -> tuple[NDArray[np.floa
 
 
 def check_distinct(words: Iterable[str]) -> None:
-    """In texts a word's case and the spaces around it tell nothing apart.
+    """Check that label words differ in more than their case and the spaces around them, which tell nothing apart in
+    texts.
 
     Raises:
         LabelWordError: two label words differ in nothing else.
@@ -59,8 +62,8 @@ def check_distinct(words: Iterable[str]) -> None:
 
 
 def _texts(token: str) -> set[str]:
-    """What a token may say: some servers tell text, others a vocabulary's pieces, which have "\u0120" (byte-level BPE)
-    or "\u2581" (SentencePiece) for a space."""
+    """List what a token may say: some servers tell text, others a vocabulary's pieces, which have "\u0120" (byte-level
+    BPE) or "\u2581" (SentencePiece) for a space."""
     return {_key(token), _key(token.replace("\u2581", " ")), _key(_BYTES.decode([token]))}
 
 

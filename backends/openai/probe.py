@@ -1,4 +1,4 @@
-"""What is asked of an endpoint before a search relies on it."""
+"""An endpoint is probed here before a search relies on it."""
 
 from dataclasses import dataclass
 
@@ -13,19 +13,22 @@ from bbt.errors import EndpointError, unknown
 
 TEXT = "It was a slow, warm and funny story about two friends; not a great film, but I liked it. The sentiment is"
 TOLERANCE = 0.05
-"""In nats: equal models differ by 1e-5 in fp32 and by up to 0.02 in bf16, others by whole units."""
+"""The largest difference, in nats, between log-probabilities of equal models: they differ by 1e-5 in fp32 and by up to
+0.02 in bf16, and other models by whole units."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Its name there, and how many tokens a request may have with what it generates, if that is told."""
+    """A model that an endpoint serves."""
 
     name: str
+    """The model's name at the endpoint."""
     max_length: int | None
+    """The most tokens of a request with what it generates (none: the endpoint does not tell)."""
 
 
 def served_model(transport: Transport, name: str | None) -> ServedModel:
-    """The model of that name at the endpoint; without a name the only one there.
+    """Find the model of that name at the endpoint; without a name, the only one there.
 
     Raises:
         EndpointError: none of that name, or several to choose from.

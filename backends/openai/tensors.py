@@ -1,4 +1,4 @@
-"""Tensors as PyTorch's files hold them, written and read without it.
+"""Tensors are written and read here as PyTorch's files hold them, without PyTorch.
 
 `torch.save` writes a zip archive of a pickle, which says how a tensor is made from a storage, and the storage's bytes.
 vLLM takes embeddings as such a file; bf16, which numpy does not have, is held as the upper half of fp32.
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Kind:
-    """How PyTorch calls a precision: its dtype, and the class of a storage of it."""
+    """How PyTorch calls a precision."""
 
     dtype: str
+    """The name of its dtype."""
     storage: str
+    """The name of the class of its storages."""
 
 
 PRECISIONS = {
@@ -34,14 +36,14 @@ PRECISIONS = {
 
 
 def rounded(values: NDArray[np.float32], precision: str) -> NDArray[np.float32]:
-    """The nearest values of a precision, ties to even: those beyond its largest become infinite."""
+    """Round to the nearest values of a precision, ties to even; values beyond its largest become infinite."""
     if precision == "bf16":
         return widened(_bf16(values))
     return _fp16(values).astype(np.float32) if precision == "fp16" else values
 
 
 def saved(matrix: NDArray[np.float32], precision: str) -> bytes:
-    """What `torch.save` writes of a matrix (N, H) in a precision: the file that `torch.load` reads."""
+    """Write a matrix (N, H) in a precision as `torch.save` does: as the bytes of a file that `torch.load` reads."""
     writers: dict[str, Callable[[NDArray[np.float32]], NDArray[Any]]]
     writers = {"fp32": np.ascontiguousarray, "bf16": _bf16, "fp16": _fp16}
     values = writers[precision](matrix)
@@ -59,12 +61,12 @@ def saved(matrix: NDArray[np.float32], precision: str) -> bytes:
 
 
 def widened(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The bits of bf16 values as fp32, which is exact."""
+    """Make fp32 values of the bits of bf16 values, which is exact."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def read_matrix(file: Path, key: str) -> NDArray[np.float32]:
-    """A tensor of a safetensors file in fp32.
+    """Read a tensor of a safetensors file in fp32.
 
     Raises:
         SafetensorError: the file is damaged, or holds no such tensor.
@@ -82,7 +84,8 @@ def read_matrix(file: Path, key: str) -> NDArray[np.float32]:
 
 
 def _stored(file: Path, key: str) -> NDArray[np.uint16]:
-    """The bits of a tensor of 16-bit numbers: eight bytes of the header's length, the header as JSON, the data."""
+    """Read the bits of a tensor of 16-bit numbers. A safetensors file holds eight bytes with the header's length, the
+    header as JSON, and the data."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         entry: dict[str, Any] = json.loads(opened.read(length))[key]
@@ -97,7 +100,7 @@ def _fp16(values: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def _bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The bits of the nearest bf16 values, ties to even, as PyTorch rounds."""
+    """Return the bits of the nearest bf16 values, ties to even, as PyTorch rounds."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     nearest = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
     # The sum may carry a NaN over into another number.
@@ -105,8 +108,8 @@ def _bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def _pickled(shape: tuple[int, ...], storage: str) -> bytes:
-    """`torch._utils._rebuild_tensor_v2(storage 0, 0, shape, strides, False, OrderedDict())` as opcodes of the pickle
-    protocol 2; the storage is a persistent id, as in `torch.save`."""
+    """Write `torch._utils._rebuild_tensor_v2(storage 0, 0, shape, strides, False, OrderedDict())` as opcodes of the
+    pickle protocol 2; the storage is a persistent id, as in `torch.save`."""
     n, width = shape
 
     def text(written: str) -> bytes:

@@ -23,35 +23,43 @@ APIS: dict[str, type[TextAPI]] = {"completions": CompletionsAPI, "chat": ChatAPI
 SCORES = ("auto", "logprobs", "answers")
 UNLIMITED = 10**9
 ENOUGH = 16
-"""Texts under several prompts after which label words that were never listed will not be: the rows of two prompts at
-least, at four a class."""
+"""The number of texts, under several prompts, after which a label word that was never listed is taken never to be: two
+prompts with four rows for each of two classes have so many."""
 
 PROBE = "I liked this film. The sentiment is"
 
 
 @dataclass(frozen=True)
 class TextRows:
-    """One split as text; `n_tokens` counts by the search's own vocabulary."""
+    """The rows of one split, kept as text."""
 
     rows: Sequence[Row]
+    """The rows (B,) as segments."""
     label_words: tuple[str, ...]
+    """The label words (K,)."""
     n_prompt_tokens: int
+    """The number of prompt tokens T."""
     n_tokens: int
+    """The number of tokens of all rows, prompt tokens included, by the search's own vocabulary."""
     n_truncated: int = 0
+    """The number of rows whose text was cut, which is none: the endpoint refuses a text that is too long."""
 
     @property
     def n_examples(self) -> int:
-        """B."""
+        """The number of rows B."""
         return len(self.rows)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Label scores (K,) of one text, which label words (K,) the endpoint's answer held, and its tokens or texts."""
+    """What the endpoint's answer to one text says."""
 
     scores: NDArray[np.float32]
+    """The scores (K,) of the label words."""
     found: NDArray[np.bool_]
+    """Which label words (K,) the answer held."""
     said: Sequence[str]
+    """The tokens that the endpoint listed, or the texts that it answered."""
 
 
 class TextBackend(VocabularyClient):
@@ -103,7 +111,7 @@ class TextBackend(VocabularyClient):
 
     @cached_property
     def info(self) -> ModelInfo:
-        """The endpoint's name for the model, and facts about the vocabulary; `precision` is how labels are scored."""
+        """The endpoint's name for the model with facts about the vocabulary; `precision` says how labels are scored."""
         known = self._info("sampled answers" if self._by_answers else "listed log-probabilities")
         fingerprint = hashlib.sha256(f"{known.name} {known.fingerprint}".encode()).hexdigest()[:12]
         return replace(known, architecture="text-only API", fingerprint=fingerprint)
@@ -124,7 +132,8 @@ class TextBackend(VocabularyClient):
         return TextRows(rows, tuple(label_words), sum(segment.n_tokens for segment in rows[0]), n_tokens)
 
     def hard_scores(self, token_ids: TokenIds, encoded: TextRows) -> Scores:
-        """(n, T) -> (n, B, K): each row with the prompt's words in its places is one request.
+        """Score every row under every hard prompt: (n, T) -> (n, B, K). Each row with the prompt's words in its places
+        is one request.
 
         Raises:
             EndpointError: the endpoint refuses, or none of the answers to a population holds a label word.
@@ -142,7 +151,11 @@ class TextBackend(VocabularyClient):
         return np.array([answer.scores for answer in answers], dtype=np.float32).reshape(n, n_rows, len(words))
 
     def label_scores(self, prompts: Prompts, encoded: TextRows) -> Scores:
-        """(1, 0, H) -> (1, B, K): only rows without a soft prompt can be sent as text."""
+        """Score rows without a soft prompt, the only ones that can be sent as text: (1, 0, H) -> (1, B, K).
+
+        Raises:
+            BackendError: there is a soft prompt.
+        """
         if prompts.ndim != 3 or prompts.shape[1] or encoded.n_prompt_tokens:
             raise BackendError(
                 f"{self._transport.url} takes text, which cannot hold a soft prompt; "
@@ -173,8 +186,9 @@ class TextBackend(VocabularyClient):
             ) from error
 
     def _check_listed(self, words: Sequence[str], n_candidates: int, text: str, said: Sequence[str]) -> None:
-        """After a population: to go on would cost money, and no prompt would score better. A population of one (the
-        manual prompt, a text to classify) is no proof, so that a warning has to do; several are, on `ENOUGH` texts.
+        """Check after a population whether each label word has been listed. If one never is, to go on would cost money,
+        and no prompt would score better. A population of one (the manual prompt, a text to classify) is no proof, so
+        that a warning has to do; several of them are, on `ENOUGH` texts.
 
         Raises:
             EndpointError: the population has several candidates, or is one of several without any label word.
@@ -208,8 +222,12 @@ class TextBackend(VocabularyClient):
         return Answer(*votes(answers, words), answers)
 
     def _filled(self, row: Row, prompt: Sequence[int]) -> str:
-        """The row as text, written as the template is, with the prompt's words in its places, up to where the label
-        word comes with the space before it."""
+        """Write the row as text, as the template is written, with the prompt's words in its places, up to where the
+        label word comes with the space before it.
+
+        Raises:
+            BackendError: the template has a `{start}`, which is no place for words.
+        """
         text, rest = "", list(prompt)
         for segment in row:
             if segment.kind == "start":

@@ -1,4 +1,4 @@
-"""A plain fast tokenizer without `transformers`, whose import takes seconds.
+"""A plain fast tokenizer is read here without `transformers`, whose import takes seconds.
 
 Much of a tokenizer may be decided by Python code that `transformers` keeps for its class. What is read here is the
 kind that is all in tokenizer.json, as `save_pretrained` writes it; anything else is left to `transformers`.
@@ -16,11 +16,13 @@ CLASSES = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 PATCHED_ABOVE = 100_000
-"""From so many tokens on `transformers` looks at where a tokenizer is from, and may replace its rule for words."""
+"""The size of a vocabulary above which `transformers` looks at where a tokenizer is from, and may replace its rule for
+words."""
 
 
 class PlainTokenizer:
-    """What `RowTokenizer` and the clients of endpoints ask of a tokenizer of `transformers`, with the same answers.
+    """A tokenizer that offers what `RowTokenizer` and the clients of endpoints ask of one of `transformers`, and gives
+    the same answers.
 
     `roles` names the special tokens by role, `extra` those without one; all of them are special tokens in `raw`.
     """
@@ -45,7 +47,8 @@ class PlainTokenizer:
         return_offsets_mapping: bool = False,
         verbose: bool = True,
     ) -> dict[str, Any]:
-        """`input_ids` of a text and, if asked for, `offset_mapping`: where each token begins and ends in it.
+        """Tokenise a text: return its `input_ids` and, if asked for, the `offset_mapping`, which says where each token
+        begins and ends in it.
 
         With `split_special_tokens`, special tokens in the text are text. No text is too long, so that `verbose` has
         nothing to tell.
@@ -55,24 +58,25 @@ class PlainTokenizer:
         return {"input_ids": coded.ids, **({"offset_mapping": coded.offsets} if return_offsets_mapping else {})}
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Token ids as text, special tokens too."""
+        """Write token ids as text, special tokens too."""
         return str(self._raw.decode(list(token_ids), skip_special_tokens=False))
 
     def convert_ids_to_tokens(self, token_ids: int | Sequence[int]) -> Any:
-        """The token of an id, or a list of them for several."""
+        """Return the token of an id, or a list of tokens for several ids."""
         if isinstance(token_ids, int):
             return self._raw.id_to_token(token_ids)
         return [self._raw.id_to_token(int(i)) for i in token_ids]
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """The id of a token (of one that is not there, the unknown token's), or a list of them for several."""
+        """Return the id of a token, or a list of ids for several tokens; a token that is not there has the unknown
+        token's."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         found = self._raw.token_to_id(tokens)
         return self.unk_token_id if found is None else found
 
     def get_vocab(self) -> dict[str, int]:
-        """Ids of all tokens."""
+        """Return the ids of all tokens, by token."""
         return dict(self._raw.get_vocab(with_added_tokens=True))
 
     def add_tokens(self, tokens: Sequence[AddedToken]) -> int:
@@ -81,12 +85,12 @@ class PlainTokenizer:
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Tokens that are found in a text before it is split, by id."""
+        """The tokens that are found in a text before it is split, by id."""
         return dict(self._raw.get_added_tokens_decoder())
 
     @property
     def all_special_ids(self) -> list[int]:
-        """Ids of the special tokens with a role and of the extra ones, each once."""
+        """The ids of the special tokens with a role and of the extra ones, each once."""
         tokens = [self._roles[role] for role in ROLES if role in self._roles]
         return [self.convert_tokens_to_ids(token) for token in dict.fromkeys([*tokens, *self._extra])]
 
@@ -105,7 +109,7 @@ class PlainTokenizer:
 
 
 def plain_tokenizer(folder: Path) -> PlainTokenizer | None:
-    """The folder's tokenizer, or None where `transformers` may make more of its files than is in tokenizer.json.
+    """Read the folder's tokenizer; None where `transformers` may make more of its files than is in tokenizer.json.
 
     Raises:
         ValueError: a file is damaged.
@@ -146,7 +150,7 @@ def _same_added(settings: dict[str, Any], raw: Tokenizer, folder: Path) -> bool:
 
 
 def _content(token: str | dict[str, Any]) -> str:
-    """A token is written as text, or as a mapping with its text and properties."""
+    """Return the text of a token, which is written as text, or as a mapping with its text and properties."""
     return token if isinstance(token, str) else str(token["content"])
 
 

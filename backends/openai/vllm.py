@@ -1,4 +1,4 @@
-"""`VLLMBackend`: soft prompts of a causal LM that vLLM serves with `--enable-prompt-embeds`."""
+"""`VLLMBackend` takes soft prompts of a causal LM that vLLM serves with `--enable-prompt-embeds`."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -58,7 +58,7 @@ class VLLMBackend(VocabularyClient):
 
     @cached_property
     def info(self) -> ModelInfo:
-        """Facts about the model; `device` is the endpoint, `precision` that of the embeddings on the wire."""
+        """Facts about the model; `device` is the endpoint's address, `precision` that of the embeddings on the wire."""
         return self._info(PRECISIONS[self._precision].dtype)
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> TokenRows:
@@ -67,7 +67,7 @@ class VLLMBackend(VocabularyClient):
         return self._tokenizer.rows(rows, label_words)
 
     def label_scores(self, prompts: Prompts, encoded: TokenRows) -> Scores:
-        """(n, T, H) -> (n, B, K) log-probabilities of the label words.
+        """Compute the log-probabilities of the label words under soft prompts: (n, T, H) -> (n, B, K).
 
         A candidate that is not finite in the wire's precision is NaN without being sent: one such row poisons the
         server's cache for everybody.
@@ -88,16 +88,17 @@ class VLLMBackend(VocabularyClient):
         return scores
 
     def hard_scores(self, token_ids: TokenIds, encoded: TokenRows) -> Scores:
-        """(n, T) -> (n, B, K): prompts of words travel as token ids."""
+        """Compute the log-probabilities of the label words under hard prompts, which travel as token ids: (n, T) ->
+        (n, B, K)."""
         return self._scores((filled(row, prompt) for prompt in token_ids.tolist() for row in encoded.rows), encoded)
 
     def _scores(self, contexts: Iterable[Context], encoded: TokenRows) -> Scores:
-        """(n, B, K) for the rows of every candidate in sequence."""
+        """Compute the scores (n, B, K) of the rows of every candidate, which come in sequence."""
         log_probs = self._completions.log_probs(contexts, encoded.label_ids)
         return log_probs.reshape(-1, encoded.n_examples, len(encoded.label_ids))
 
     def _embedded(self, row: TokenRow, prompt: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N, H): the row with the prompt (T, H) in its places."""
+        """Embed a row of N tokens with the prompt (T, H) in its places, as (N, H)."""
         ids = np.array(row.ids)
         slots = ids < 0
         embeddings: NDArray[np.float32] = self._words.matrix[ids.clip(min=0)]
@@ -106,5 +107,5 @@ class VLLMBackend(VocabularyClient):
 
 
 def filled(row: TokenRow, prompt: Sequence[int]) -> list[int]:
-    """A row's token ids with those of the prompt in its places."""
+    """Return a row's token ids with those of the prompt in its places."""
     return [prompt[prompt_id(i)] if i < 0 else i for i in row.ids]

@@ -1,4 +1,4 @@
-"""What a client that holds a model's words, and not the model, can do by itself."""
+"""`VocabularyClient` is what a client that holds a model's words, and not the model, can do by itself."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,13 @@ from bbt.types import Prompts
 
 
 def api_root(url: str) -> str:
-    """The address before `/v1`, which users may give or leave out."""
+    """Return the address before `/v1`, which users may give or leave out."""
     return url.rstrip("/").removesuffix("/v1")
 
 
 class VocabularyClient:
-    """What `Backend`, `RemoteBackend` and `HardBackend` ask for and no endpoint need answer, of the model `name`."""
+    """The part of a backend for the model `name` that no endpoint need answer: what `Backend`, `RemoteBackend` and
+    `HardBackend` ask for beside the scores."""
 
     def __init__(self, name: str, transport: Transport, words: Words, max_length: int) -> None:
         self._name, self._transport, self._words, self._max_length = name, transport, words, max_length
@@ -24,11 +25,11 @@ class VocabularyClient:
 
     @property
     def traffic(self) -> Traffic:
-        """Bytes of all scoring calls so far, and the tokens that were billed if the endpoint says so."""
+        """The bytes of all scoring calls so far, and the tokens that were billed if the endpoint says so."""
         return self._transport.traffic
 
     def _info(self, precision: str) -> ModelInfo:
-        """What the words tell of the model."""
+        """Put together the facts that the words tell of the model."""
         words = self._words
         return ModelInfo(
             name=self._name,
@@ -45,28 +46,28 @@ class VocabularyClient:
         )
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Token ids of a text as it stands after other words."""
+        """Return the token ids of a text as it stands after other words."""
         return self._tokenizer.text_ids(text)
 
     def prompt_text(self, token_ids: Sequence[int]) -> str:
-        """The text of a hard prompt's tokens."""
+        """Return the text of a hard prompt's tokens."""
         return self._tokenizer.text(token_ids)
 
     def embed_text(self, text: str) -> Prompts:
-        """Word embeddings of a text: (1, T, H)."""
+        """Return the word embeddings (1, T, H) of a text."""
         return self.embed_ids(self.prompt_ids(text))
 
     def embed_ids(self, token_ids: Sequence[int]) -> Prompts:
-        """Word embeddings of token ids: (1, T, H)."""
+        """Return the word embeddings (1, T, H) of token ids."""
         return self._words.embedded(token_ids)
 
     def ordinary_ids(self) -> list[int]:
-        """Ids of all tokens that are not special."""
+        """List the ids of all tokens that are not special."""
         return self._words.ordinary_ids()
 
 
 def refuse_anchor(anchor: Prompts | None) -> None:
-    """Such an endpoint takes what goes into the model, and nothing in between.
+    """Refuse an anchor: such an endpoint takes what goes into the model, and adds nothing in between.
 
     Raises:
         BackendError: there is an anchor.

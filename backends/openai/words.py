@@ -1,7 +1,7 @@
-"""Tokenizer and word embeddings of a causal LM, without the rest of its weights.
+"""The tokenizer and the word embeddings of a causal LM are read here, without the rest of its weights.
 
-What a client needs to embed text itself: of a sharded checkpoint only the file that holds the matrix is read (or
-fetched from the hub), and of that file only the matrix.
+They are what a client needs to embed text itself. Of a sharded checkpoint only the file that holds the matrix is read
+(or fetched from the hub), and of that file only the matrix.
 """
 
 import hashlib
@@ -27,13 +27,16 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 @dataclass(frozen=True)
 class Plain:
-    """An architecture of whose config.json no code need be asked: its model type, the name of its word embeddings, and
-    the keys of its layers and of its length."""
+    """An architecture whose config.json is read without the code of `transformers`."""
 
     model_type: str
+    """The model type that its config.json names."""
     words: str
+    """The name of its word embeddings in a checkpoint."""
     layers: str = "num_hidden_layers"
+    """The key of its number of layers in config.json."""
     length: str = "max_position_embeddings"
+    """The key of its number of positions in config.json."""
 
 
 PLAIN = {
@@ -41,18 +44,24 @@ PLAIN = {
     "GPTNeoXForCausalLM": Plain("gpt_neox", "gpt_neox.embed_in.weight"),
     "LlamaForCausalLM": Plain("llama", "model.embed_tokens.weight"),
 }
-"""What is not here (or brings a tokenizer of its own class) is read by `transformers`, some seconds later."""
+"""The plain architectures by name. What is not here, or brings a tokenizer of its own class, is read by `transformers`,
+whose import takes some seconds."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """`matrix` (V, H) in fp32 as the checkpoint holds it; facts from its config."""
+    """The tokenizer and the word embeddings of a causal LM, with facts from its config."""
 
     tokenizer: Any
+    """The tokenizer, of `transformers` or a `PlainTokenizer`."""
     matrix: NDArray[np.float32]
+    """The word embeddings (V, H) in fp32, as the checkpoint holds them."""
     architecture: str
+    """The model's class as its config names it."""
     n_layers: int
+    """The number of layers L."""
     max_length: int
+    """The most tokens that a row may have."""
 
     @property
     def fingerprint(self) -> str:
@@ -63,20 +72,20 @@ class Words:
 
     @property
     def embedding_std(self) -> float:
-        """Standard deviation over all word embeddings."""
+        """The standard deviation over all numbers of the word embeddings."""
         return float(np.float32(self.matrix.std(dtype=np.float64, ddof=1)))
 
     def embedded(self, token_ids: Sequence[int]) -> Prompts:
-        """Word embeddings of token ids: (1, T, H)."""
+        """Return the word embeddings (1, T, H) of token ids."""
         return self.matrix[list(token_ids)][None]
 
     def ordinary_ids(self) -> list[int]:
-        """Ids of all tokens that are not special."""
+        """List the ids of all tokens that are not special."""
         return ordinary_ids(self.tokenizer, len(self.matrix))
 
 
 def read_words(model: str, revision: str | None = None) -> Words:
-    """Tokenizer and word embeddings of a bundled model, a folder or a hub name.
+    """Read the tokenizer and the word embeddings of a bundled model, a folder or a hub name.
 
     Raises:
         BackendError: not found, no causal LM, no fast tokenizer of its own, or no safetensors with its word
@@ -98,7 +107,7 @@ def read_words(model: str, revision: str | None = None) -> Words:
 
 
 def _plainly(folder: Path) -> Words | None:
-    """The words of a folder without importing `transformers`; None where its files need it."""
+    """Read the words of a folder without importing `transformers`; None where its files need it."""
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     architecture = " ".join(config.get("architectures") or [])
@@ -115,7 +124,11 @@ def _plainly(folder: Path) -> Words | None:
 
 
 def _by_transformers(model: str, source: str, options: dict[str, Any]) -> Words:
-    """The words of any causal LM that `transformers` knows, fetched if it is on the hub."""
+    """Read the words of any causal LM that `transformers` knows; they are fetched if it is on the hub.
+
+    Raises:
+        BackendError: it is a masked LM.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
     with quiet():
@@ -134,7 +147,7 @@ def _by_transformers(model: str, source: str, options: dict[str, Any]) -> Words:
 
 
 def _parameter_name(config: Any) -> str:
-    """The word embeddings' name in the model, found without a byte of its weights."""
+    """Find the word embeddings' name in the model without a byte of its weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -145,7 +158,11 @@ def _parameter_name(config: Any) -> str:
 
 
 def _matrix(source: str, options: dict[str, Any], name: str) -> NDArray[np.float32]:
-    """The checkpoint's tensor of that name; checkpoints may leave out the leading parts of it."""
+    """Read the checkpoint's tensor of that name; checkpoints may leave out the leading parts of the name.
+
+    Raises:
+        OSError: the checkpoint has no safetensors; KeyError: none of them holds the tensor.
+    """
     from safetensors import safe_open
 
     index = _file(source, INDEX, options)
@@ -173,7 +190,8 @@ def _key(keys: Any, name: str) -> str:
 
 
 def _file(source: str, name: str, options: dict[str, Any]) -> Path | None:
-    """The path of one file of the model, fetched if it is on the hub; None where there is none."""
+    """Return the path of one file of the model, which is fetched if it is on the hub; None where there is no such
+    file."""
     if Path(source).is_dir():
         return Path(source, name) if Path(source, name).is_file() else None
     from transformers.utils.hub import cached_file

@@ -1,4 +1,4 @@
-"""What a method leaves behind where the answer is a text: a prompt with which the model writes."""
+"""A generator is what a method leaves behind where the answer is a text: a prompt with which the model writes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,38 +21,42 @@ class Generator(Protocol):
     """A trained method, on its model, that answers with texts."""
 
     def texts(self, examples: Sequence[Example], ledger: Ledger) -> list[str]:
-        """A text for each example; what it costs is counted in the ledger."""
+        """Write a text for each example; what it costs is counted in the ledger."""
 
     def perplexity(self, examples: Sequence[Example], ledger: Ledger) -> float:
-        """Of the examples' targets: the exponential of the mean negative log-likelihood of their tokens."""
+        """Compute the perplexity of the examples' targets: the exponential of the mean negative log-likelihood, in
+        nats, of their tokens."""
 
     def save(self, folder: Path) -> None:
         """Write into a run folder what a `Predictor` needs."""
 
 
 def labelling(model: Classifier | Generator) -> Classifier:
-    """What was made of a task with labels."""
+    """Return the model as a classifier, which it is where the task has labels."""
     assert not isinstance(model, Generator), "whether a method takes a task is looked at before it is trained"
     return model
 
 
 def writing(model: Classifier | Generator) -> Generator:
-    """What was made of a task whose answer is a text."""
+    """Return the model as a generator, which it is where the task's answer is a text."""
     assert isinstance(model, Generator), "as in `labelling`"
     return model
 
 
 @dataclass(frozen=True)
 class SoftPromptGenerator:
-    """A soft prompt on its model; T = 0 is the manual prompt."""
+    """A soft prompt on its model; with T = 0 it is the manual prompt."""
 
     backend: Backend
+    """The model that writes."""
     task: GenerationTask
+    """The task, with its template and its decoding."""
     prompt: SoftPrompt
+    """The soft prompt of T tokens."""
 
     @classmethod
     def loaded(cls, prompt: SoftPrompt, backend: Backend) -> "SoftPromptGenerator":
-        """A saved prompt with the template and the decoding it was tuned with.
+        """Make a generator of a saved prompt, with the template and the decoding that it was tuned with.
 
         Raises:
             PromptError: it was tuned for another model.
@@ -62,18 +66,18 @@ class SoftPromptGenerator:
         return cls(backend, GenerationTask("saved prompt", Template(prompt.template), decoding=prompt.decoding), prompt)
 
     def texts(self, examples: Sequence[Example], ledger: Ledger) -> list[str]:
-        """What the model writes under this prompt."""
+        """Write a text for each example under this prompt."""
         return self._scorer(examples, ledger).texts(self.prompt.batch)
 
     def perplexity(self, examples: Sequence[Example], ledger: Ledger) -> float:
-        """Of the targets under this prompt."""
+        """Compute the perplexity of the examples' targets under this prompt."""
         scorer = self._scorer(examples, ledger)
         total = scorer.log_likelihoods(self.prompt.batch).sum(dtype=np.float64)
         with np.errstate(over="ignore"):
             return float(np.exp(-total / scorer.pairs(self.prompt.batch.shape[1]).n_target_tokens.sum()))
 
     def save(self, folder: Path) -> None:
-        """As `prompt.safetensors`, which any `Predictor` loads by itself."""
+        """Write the prompt as `prompt.safetensors`, which any `Predictor` loads by itself."""
         self.prompt.save(folder / "prompt.safetensors")
 
     def _scorer(self, examples: Sequence[Example], ledger: Ledger) -> TargetScorer:

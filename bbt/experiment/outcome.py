@@ -1,4 +1,4 @@
-"""A run's outcome: what its method has made, how it tested, and what it cost."""
+"""A run's outcome is put together here: what its method has made, how that tested, and what it cost."""
 
 import math
 import resource
@@ -17,18 +17,18 @@ from bbt.scoring.ledger import Ledger
 
 @dataclass(frozen=True)
 class Tested:
-    """What a run has come to."""
+    """A run that has been tested: what was trained, and how it did."""
 
     classifier: Classifier | Generator
     """What was trained, with its class biases."""
     result: dict[str, Any]
     """What `result.json` holds."""
     outputs: Sequence[dict[str, Any]] = ()
-    """Where texts are generated, a record for each test row: its own texts, its references and the output."""
+    """A record for each test row where texts are generated: the row's own texts, its references and the output."""
 
 
 def check_finite(experiment: Experiment, trained: Trained) -> None:
-    """Refuse what nothing can be said of.
+    """Refuse a training in which every prompt's loss was infinite or not a number.
 
     Raises:
         BackendError: nothing that was tried had a finite loss.
@@ -47,15 +47,15 @@ def result_of(
     tests: Iterable[Ledger],
     figures: dict[str, Any],
 ) -> dict[str, Any]:
-    """What `result.json` holds: what was run and chosen, the test's `figures`, the search's `costs`, and the price of
-    the search and of the `tests`."""
+    """Put together what `result.json` holds: what was run and chosen, the test's `figures`, the search's `costs`, the
+    price of the search and of the `tests`, and the peak memory."""
     e = experiment
     price = {"search": _price(e, e.ledger), "test": sum(_price(e, one) for one in tests)}
     return {**_about(e, trained), **figures, "cost": costs, "price": price, **_peak_memory(e.backend)}
 
 
 def _about(e: Experiment, trained: Trained) -> dict[str, Any]:
-    """What was run, and what of it was chosen."""
+    """Describe what was run, and what of it was chosen."""
     info = e.backend.info
     return {
         "task": e.task.name,
@@ -76,13 +76,13 @@ def _about(e: Experiment, trained: Trained) -> dict[str, Any]:
 
 
 def _price(e: Experiment, ledger: Ledger) -> float:
-    """Money, by the experiment's price."""
+    """Compute the money that the ledger's tokens cost by the experiment's price."""
     return e.price.of(ledger.tokens_up, ledger.tokens_down)
 
 
 def _peak_memory(backend: Backend) -> dict[str, Any]:
-    """Peak memory in MB and whose it is: the device's where the backend's model has one, else what of this process was
-    resident (Linux counts it in KiB, macOS in bytes)."""
+    """Measure the peak memory in MB and say whose it is: the device's where the backend's model lies on one, else the
+    resident memory of this process (which Linux counts in KiB and macOS in bytes)."""
     of_device = backend.peak_memory_mb() if isinstance(backend, DeviceBackend) else None
     if of_device is not None:
         return {"peak_memory_mb": round(of_device, 1), "peak_memory_of": backend.info.device}

@@ -47,7 +47,8 @@ def tested(experiment: Experiment, trained: Trained) -> Tested:
 def _reference(
     e: Experiment, name: str, classifier: Classifier, known: tuple[float, ...] | None, ledger: Ledger
 ) -> dict[str, dict[str, float]]:
-    """The metrics of a reference by name: with its class biases, and for the manual prompt without them too."""
+    """Compute the metrics of a reference by name: with its class biases, and for the manual prompt without them
+    too."""
     scores = _test_scores(e, classifier, ledger)
     plain = {name: _metrics(e.task, e.split.test, scores)}
     if e.calibration == "none":
@@ -58,7 +59,7 @@ def _reference(
 
 
 def _test_scores(e: Experiment, classifier: Classifier, ledger: Ledger) -> RowScores:
-    """The scores (B, K) on the test rows, of which there may be none."""
+    """Compute the scores (B, K) on the test rows, of which there may be none."""
     if not e.split.test:
         return np.zeros((0, len(e.task.label_words)), np.float32)
     return classifier.scores(e.split.test, ledger)
@@ -67,9 +68,9 @@ def _test_scores(e: Experiment, classifier: Classifier, ledger: Ledger) -> RowSc
 def _biases(
     e: Experiment, classifier: Classifier, test: RowScores, known: tuple[float, ...] | None, ledger: Ledger
 ) -> tuple[float, ...] | None:
-    """The class biases (K,) of a classifier with scores `test` (B, K) on the test rows. Those that are `known` are
-    taken; else they are fitted on train and dev rows. Batch calibration uses the test rows', without their labels,
-    where there are any."""
+    """Find the class biases (K,) of a classifier with scores `test` (B, K) on the test rows. Those that are `known` are
+    taken; else they are found on train and dev rows. Batch calibration takes the scores of the test rows, without their
+    labels, where there are any."""
     if e.calibration == "none" or (known is not None and not (e.calibration == "batch" and len(test))):
         return known
     rows = [*e.split.train, *e.split.dev]
@@ -80,5 +81,5 @@ def _biases(
 
 
 def _metrics(task: Task, rows: Sequence[Example], scores: RowScores) -> dict[str, float]:
-    """The task's metrics by name; none where nothing is to be tested."""
+    """Compute the task's metrics by name; there are none where nothing is to be tested."""
     return task.evaluate(labels_of(rows), predicted(scores)) if rows else {}

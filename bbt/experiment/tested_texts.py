@@ -1,4 +1,5 @@
-"""How what a method has made writes on test rows, beside what it started from."""
+"""The test of a run whose answers are texts: what the method has made writes on the test rows, beside what it started
+from."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +13,8 @@ from bbt.tasks.sequence_metrics import signatures
 
 
 def tested_texts(experiment: Experiment, trained: Trained) -> Tested:
-    """The task's metrics of what is generated on the test rows, and the perplexity of their targets; sacreBLEU's
-    signatures beside its metrics."""
+    """Compute the task's metrics of what is generated on the test rows, with sacreBLEU's signatures beside its metrics,
+    and the perplexity of the rows' targets."""
     e, task, rows = experiment, experiment.generation_task, experiment.split.test
     generators = {**(trained.references if e.references else {}), "tuned": trained.classifier}
     costs, ledgers = e.ledger.snapshot(), {name: Ledger() for name in generators}
@@ -38,7 +39,7 @@ def tested_texts(experiment: Experiment, trained: Trained) -> Tested:
 
 
 def outputs(examples: Sequence[Example], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """A record for each row: its texts, its references, and what was generated."""
+    """Make a record for each row: its texts, its references, and what was generated."""
     return [
         {
             "source": example.text,

@@ -17,7 +17,8 @@ from bbt.search.tuner import Candidate
 
 @dataclass
 class GenerationSearch(SoftSearch):
-    """Minimises the loss of the targets' tokens, or minus the metric of what is generated; dev judges by either.
+    """A search that minimises the loss of the targets' tokens, or minus the metric of what is generated; dev rows judge
+    by either.
 
     Raises:
         ConfigError: a prompt after the embedding LayerNorm, or a loss that is for labels.

@@ -41,7 +41,7 @@ def load_trained(path: Path | str, backend: Backend) -> tuple[Task, Classifier |
 
 
 def load_classifier(path: Path | str, backend: Backend) -> tuple[Task, Classifier]:
-    """As `load_trained`, where labels are asked for.
+    """Load what `load_trained` does, where labels are asked for.
 
     Raises:
         RunError: its answers are texts.
@@ -53,7 +53,11 @@ def load_classifier(path: Path | str, backend: Backend) -> tuple[Task, Classifie
 
 
 def _check_model(path: Path, backend: Backend) -> None:
-    """Refuse a model with other weights than the run's."""
+    """Refuse a model with other weights than the run's.
+
+    Raises:
+        RunError: the run has not finished; PromptError: the weights differ.
+    """
     if not (path / "result.json").is_file():
         raise RunError(f"{path} has not finished: bbt resume {path}.")
     result = json.loads((path / "result.json").read_text(encoding="utf-8"))

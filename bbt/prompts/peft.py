@@ -1,4 +1,4 @@
-"""A soft prompt as a folder of PEFT's prompt tuning, and such a folder as a soft prompt.
+"""A soft prompt is written here as a folder of PEFT's prompt tuning, and such a folder is read as a soft prompt.
 
 PEFT puts its virtual tokens before everything, BOS and [CLS], too. A prompt with `{start}` has them there; of another,
 the tokens that stand left of it become virtual tokens as well, where there is an exact text for the rest. What PEFT
@@ -32,11 +32,12 @@ def is_peft_folder(path: Path) -> bool:
 
 
 def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dict[str, Any]]:
-    """The vectors (T', H) that stand before everything in PEFT's form of a prompt, and the facts that a user without
-    bbt needs beside them, as the file `FACTS` holds them.
+    """Compute the vectors (T', H) that stand before everything in PEFT's form of a prompt, and the facts that a user
+    without bbt needs beside them, as the file `FACTS` holds them.
 
     Raises:
-        PromptError: another model's, or a prompt that is no list of word embeddings (deep, or `placement: layernorm`).
+        PromptError: another model's prompt, one that is no list of word embeddings (deep, or `placement: layernorm`),
+            or one of a task that is not scored by label words.
         BackendError: the rows cannot be had without bbt, exactly.
     """
     prompt.check_model(backend.info.name, backend.info.fingerprint)

@@ -18,7 +18,7 @@ from bbt.types import AnyPrompts, Event, Labels, Scores
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a prompt did on dev."""
+    """A verdict on a prompt: how it did on the dev rows."""
 
     metric: float
     """The task's first metric on the dev rows, in [0, 1]."""
@@ -57,7 +57,7 @@ def verdicts(
     train: tuple[Scores, Labels] | None = None,
     content_free: Callable[[], Scores] | None = None,
 ) -> list[Verdict]:
-    """The verdicts on n prompts with dev scores (n, Bd, K); NaN scores get the worst verdict there is. A fitted
+    """Give the verdicts on n prompts with dev scores (n, Bd, K); NaN scores get the worst verdict there is. A fitted
     `calibration` needs the scores of the `train` rows too, a content-free one those of rows that say nothing."""
     seen, seen_labels = (scores, labels) if train is None else _together(train, (scores, labels))
     judged: Scores = scores
@@ -80,13 +80,13 @@ class DevJudge(Protocol):
 
     @property
     def n_examples(self) -> int:
-        """Bd, the dev rows."""
+        """The number of dev rows Bd."""
 
     def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
-        """(n, T, H) or (n, T) -> n verdicts. Counts n dev queries."""
+        """Give the n verdicts on soft prompts (n, T, H) or hard prompts (n, T). It counts n dev queries."""
 
     def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
-        """Told of verdicts that a resumed run has recorded."""
+        """Take note of verdicts that a resumed run has recorded."""
 
 
 class Judge:
@@ -111,7 +111,7 @@ class Judge:
         return len(self._scorer.labels)
 
     def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
-        """The verdicts on n soft prompts (n, T, H) or hard prompts (n, T). Counts n dev queries."""
+        """Give the verdicts on n soft prompts (n, T, H) or hard prompts (n, T). It counts n dev queries."""
         train, free, kind = self._train, self._content_free, self._calibration
         scores = self._scorer.scores(prompts)
         before = (train.scores(prompts), train.labels) if train and kind == "fitted" else None
@@ -124,12 +124,12 @@ class Judge:
 
 
 def _together(train: tuple[Scores, Labels], dev: tuple[Scores, Labels]) -> tuple[Scores, Labels]:
-    """The scores and labels of both splits, train before dev."""
+    """Join the scores and labels of both splits, train before dev."""
     return np.concatenate([train[0], dev[0]], axis=1), np.concatenate([train[1], dev[1]])
 
 
 def verdict_facts(verdicts: Sequence[Verdict]) -> Event:
-    """The verdicts as the plain values that a log holds."""
+    """Write the verdicts as the plain values that a log holds."""
     facts = {
         "metrics": [verdict.metric for verdict in verdicts],
         "losses": encode_losses(np.array([verdict.loss for verdict in verdicts])),
@@ -140,7 +140,7 @@ def verdict_facts(verdicts: Sequence[Verdict]) -> Event:
 
 
 def recorded_verdicts(event: Event) -> list[Verdict]:
-    """The verdicts of which `verdict_facts` made an event; version 0.1 recorded neither biases nor rows."""
+    """Read the verdicts of which `verdict_facts` made an event; version 0.1 recorded neither biases nor rows."""
     n = len(event["metrics"])
     biases = [row and tuple(row) for row in event.get("biases", [None] * n)]
     rows = [tuple(row) for row in event.get("row_losses", [()] * n)]

@@ -1,4 +1,4 @@
-"""Labels of several tokens, scored by their likelihood: what a label's words have after the row's text."""
+"""Labels of several tokens are scored here by the likelihood of their words after the row's text."""
 
 from dataclasses import dataclass
 
@@ -16,23 +16,23 @@ class LabelPairs:
     """B rows, each with the words of all K labels; the labels of a row are next to each other."""
 
     pairs: EncodedPairs
-    """(B * K) rows with their targets."""
+    """The B * K rows with their targets."""
     n_labels: int
-    """K."""
+    """The number of labels K."""
 
     @property
     def n_examples(self) -> int:
-        """B."""
+        """The number of rows B."""
         return self.pairs.n_examples // self.n_labels
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all rows with all labels."""
+        """The number of tokens of all rows with all labels."""
         return self.pairs.n_tokens
 
     @property
     def n_truncated(self) -> int:
-        """Rows whose text was cut: for all labels, and at the same place."""
+        """The number of rows whose text was cut; it is cut for all labels, and at the same place."""
         return self.pairs.n_truncated // self.n_labels
 
 
@@ -46,7 +46,8 @@ class LikelihoodScorer(Scorer):
         return LabelPairs(self._targets.encode_pairs(rows), len(self._task.label_words))
 
     def scores(self, prompts: AnyPrompts) -> Scores:
-        """(n, T, H) -> (n, B, K) log-likelihoods, or these a token, counted.
+        """Score every row under soft prompts (n, T, H): the log-likelihoods (n, B, K) of the labels in nats, or their
+        means over a label's tokens. The ledger counts it.
 
         Raises:
             ConfigError: deep or hard prompts.
@@ -66,7 +67,7 @@ class LikelihoodScorer(Scorer):
         return self._counted(prompts.nbytes, encoded, score)
 
     def latent_scores(self, latents: Latents, space: Space) -> Scores:
-        """Scores of the space's prompts: (n, d) -> (n, B, K), counted."""
+        """Score every row under the prompts that latents (n, d) stand for in a space; see `scores`."""
         return self.scores(space.prompts(latents))
 
     @property

@@ -13,19 +13,20 @@ from bbt.types import AnyPrompts, Labels, Latents, Losses, Scores
 
 
 class TrainingLoss(Protocol):
-    """What a search minimises."""
+    """The protocol of a loss of prompts that a search minimises."""
 
     def losses(self, prompts: AnyPrompts) -> Losses:
-        """(n, T, H) or (n, T) -> (n,); a broken candidate is +inf. Counts n train queries."""
+        """Compute the losses (n,) of soft prompts (n, T, H) or hard prompts (n, T); a broken candidate's is +inf. It
+        counts n train queries."""
 
     def latent_losses(self, latents: Latents, space: Space) -> Losses:
-        """Losses of the space's prompts: (n, d) -> (n,), as `losses`."""
+        """Compute the losses (n,) of the prompts that latents (n, d) stand for in a space; see `losses`."""
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
-        """Told of losses of latents that a resumed run has recorded."""
+        """Take note of losses (n,) of latents (n, d) that a resumed run has recorded."""
 
     def remember(self, prompts: AnyPrompts, losses: Losses) -> None:
-        """Told of losses of prompts that a resumed run has recorded."""
+        """Take note of losses (n,) of prompts that a resumed run has recorded."""
 
 
 class Objective:
@@ -44,12 +45,12 @@ class Objective:
         self._calibration, self._content_free = calibration, content_free
 
     def losses(self, prompts: AnyPrompts) -> Losses:
-        """The losses (n,) of soft prompts (n, T, H) or hard prompts (n, T); a broken candidate's is +inf. Counts n
-        train queries."""
+        """Compute the losses (n,) of soft prompts (n, T, H) or hard prompts (n, T); a broken candidate's is +inf. It
+        counts n train queries."""
         return self._judged(lambda scorer: scorer.scores(prompts))
 
     def latent_losses(self, latents: Latents, space: Space) -> Losses:
-        """The losses (n,) of the prompts that latents (n, d) stand for in a space; see `losses`."""
+        """Compute the losses (n,) of the prompts that latents (n, d) stand for in a space; see `losses`."""
         return self._judged(lambda scorer: scorer.latent_scores(latents, space))
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:

@@ -1,4 +1,4 @@
-"""The scorer that a task is scored by."""
+"""The scorer of a task is chosen here by what the task is scored by."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,8 @@ from bbt.types import Prompts
 def scorer_of(
     backend: Backend, task: Task, examples: Sequence[Example], ledger: Ledger, anchor: Prompts | None = None
 ) -> Scorer:
-    """The rows of one split of this task, as it is scored; `anchor` as in `Scorer`."""
+    """Make the scorer of the rows of one split of a task, of the kind that the task is scored by; `anchor` is the one
+    of `Scorer`."""
     return _KINDS[task.scored_by](backend, task, examples, ledger, anchor)
 
 

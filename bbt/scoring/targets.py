@@ -1,4 +1,4 @@
-"""Rows whose answer is a text: how likely a prompt makes it, what the model writes instead, and losses of both."""
+"""Rows whose answer is a text are scored here: by how likely a prompt makes that text, or by what the model writes."""
 
 import time
 from collections.abc import Sequence
@@ -28,17 +28,18 @@ class TargetScorer(Scorer):
 
     @property
     def examples(self) -> Sequence[Example]:
-        """The B rows."""
+        """The rows, of which there are B."""
         return self._examples
 
     @property
     def task(self) -> GenerationTask:
-        """What is asked."""
+        """The task that the rows belong to."""
         assert isinstance(self._task, GenerationTask), "`scorer_of` sees to it"
         return self._task
 
     def log_likelihoods(self, prompts: Prompts) -> RowScores:
-        """(n, T, H) -> (n, B) log-likelihoods of the targets, counted."""
+        """Compute the log-likelihoods (n, B) of the targets in nats under soft prompts (n, T, H). The ledger counts
+        it."""
         pairs = self.pairs(prompts.shape[1])
         backend = require(self._backend, TargetBackend, f"task {self._task.name}")
 
@@ -48,13 +49,13 @@ class TargetScorer(Scorer):
         return self._counted(prompts.nbytes, pairs, score)
 
     def pairs(self, n_prompt_tokens: int) -> EncodedPairs:
-        """The rows with their targets, under so many prompt tokens."""
+        """Return the rows with their targets, tokenised for so many prompt tokens."""
         encoded: Encoded = self.encoded(n_prompt_tokens)
         assert isinstance(encoded, EncodedPairs), "`_encode` makes them"
         return encoded
 
     def texts(self, prompt: Prompts) -> list[str]:
-        """What the model writes under one prompt (1, T, H), a text for each row, counted."""
+        """Have the model write a text for each row under one prompt (1, T, H). The ledger counts it."""
         if not self._examples:
             return []
         backend = require(self._backend, GenerationBackend, f"task {self._task.name}")
@@ -75,14 +76,14 @@ class TargetScorer(Scorer):
 
 
 def token_losses(log_likelihoods: RowScores, n_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(n, B) log-likelihoods of targets of n_tokens (B,) -> (n, B) losses of rows, whose mean is the mean negative
-    log-likelihood of all tokens: a row counts by its tokens."""
+    """Make losses (n, B) of rows out of the log-likelihoods (n, B) of their targets, which have `n_tokens` (B,). The
+    mean of the losses is the mean negative log-likelihood of all tokens in nats, so that a row counts by its tokens."""
     return np.asarray(-log_likelihoods.astype(np.float64) * (log_likelihoods.shape[1] / n_tokens.sum()))
 
 
 class TargetObjective:
-    """Training loss of prompts (a `TrainingLoss`): `cross_entropy`, the mean negative log-likelihood of the targets'
-    tokens, or `negative_metric`, minus the task's first metric of what is generated.
+    """The training loss of prompts (a `TrainingLoss`). With `cross_entropy` it is the mean negative log-likelihood of
+    the targets' tokens, with `negative_metric` it is minus the task's first metric of what is generated.
 
     Raises:
         ConfigError: another loss.
@@ -97,7 +98,7 @@ class TargetObjective:
         self._scorer, self._by_metric, self._ledger = scorer, loss == "negative_metric", ledger
 
     def losses(self, prompts: AnyPrompts) -> Losses:
-        """(n, T, H) -> (n,)."""
+        """Compute the losses (n,) of soft prompts (n, T, H). It counts n train queries."""
         self._ledger.train_queries += len(prompts)
         if self._by_metric:
             task, examples = self._scorer.task, self._scorer.examples
@@ -106,35 +107,35 @@ class TargetObjective:
         return finite_losses(token_losses(found, self._scorer.pairs(prompts.shape[1]).n_target_tokens).mean(axis=1))
 
     def latent_losses(self, latents: Latents, space: Space) -> Losses:
-        """(n, d) -> (n,)."""
+        """Compute the losses (n,) of the prompts that latents (n, d) stand for in a space; see `losses`."""
         return self.losses(space.prompts(latents))
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
-        """Nothing is remembered."""
+        """Take note of losses of latents that a resumed run has recorded; this objective needs none of them."""
 
     def remember(self, prompts: AnyPrompts, losses: Losses) -> None:
-        """Nothing is remembered."""
+        """Take note of losses of prompts that a resumed run has recorded; this objective needs none of them."""
 
 
 class TargetJudge:
-    """Judges prompts on dev rows whose answer is a text (a `DevJudge`): by the loss of the targets' tokens, and by the
-    task's first metric of what is generated."""
+    """A judge of prompts on dev rows whose answer is a text (a `DevJudge`): it judges by the loss of the targets'
+    tokens, and by the task's first metric of what is generated."""
 
     def __init__(self, scorer: TargetScorer, ledger: Ledger) -> None:
         self._scorer, self._ledger = scorer, ledger
 
     @property
     def n_examples(self) -> int:
-        """Bd, the dev rows."""
+        """The number of dev rows Bd."""
         return len(self._scorer.examples)
 
     def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
-        """(n, T, H) -> n verdicts. Counts n dev queries."""
+        """Give the n verdicts on soft prompts (n, T, H). It counts n dev queries."""
         self._ledger.dev_queries += len(prompts)
         return [self._verdict(prompt[None]) for prompt in prompts]
 
     def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
-        """Nothing is remembered."""
+        """Take note of verdicts that a resumed run has recorded; this judge needs none of them."""
 
     def _verdict(self, prompt: Prompts) -> Verdict:
         found = self._scorer.log_likelihoods(prompt)

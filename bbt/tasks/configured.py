@@ -1,4 +1,4 @@
-"""The task and the rows that settings describe."""
+"""The task and the rows that settings describe are made here."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ from bbt.tasks.template import Template
 
 
 def make_task(config: TaskConfig, kind: str) -> Task:
-    """The task worded for a `masked` or `causal` LM, with the config's own words over the built-in ones.
+    """Make the task, worded for a `masked` or `causal` LM, with the config's own words over the built-in ones.
 
     Raises:
         ConfigError: neither built in nor fully described.
@@ -61,7 +61,7 @@ def make_task(config: TaskConfig, kind: str) -> Task:
 
 
 def _generation_task(config: TaskConfig) -> GenerationTask:
-    """A built-in task whose answer is a text, or one of the config's own.
+    """Make a built-in task whose answer is a text, or one of the config's own.
 
     Raises:
         ConfigError: labels, which it has none of, or a score that is theirs.
@@ -84,9 +84,9 @@ def _generation_task(config: TaskConfig) -> GenerationTask:
 
 
 def worded(config: TaskConfig, label_names: Sequence[str], kind: str, takes_pair: bool) -> TaskConfig:
-    """A task with all that `make_task` needs for a `masked` or `causal` LM. One that is neither built in nor a
-    `module:SPEC` takes, where nothing is given, the paper's template for DBPedia (or for pairs) and the label names as
-    label words."""
+    """Complete a task's settings with all that `make_task` needs for a `masked` or `causal` LM. A task that is neither
+    built in nor a `module:SPEC` takes, where nothing is given, the paper's template for DBPedia (or for pairs) and the
+    label names as label words."""
     if config.name in TASKS or ":" in config.name:
         return config
     asks_like = TASKS["mrpc" if takes_pair else "dbpedia"]
@@ -96,7 +96,7 @@ def worded(config: TaskConfig, label_names: Sequence[str], kind: str, takes_pair
 
 
 def known_label_names(config: TaskConfig) -> tuple[str, ...] | None:
-    """What the labels are called as far as the config says, or the built-in task."""
+    """Look up what the labels are called, as far as the config or the built-in task says; None where neither does."""
     if config.label_names or config.label_words:
         return config.label_names or config.label_words
     if config.name in TASKS:
@@ -105,7 +105,11 @@ def known_label_names(config: TaskConfig) -> tuple[str, ...] | None:
 
 
 def _own_spec(name: str) -> TaskSpec:
-    """A task of the user's own, `module:SPEC`."""
+    """Load a task of the user's own, `module:SPEC`.
+
+    Raises:
+        ConfigError: there is no such thing, or it is no `TaskSpec`.
+    """
     spec = resolved("task", name, {})
     if not isinstance(spec, TaskSpec):
         raise ConfigError(f"task {name!r} is a {type(spec).__name__}, expected a bbt.tasks.TaskSpec.")
@@ -113,7 +117,7 @@ def _own_spec(name: str) -> TaskSpec:
 
 
 def make_split(config: DataConfig, task: Task, seed: int) -> Split:
-    """The k-shot split and the test rows; of folds, the config's one.
+    """Make the k-shot split with the test rows; where there are folds, the one that the config names.
 
     Raises:
         DataError: rows that do not fit; ConfigError: files or a data set that are not named.
@@ -136,7 +140,7 @@ def _k_shot_split(config: DataConfig, task: Task, seed: int) -> Split:
 
 
 def own_test(config: DataConfig, task: Task, path: Path | str | None) -> list[Example]:
-    """The test rows that a config's data name, or those of another file of the same make.
+    """Read the test rows that a config's data name, or those of another file of the same make.
 
     Raises:
         DataError: rows that do not fit; ConfigError: a file or data set that is not named.
@@ -149,7 +153,11 @@ def own_test(config: DataConfig, task: Task, path: Path | str | None) -> list[Ex
 
 
 def columns_of(config: DataConfig, task: Task) -> Columns:
-    """The columns that the user names, or those of the task's own data set on the hub, and our names for the others."""
+    """Find the columns that the user names, or those of the task's own data set on the hub; the others have our names.
+
+    Raises:
+        ConfigError: columns that are for tasks of the other kind.
+    """
     if isinstance(task, GenerationTask):
         return _generation_columns(task, config.columns or ColumnsConfig())
     named = config.columns.model_dump(exclude_none=True) if config.columns else {}
@@ -161,7 +169,12 @@ def columns_of(config: DataConfig, task: Task) -> Columns:
 
 
 def _generation_columns(task: GenerationTask, named: ColumnsConfig) -> Columns:
-    """The columns that the user names, and those of the task's own data, or ours, for the others."""
+    """Find the columns of a task whose answer is a text: those that the user names, and for the others those of the
+    task's own data, or ours.
+
+    Raises:
+        ConfigError: columns that are for tasks with labels.
+    """
     of_labels, defaults = ("text", "text_pair", "label"), ColumnsConfig()
     wrong = [f"data.columns.{key}" for key in of_labels if getattr(named, key) != getattr(defaults, key)]
     if wrong:
@@ -174,7 +187,11 @@ def _generation_columns(task: GenerationTask, named: ColumnsConfig) -> Columns:
 
 
 def _rows(config: DataConfig, task: Task, part: str) -> list[Example] | None:
-    """The rows of `train`, `dev` or `test`; None where the config names no dev rows of its own."""
+    """Read the rows of `train`, `dev` or `test`; None where the config names no dev rows of its own.
+
+    Raises:
+        ConfigError: a file or data set that is not named.
+    """
     columns = columns_of(config, task)
     if config.source == "memory":
         raise ConfigError("data.source: memory: the rows were handed over in Python and are not kept; name a file.")
@@ -198,7 +215,11 @@ def _rows(config: DataConfig, task: Task, part: str) -> list[Example] | None:
 
 
 def _hub_targets(config: DataConfig, task: GenerationTask, part: str, columns: Columns) -> list[Example] | None:
-    """The rows of a part of a hub data set with targets; None where there is none."""
+    """Read the rows of a part of a hub data set with targets; None where there is no such part.
+
+    Raises:
+        ConfigError: a data set that is not named.
+    """
     known = GENERATION_TASKS.get(task.name) if not config.path else None
     if not (config.path or known):
         raise ConfigError(f"{task.name} has no data set on the hub that is known here: give data.path, or files.")
@@ -209,13 +230,18 @@ def _hub_targets(config: DataConfig, task: GenerationTask, part: str, columns: C
 
 
 def _hub(config: DataConfig, task: Task) -> HubSource | None:
-    """Where a built-in task's own data set stands on the hub, if that is where the rows come from."""
+    """Look up where a built-in task's own data set stands on the hub; None where the rows come from elsewhere."""
     known = TASKS.get(task.name) if config.source == "huggingface" and not config.path else None
     return known.hub if known else None
 
 
 def _labels(config: DataConfig, task: Task) -> tuple[str, ...]:
-    """The label column's values in label order: as the user says, or 0 to K - 1; none where text is generated."""
+    """Find the label column's values in label order: those that the user says, or 0 to K - 1; there are none where text
+    is generated.
+
+    Raises:
+        ConfigError: another number of values than labels, or one that repeats.
+    """
     if isinstance(task, GenerationTask):
         return ()
     labels = config.labels or _label_values(task)
@@ -230,7 +256,7 @@ def _labels(config: DataConfig, task: Task) -> tuple[str, ...]:
 
 
 def _cleaned(split: Split, clean: Callable[[str], str] | None) -> Split:
-    """The rows with their texts cleaned, where the task has something to clean."""
+    """Clean the texts of all rows, where the task has something to clean."""
     if clean is None:
         return split
     parts = [[replace(e, text=clean(e.text)) for e in part] for part in (split.train, split.dev, split.test)]
@@ -238,7 +264,8 @@ def _cleaned(split: Split, clean: Callable[[str], str] | None) -> Split:
 
 
 def _fold(split: Split, folds: int, fold: int, n_labels: int) -> Split:
-    """Train and dev rows pooled; of each class every `folds`-th row from `fold` on is dev, the others train.
+    """Pool train and dev rows and cut them anew: of each class every `folds`-th row from `fold` on is dev, the others
+    are train.
 
     Raises:
         ConfigError: no such fold, or a class without a row in each.
@@ -256,8 +283,8 @@ def _fold(split: Split, folds: int, fold: int, n_labels: int) -> Split:
 
 
 def other_test(name: str, path: Path | None, task: Task, kind: str) -> tuple[Task, list[Example]]:
-    """Another built-in task's test rows, to be put to a classifier of this task: its own template and label words,
-    the other's metrics.
+    """Make what puts another built-in task's test rows to a classifier of this task: a task with this one's template
+    and label words and the other's metrics, and the rows.
 
     Raises:
         ConfigError: the other task has other labels.
@@ -273,25 +300,29 @@ def other_test(name: str, path: Path | None, task: Task, kind: str) -> tuple[Tas
 
 
 def test_examples(task: Task, path: Path | str | None) -> list[Example]:
-    """A built-in task's test rows: bundled, or a file of the user's with its columns named text and label."""
+    """Read a built-in task's test rows: the bundled ones, or a file of the user's with columns named text and label."""
     if path is None:
         return bundled_test(task.name)
     return read_examples(path, _columns(task, {}), _label_values(task))
 
 
 def _columns(task: Task, named: dict[str, str]) -> Columns:
-    """The columns that the user names, and our names for the others."""
+    """Return the columns that the user names, and our names for the others."""
     defaults = Columns(text_pair="text_pair" if task.template.takes_pair else None)
     return replace(defaults, **named)
 
 
 def _label_values(task: Task) -> tuple[str, ...]:
-    """What the label column holds unless the user says otherwise: 0 to K - 1."""
+    """Return what the label column holds unless the user says otherwise: 0 to K - 1."""
     return tuple(str(i) for i in range(len(task.label_names)))
 
 
 def other_tests(config: EvaluationConfig, task: Task, kind: str) -> list[tuple[Task, list[Example]]]:
-    """The `also_test` of a config: each task, asked in this one's words, and its rows."""
+    """Make the `also_test` of a config: each task, asked in this one's words, and its rows.
+
+    Raises:
+        ConfigError: a task whose answer is a text, or other labels there.
+    """
     if config.also_test and isinstance(task, GenerationTask):
         raise ConfigError("evaluation.also_test is for tasks with labels; test on other rows with bbt eval --data.")
     tests = [other_test(name, Path(path) if path else None, task, kind) for name, path in config.also_test.items()]
@@ -299,7 +330,7 @@ def other_tests(config: EvaluationConfig, task: Task, kind: str) -> list[tuple[T
 
 
 def limited(examples: Sequence[Example], rows: int | None) -> list[Example]:
-    """The same draw of test rows for every run, in their order."""
+    """Draw so many test rows, the same ones for every run, and keep their order; None keeps them all."""
     if rows is None or rows >= len(examples):
         return list(examples)
     chosen = np.sort(stable_uniform(0, len(examples)).argsort(kind="stable")[:rows])

@@ -18,29 +18,35 @@ _WHOLE = re.compile(r"(-?\d+)\.0+")
 
 @dataclass(frozen=True)
 class Example:
-    """One labelled row; `label` is an index in [0, K). Where text is to be generated, `targets` are what it may be, and
-    the label is 0."""
+    """One labelled row, or one row with its targets where text is to be generated."""
 
     text: str
+    """The row's text."""
     label: int
+    """The label's index in [0, K); 0 where text is to be generated."""
     text_pair: str = ""
+    """The row's second text; empty where it has none."""
     targets: tuple[str, ...] = ()
+    """The texts that may be generated; none where the row has a label."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that hold text, second text (None: the task takes none) and label; or the target, where text
-    is to be generated."""
+    """The names of a table's columns."""
 
     text: str = "text"
+    """The column of the text."""
     text_pair: str | None = None
+    """The column of the second text (none: the task takes none)."""
     label: str = "label"
+    """The column of the label."""
     target: str | None = None
+    """The column of the text to be generated (none: rows have labels)."""
 
 
 def read_examples(path: Path | str, columns: Columns, labels: Sequence[str], header: bool = True) -> list[Example]:
-    """All rows of a csv, tsv, jsonl or parquet file; blank lines are passed over. `labels` are the values of the label
-    column in label order; without a `header` columns are called 1, 2, 3, ... from the left.
+    """Read all rows of a csv, tsv, jsonl or parquet file; blank lines are passed over. `labels` are the values of the
+    label column in label order; without a `header` columns are called 1, 2, 3, ... from the left.
 
     Raises:
         DataError: no such file, another format, no row, a row that lacks a value, an unknown label; names file and
@@ -55,7 +61,7 @@ def read_examples(path: Path | str, columns: Columns, labels: Sequence[str], hea
 
 
 def to_example(record: dict[str, Any], where: str, columns: Columns, labels: Sequence[str]) -> Example:
-    """One record as an example; `where` names it in errors.
+    """Make an example of one record; `where` names it in errors.
 
     Raises:
         DataError: a column or value is missing, a text is none, or the label is unknown.
@@ -73,7 +79,7 @@ def to_example(record: dict[str, Any], where: str, columns: Columns, labels: Seq
 
 
 def value_of(record: dict[str, Any], column: str, where: str) -> Any:
-    """What stands under a column.
+    """Return what stands under a column.
 
     Raises:
         DataError: the record has no such column, or nothing stands there.
@@ -91,7 +97,7 @@ def value_of(record: dict[str, Any], column: str, where: str) -> Any:
 
 
 def text_of(record: dict[str, Any], column: str, where: str) -> str:
-    """The text that stands under a column; an empty one is a text, too.
+    """Return the text that stands under a column; an empty one is a text, too.
 
     Raises:
         DataError: no such column, nothing stands there, or what stands there is no text.
@@ -103,7 +109,7 @@ def text_of(record: dict[str, Any], column: str, where: str) -> str:
 
 
 def targets_of(record: dict[str, Any], column: str, where: str) -> tuple[str, ...]:
-    """The target that stands under a column, or the several of a list, or of SQuAD's {"text": [...]}.
+    """Return the target that stands under a column, or the several of a list or of SQuAD's {"text": [...]}.
 
     Raises:
         DataError: no such column, none stands there, or one is no text or empty.
@@ -119,7 +125,7 @@ def targets_of(record: dict[str, Any], column: str, where: str) -> tuple[str, ..
 
 
 def checked_text(value: object, what: str) -> str:
-    """`value` if it is a text that can be encoded; `what` names it in errors.
+    """Return `value` if it is a text that can be encoded; `what` names it in errors.
 
     Raises:
         DataError: no string, or one with a lone surrogate (half of a character, as of a cut emoji).
@@ -141,7 +147,7 @@ def checked_text(value: object, what: str) -> str:
 
 
 def label_value(value: object) -> str:
-    """A label as it is compared: without blanks around it, and 1.0 (as pandas writes whole numbers) as 1."""
+    """Write a label as it is compared: without blanks around it, and 1.0 (as pandas writes whole numbers) as 1."""
     text = str(value).strip()
     whole = _WHOLE.fullmatch(text)
     return whole[1] if whole else text

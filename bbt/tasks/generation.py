@@ -16,18 +16,23 @@ from bbt.tasks.template import Template
 class GenerationTask(Task):
     """What is asked of a causal LM that answers in its own words. It has no labels.
 
-    `metrics` are of generated text, the first one selects prompts. A row's target is its first reference and the first
-    of `decoding.stop`, by which the model is to end it; where a newline ends it, a target's own lines are put into one.
+    A row's target is its first reference and the first string of `decoding.stop`, by which the model is to end it;
+    where a newline ends it, a target's own lines are put into one.
 
     Raises:
         ConfigError: a template without `{target}`, or an unknown metric.
     """
 
     label_names: tuple[str, ...] = ()
+    """The names of the labels, of which there are none."""
     label_words: tuple[str, ...] = ()
+    """The words of the labels, of which there are none."""
     metrics: tuple[str, ...] = ("token_f1",)
+    """The names of metrics of generated text; the first one selects prompts."""
     scored_by: ScoredBy = "generation"
+    """The task is scored by what is generated."""
     decoding: Decoding = field(default_factory=Decoding)
+    """How text is generated."""
 
     def __post_init__(self) -> None:
         if not self.template.takes_target:
@@ -36,15 +41,15 @@ class GenerationTask(Task):
             load_sequence_metric(metric)
 
     def rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
-        """Examples as segments that end in their targets."""
+        """Render examples as segments that end in their targets."""
         return [self.template.render(e.text, e.text_pair, n_prompt_tokens, self._target(e)) for e in examples]
 
     def text_metric(self, texts: Sequence[str], examples: Sequence[Example]) -> float:
-        """The metric that selects prompts, in [0, 1]."""
+        """Compute the metric that selects prompts, in [0, 1]."""
         return load_sequence_metric(self.metrics[0])(texts, references(examples))
 
     def evaluate_texts(self, texts: Sequence[str], examples: Sequence[Example]) -> dict[str, float]:
-        """Every metric of the task by name."""
+        """Compute every metric of the task by name."""
         return {name: load_sequence_metric(name)(texts, references(examples)) for name in self.metrics}
 
     def _target(self, example: Example) -> str:
@@ -55,26 +60,33 @@ class GenerationTask(Task):
 
 
 def references(examples: Sequence[Example]) -> References:
-    """What each example may be answered."""
+    """Collect the texts that each example may be answered with."""
     return [example.targets for example in examples]
 
 
 @dataclass(frozen=True)
 class GenerationSpec:
-    """A built-in task whose answer is a text, and where its data stands on the Hugging Face hub: path, subset and the
-    names of the splits for train and test. `columns` are those of its files, too."""
+    """A built-in task whose answer is a text, and where its data stands on the Hugging Face hub."""
 
     title: str
+    """What the task is, in one line."""
     template: str
+    """The template's text; it is ours where nothing else is said."""
     columns: Columns
+    """The columns of its data set, and of files of it."""
     metrics: tuple[str, ...]
+    """The names of its metrics; the first one selects prompts."""
     decoding: Decoding
+    """How its answers are generated."""
     path: str
+    """The data set's name on the hub."""
     subset: str | None = None
+    """The name of the data set's configuration on the hub (none: it has only one)."""
     splits: tuple[str, ...] = ("train", "validation")
+    """The names of the splits for train and test."""
 
     def task(self, name: str) -> GenerationTask:
-        """The task, called `name`."""
+        """Make the task, called `name`."""
         return GenerationTask(name, Template(self.template), metrics=self.metrics, decoding=self.decoding)
 
 
@@ -108,4 +120,4 @@ GENERATION_TASKS: dict[str, GenerationSpec] = {
         ("train", "test"),
     ),
 }
-"""Templates are ours where nothing is said."""
+"""The built-in tasks whose answer is a text, by name."""

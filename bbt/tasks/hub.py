@@ -1,4 +1,4 @@
-"""Rows from Hugging Face `datasets`: a data set on the hub, or a local folder in its format."""
+"""Rows are read here by Hugging Face `datasets`, from a data set on the hub or a local folder in its format."""
 
 import warnings
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def hub_examples(
     labels: Sequence[str] | None = None,
     known: Sequence[str] | None = None,
 ) -> list[Example]:
-    """The rows of one split. `labels` are the label column's values in label order, by number or by the data set's
+    """Read the rows of one split. `labels` are the label column's values in label order, by number or by the data set's
     own names (none: 0 to K - 1, or the data set's names where it has some); `known` are the names that we know it by.
 
     Rows whose label is -1 (SNLI's unlabelled pairs) are left out, as in the released code; a warning counts them.
@@ -44,7 +44,7 @@ def hub_examples(
 
 
 def hub_targets(path: str, subset: str | None, split: str, columns: Columns) -> list[Example]:
-    """The rows of one split of a data set with sources and targets.
+    """Read the rows of one split of a data set with sources and targets.
 
     Raises:
         DataError: `datasets` is not installed, the split cannot be loaded or holds no row, or a row lacks a value.
@@ -60,7 +60,11 @@ def hub_targets(path: str, subset: str | None, split: str, columns: Columns) -> 
 
 
 def _loaded(path: str, subset: str | None, split: str) -> Any:
-    """One split, by `datasets`."""
+    """Load one split by `datasets`.
+
+    Raises:
+        DataError: `datasets` is not installed, or cannot load the split.
+    """
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -80,8 +84,8 @@ def in_label_order(
     known: Sequence[str] | None,
     where: str,
 ) -> list[str]:
-    """The numbers of a data set's labels, `names` in its own order, in the order of the task's labels. Capitals,
-    blanks and punctuation do not count. Warns where the order differs.
+    """Put the numbers of a data set's labels, whose `names` are in its own order, into the order of the task's labels.
+    Capitals, blanks and punctuation do not count. A warning tells where the order differs.
 
     Raises:
         DataError: the names do not tell which label is which, or contradict what the user says.

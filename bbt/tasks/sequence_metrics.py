@@ -1,4 +1,5 @@
-"""Metrics of generated text, by their libraries: (B texts, B times one or several references) -> float in [0, 1]."""
+"""Metrics of generated text, some of them from libraries. Each takes B texts and, for each of them, one or several
+references, and gives a number in [0, 1]."""
 
 import re
 import string
@@ -11,16 +12,18 @@ from bbt.errors import ConfigError
 from bbt.names import Table, resolved
 
 References: TypeAlias = Sequence[Sequence[str]]
-"""For each text what it may be: one text at least."""
+"""The references of each text (B of them), one text at least."""
 
 SequenceMetric: TypeAlias = Callable[[Sequence[str], References], float]
+"""A metric: texts (B,) and their references -> a number in [0, 1]."""
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def exact_match(texts: Sequence[str], references: References) -> float:
-    """Share of texts that are one of their references, as SQuAD's official script normalises both (`normalised`)."""
+    """Compute the share of texts that equal one of their references, both normalised as in SQuAD's official script
+    (`normalised`)."""
     return fmean(
         max(float(normalised(text) == normalised(one)) for one in ones)
         for text, ones in zip(texts, references, strict=True)
@@ -28,7 +31,8 @@ def exact_match(texts: Sequence[str], references: References) -> float:
 
 
 def token_f1(texts: Sequence[str], references: References) -> float:
-    """Mean F1 of words, each text's with the reference that suits it best: SQuAD's official script (v1.1)."""
+    """Compute the mean F1 of words, each text's with the reference that suits it best, as SQuAD's official script
+    (v1.1) does."""
     return fmean(
         max(_f1(normalised(text).split(), normalised(one).split()) for one in ones)
         for text, ones in zip(texts, references, strict=True)
@@ -36,27 +40,28 @@ def token_f1(texts: Sequence[str], references: References) -> float:
 
 
 def bleu(texts: Sequence[str], references: References) -> float:
-    """sacreBLEU's BLEU of the whole, over 100."""
+    """Compute sacreBLEU's BLEU of all texts together, divided by 100."""
     return float(_sacrebleu("bleu").corpus_score(list(texts), _streams(references)).score) / 100
 
 
 def chrf(texts: Sequence[str], references: References) -> float:
-    """sacreBLEU's chrF2 of the whole, over 100."""
+    """Compute sacreBLEU's chrF2 of all texts together, divided by 100."""
     return float(_sacrebleu("chrf").corpus_score(list(texts), _streams(references)).score) / 100
 
 
 def rouge1(texts: Sequence[str], references: References) -> float:
-    """Mean F of single words, with stemming, by rouge-score; each text's with the reference that suits it best."""
+    """Compute the mean F of single words with rouge-score's stemming, each text's with the reference that suits it
+    best."""
     return _rouge("rouge1", texts, references)
 
 
 def rouge2(texts: Sequence[str], references: References) -> float:
-    """As `rouge1`, of pairs of words."""
+    """Compute what `rouge1` does, of pairs of words."""
     return _rouge("rouge2", texts, references)
 
 
 def rouge_l(texts: Sequence[str], references: References) -> float:
-    """As `rouge1`, of the longest common subsequence."""
+    """Compute what `rouge1` does, of the longest common subsequence."""
     return _rouge("rougeL", texts, references)
 
 
@@ -72,7 +77,7 @@ SEQUENCE_METRICS: Table = {
 
 
 def load_sequence_metric(name: str) -> SequenceMetric:
-    """A metric of generated text by name or `module:function`.
+    """Load a metric of generated text by name or `module:function`.
 
     Raises:
         ConfigError: no such metric.
@@ -81,7 +86,7 @@ def load_sequence_metric(name: str) -> SequenceMetric:
 
 
 def signatures(names: Sequence[str]) -> dict[str, str]:
-    """sacreBLEU's signatures of its metrics among these, by which figures can be compared."""
+    """Collect sacreBLEU's signatures of its metrics among these; figures of equal signatures can be compared."""
     found = {}
     for name in names:
         if name in ("bleu", "chrf"):
@@ -92,7 +97,7 @@ def signatures(names: Sequence[str]) -> dict[str, str]:
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation, articles and further blanks, as SQuAD's official script has it."""
+    """Put a text into lower case and drop punctuation, articles and further blanks, as SQuAD's official script does."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
@@ -102,7 +107,8 @@ def _f1(words: list[str], reference: list[str]) -> float:
 
 
 def _streams(references: References) -> list[list[str | None]]:
-    """References as sacreBLEU takes them: the first of each text, the second of each, ..., None where there is none."""
+    """Order references as sacreBLEU takes them: the first of each text, the second of each, and so on, with None where
+    there is none."""
     longest = max(map(len, references))
     return [[ones[i] if i < len(ones) else None for ones in references] for i in range(longest)]
 

@@ -1,4 +1,4 @@
-"""Rows that are in memory already, in whatever holds them, or in a file: read into examples without a detour.
+"""Rows that are in memory already, in whatever holds them, or in a file, are read into examples here.
 
 A table is a pandas DataFrame, a `datasets.Dataset`, a list of dicts, a list of tuples (text, label) or (text, second
 text, label), or the path of a csv, tsv, jsonl or parquet file. pandas and datasets are recognised by what they can do
@@ -20,7 +20,7 @@ from bbt.tasks.hub import in_label_order
 from bbt.tasks.records import Placed, Record, read_records
 
 Table: TypeAlias = Any
-"""What `records_of` reads."""
+"""A table of rows: whatever `records_of` reads."""
 
 KINDS = (
     "a DataFrame, a datasets.Dataset, a list of dicts, a list of tuples (text, label) or (text, second text, label), "
@@ -30,18 +30,22 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of one run: train rows, those of dev (or which share of the train rows dev is) and of test, and how
-    they are read. `labels` are the label column's values in label order, if they are told."""
+    """The tables of one run, and how they are read."""
 
     train: Table
+    """The train rows."""
     dev: Table | float
+    """The dev rows, or which share of the train rows dev is, in (0, 1)."""
     test: Table | None
+    """The test rows (none: nothing is tested)."""
     columns: Columns
+    """The names of the columns, which are the same in all tables."""
     labels: Sequence[Hashable] | None = None
+    """The label column's values (K,) in label order (none: they are found out, see `label_values`)."""
 
     def label_values(self, names: Sequence[str] | None) -> tuple[list[str], tuple[str, ...]]:
-        """The label column's values in label order, and what the labels are called: by `names` where there are some,
-        else by the values, or by the data set's own names.
+        """Find the label column's values in label order, and what the labels are called: by `names` where there are
+        some, else by the values, or by the data set's own names.
 
         Without `labels` the values are the names themselves, or 0 to K - 1 in the order of the names, or those that
         the train rows have, sorted.
@@ -78,7 +82,7 @@ class Tables:
         )
 
     def split(self, values: Sequence[str], k: Shots, seed: int, label_names: Sequence[str]) -> Split:
-        """Train rows (k a class, or all), dev and test rows; the label column's `values` are in label order.
+        """Read train rows (k a class, or all), dev and test rows; the label column's `values` are in label order.
 
         Raises:
             DataError: rows that lack a value, an unknown label, or too few rows.
@@ -95,8 +99,8 @@ class Tables:
 
 
 def examples_of(table: Table, columns: Columns, values: Sequence[str], what: str) -> list[Example]:
-    """All rows of a table as examples; `what` names it in errors. Rows of a `datasets.Dataset` whose label is -1, which
-    marks rows without a label there, are left out with a warning.
+    """Read all rows of a table as examples; `what` names it in errors. Rows of a `datasets.Dataset` whose label is -1,
+    which marks rows without a label there, are left out with a warning.
 
     Raises:
         DataError: no rows, a missing column or value, a text that is none, or an unknown label.
@@ -116,7 +120,8 @@ def examples_of(table: Table, columns: Columns, values: Sequence[str], what: str
 
 
 def records_of(table: Table, columns: Columns, what: str) -> Iterator[Placed]:
-    """The records of a table with their places; where a `datasets.Dataset` has names for its labels, with these.
+    """Yield the records of a table with their places. Where a `datasets.Dataset` has names for its labels, they stand
+    in place of the numbers.
 
     Raises:
         DataError: it is nothing that holds rows, or a row that is neither a dict nor a tuple of the right length.
@@ -133,7 +138,11 @@ def records_of(table: Table, columns: Columns, what: str) -> Iterator[Placed]:
 
 
 def _rows(table: Table, what: str) -> Iterable[Any]:
-    """The rows of what holds them."""
+    """Give the rows of whatever holds them.
+
+    Raises:
+        DataError: it is nothing that holds rows, or has two columns of one name.
+    """
     if hasattr(table, "itertuples") and hasattr(table, "columns"):  # a DataFrame
         names = list(table.columns)
         if len(set(names)) < len(names):
@@ -147,7 +156,11 @@ def _rows(table: Table, what: str) -> Iterable[Any]:
 
 
 def _record(row: Any, columns: Columns, where: str) -> Record:
-    """A dict as it is, a tuple under the columns' names."""
+    """Make a record of a row: a dict is one as it is, a tuple's values go under the columns' names.
+
+    Raises:
+        DataError: the row is neither, or a tuple of another length.
+    """
     if isinstance(row, Mapping):
         return dict(row)
     names = [columns.text, *([columns.text_pair] if columns.text_pair else []), columns.label]
@@ -158,14 +171,14 @@ def _record(row: Any, columns: Columns, where: str) -> Record:
 
 
 def _class_names(table: Table, column: str) -> list[str] | None:
-    """What a `datasets.Dataset` calls its labels, where it knows."""
+    """Look up what a `datasets.Dataset` calls its labels; None where it does not say, and for other tables."""
     features = getattr(table, "features", None)
     names = getattr(features.get(column), "names", None) if isinstance(features, Mapping) else None
     return None if names is None else list(names)
 
 
 def _sorted_values(values: Iterable[str]) -> list[str]:
-    """Whole numbers by their size, else by the alphabet."""
+    """Sort values by their size where all are whole numbers, else by the alphabet."""
     values = list(values)
     if all(value.removeprefix("-").isdecimal() for value in values):
         return sorted(values, key=int)

@@ -1,4 +1,4 @@
-"""A `Task`: template, label words and metrics, for one kind of language model."""
+"""A `Task` is a template, label words and metrics, for one kind of language model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,24 +17,28 @@ from bbt.types import Labels
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of the model: K label words, in the order of the label indices.
-
-    `metrics[0]` selects prompts; the others are reported beside it. `loss` is what a search minimises unless told
-    otherwise. `scored_by` says what a label's score is: `label_words`, the logit of its word, which is one token;
-    `likelihood`, the log-likelihood of its word or words, of as many tokens as they have (causal LMs);
-    `mean_likelihood`, the same a token, so that long labels have no disadvantage.
+    """What is asked of the model, with K labels.
 
     Raises:
         ConfigError: label words and names differ in number or repeat, or a metric is unknown.
     """
 
     name: str
+    """The task's name."""
     template: Template
+    """Where the prompt, the texts and the mask stand."""
     label_names: tuple[str, ...]
+    """What the labels are called (K,), in the order of the label indices."""
     label_words: tuple[str, ...]
+    """The word of each label (K,), in the order of the label indices."""
     metrics: tuple[str, ...] = ("accuracy",)
+    """The names of the metrics; the first one selects prompts, the others are reported beside it."""
     loss: str = "cross_entropy"
+    """The loss that a search minimises unless it is told otherwise."""
     scored_by: ScoredBy = "label_words"
+    """What a label's score is. `label_words` is the logit of its word, which is one token; `likelihood` is the
+    log-likelihood of its word or words, of as many tokens as they have (causal LMs); `mean_likelihood` is the same
+    divided by the number of tokens, so that long labels have no disadvantage."""
 
     def __post_init__(self) -> None:
         if len(self.label_words) != len(self.label_names):
@@ -48,15 +52,15 @@ class Task:
             load_metric(metric)
 
     def at_start(self) -> "Task":
-        """The task with the soft prompt at the very start of its rows."""
+        """Return the task with the soft prompt at the very start of its rows."""
         return replace(self, template=self.template.at_start())
 
     def rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
-        """Examples as segments for `Backend.encode`."""
+        """Render examples as segments for `Backend.encode`."""
         return [self.template.render(e.text, e.text_pair, n_prompt_tokens) for e in examples]
 
     def labelled_rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
-        """B * K rows: each example with the words of each label in the mask's place, in label order."""
+        """Render B * K rows: each example with the words of each label in the mask's place, in label order."""
         targets = [Segment("target", word.strip()) for word in self.label_words]
         return [
             tuple(target if segment.kind == "mask" else segment for segment in row)
@@ -65,14 +69,14 @@ class Task:
         ]
 
     def metric(self, labels: Labels, predictions: NDArray[np.int64]) -> float:
-        """The metric that selects prompts, in [0, 1]."""
+        """Compute the metric that selects prompts, in [0, 1]."""
         return load_metric(self.metrics[0])(labels, predictions)
 
     def evaluate(self, labels: Labels, predictions: NDArray[np.int64]) -> dict[str, float]:
-        """Every metric of the task by name."""
+        """Compute every metric of the task by name."""
         return {name: load_metric(name)(labels, predictions) for name in self.metrics}
 
 
 def labels_of(examples: Sequence[Example]) -> Labels:
-    """(B,) label indices."""
+    """Collect the label indices (B,) of examples."""
     return np.array([example.label for example in examples], dtype=np.int64)

@@ -1,4 +1,5 @@
-"""Templates with `{prompt}` or `{start}`, `{text}`, `{text_pair}` and `{mask}` slots, or `{source}` and `{target}`."""
+"""Templates are texts with slots: `{prompt}` or `{start}`, and with them `{text}`, `{text_pair}` and `{mask}`, or
+`{source}`, `{source_pair}` and `{target}`."""
 
 import re
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Template:
     """
 
     source: str
+    """The template as it is written, with its slots."""
 
     def __post_init__(self) -> None:
         slots = _SLOT.findall(self.source)
@@ -64,20 +66,20 @@ class Template:
         return self.source.endswith("{target}")
 
     def manual(self) -> "Template":
-        """The same words without the soft prompt and the full stop that separates it from the text."""
+        """Return the template without the soft prompt and the full stop that separates it from the text."""
         return Template(_PROMPT_AND_SEPARATOR.sub(_gap, self.source.removeprefix(START)))
 
     def at_start(self) -> "Template":
-        """The manual template's words, with the soft prompt at the very start."""
+        """Return the manual template with the soft prompt at the very start."""
         return Template(START + self.manual().source)
 
     def without_label_space(self) -> "Template":
-        """The same words with the mask close to what stands left of it, so that the label word has no space of its own.
-        A masked LM that takes the space into its mask token, as RoBERTa does, reads the same row."""
+        """Return the template with the mask close to what stands left of it, so that the label word has no space of its
+        own. A masked LM that takes the space into its mask token, as RoBERTa does, reads the same row."""
         return Template(self.source.replace(" {mask}", "{mask}"))
 
     def render(self, text: str, text_pair: str, n_prompt_tokens: int, target: str = "") -> Row:
-        """One example as segments; with no prompt tokens the manual template is rendered.
+        """Render one example as segments; with no prompt tokens the manual template is rendered.
 
         Raises:
             ConfigError: prompt tokens were asked for but the template has no place for them.
@@ -104,14 +106,19 @@ class Template:
 
 
 def _shares(n_tokens: int, n_places: int, source: str) -> list[int]:
-    """Share n tokens out over the prompt's places, in order."""
+    """Share n tokens out over the prompt's places, in order.
+
+    Raises:
+        ConfigError: there are tokens and no place for them.
+    """
     if n_tokens and not n_places:
         raise ConfigError(f"template {source!r} has no {{prompt}} slot for the {n_tokens} prompt tokens.")
     return [n_tokens // n_places + (i < n_tokens % n_places) for i in range(n_places)]
 
 
 def _gap(prompt: re.Match[str]) -> str:
-    """What stays where a prompt was: nothing at the template's edges, else the space of one side, a newline first."""
+    """Say what stays where a prompt was: nothing at the template's edges, else the space of one side, and rather the
+    one that holds a newline."""
     if prompt.start() == 0 or prompt.end() == len(prompt.string):
         return ""
     left, right = prompt["left"], prompt["right"]
