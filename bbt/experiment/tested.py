@@ -71,10 +71,10 @@ def _biases(
     """Find the class biases (K,) of a classifier with scores `test` (B, K) on the test rows. Those that are `known` are
     taken; else they are found on train and dev rows. Batch calibration takes the scores of the test rows, without their
     labels, where there are any."""
-    if e.calibration == "none" or (known is not None and not (e.calibration == "batch" and len(test))):
+    batch = e.calibration == "batch" and len(test) > 0
+    if e.calibration == "none" or (known is not None and not batch):
         return known
     rows = [*e.split.train, *e.split.dev]
-    batch = e.calibration == "batch" and len(test)
     scores = test[None] if batch else classifier.scores(rows, ledger)[None]
     free = lambda: classifier.scores(content_free_rows(), ledger)[None]  # noqa: E731
     return tuple(class_biases(e.calibration, scores, labels_of(rows), free)[0].tolist())
