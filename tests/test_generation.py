@@ -112,6 +112,16 @@ def test_an_extended_run_is_the_longer_run(tiny_folder, rows):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:.* rows were longer")
+@pytest.mark.parametrize("loss", [None, "negative_metric"])
+def test_a_row_that_is_cut_is_counted_once(tiny_folder, tmp_path, loss):
+    long = [{**row, "story": " ".join(["story"] * (200 + i))} for i, row in enumerate(QUESTIONS)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    settings = {"objective": {"loss": loss}} if loss else {}
+    result = run(config(tmp_path, tiny_folder("gpt2"), **settings), tmp_path / "runs").result
+    assert result["cost"]["truncated"] == 4  # two train and two dev rows
+
+
 def test_the_manual_prompt_alone(tiny_folder, rows):
     outcome = run(config(rows, tiny_folder("llama"), method={"name": "manual"}), rows / "runs")
     assert set(outcome.result["test"]) == {"tuned"}
@@ -168,7 +178,9 @@ def test_only_the_source_is_cut_and_a_target_ends_in_its_stop_string(tiny_backen
     )
     assert backend.prompt_text(pair.target) == " two friends\n"
     ledger = Ledger()
-    scorer_of(backend, task(), [long], ledger).texts(np.zeros((1, 4, 32), np.float32))
+    scorer = scorer_of(backend, task(), [long], ledger)
+    for _ in range(2):  # what is written again is not cut again
+        scorer.texts(np.zeros((1, 4, 32), np.float32))
     assert ledger.truncated == 1
     with pytest.raises(BackendError, match="Take fewer prompt tokens"):
         backend.encode_pairs(task().rows([Example("a", 0, long.text, ("b",))], 4))

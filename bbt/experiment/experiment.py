@@ -21,7 +21,7 @@ from bbt.scoring.calibration import CONTENT_FREE
 from bbt.scoring.judge import Verdict, verdict_facts, verdicts
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.scorers import scorer_of
-from bbt.scoring.targets import TargetJudge, TargetScorer
+from bbt.scoring.targets import TargetJudge, target_rows
 from bbt.settings import CalibrationKind, PriceConfig
 from bbt.tasks import Example, GenerationTask, Split, Task
 from bbt.types import Prompts, RowScores
@@ -131,10 +131,6 @@ class Experiment:
         """Whether the task's answer is a text."""
         return isinstance(self.task, GenerationTask)
 
-    def target_rows(self, examples: Sequence[Example]) -> TargetScorer:
-        """Rows whose answer is a text, scored on the run's ledger."""
-        return TargetScorer(self.backend, self.generation_task, examples, self.ledger)
-
     def provenance(self, task: Task, **facts: Any) -> dict[str, Any]:
         """Where a prompt of this run comes from; `facts` add to it."""
         return {
@@ -180,7 +176,7 @@ class Experiment:
     def judge_generator(self, generator: SoftPromptGenerator, who: str) -> Verdict:
         """How a prompt does on dev rows whose answer is a text; counts one dev query and logs it."""
         start = time.perf_counter()
-        (verdict,) = TargetJudge(self.target_rows(self.split.dev), self.ledger).verdicts(generator.prompt.batch)
+        (verdict,) = TargetJudge(target_rows(self.dev), self.ledger).verdicts(generator.prompt.batch)
         return self._logged(who, verdict, start)
 
     def _logged(self, who: str, verdict: Verdict, start: float) -> Verdict:

@@ -11,7 +11,6 @@ from bbt.backend import Backend
 from bbt.experiment.classifiers import Classifier
 from bbt.prompts import SoftPrompt
 from bbt.scoring.ledger import Ledger
-from bbt.scoring.scorers import scorer_of
 from bbt.scoring.targets import TargetScorer
 from bbt.tasks import Example, GenerationTask, Template
 
@@ -81,6 +80,4 @@ class SoftPromptGenerator:
         self.prompt.save(folder / "prompt.safetensors")
 
     def _scorer(self, examples: Sequence[Example], ledger: Ledger) -> TargetScorer:
-        scorer = scorer_of(self.backend, self.task, examples, ledger)
-        assert isinstance(scorer, TargetScorer), "it is for generation tasks"
-        return scorer
+        return TargetScorer(self.backend, self.task, examples, ledger)

@@ -11,7 +11,7 @@ from bbt.experiment.generators import Generator
 from bbt.methods.prompt_search import SoftSearch, found
 from bbt.scoring.judge import DevJudge
 from bbt.scoring.objective import TrainingLoss
-from bbt.scoring.targets import TargetJudge, TargetObjective
+from bbt.scoring.targets import TargetJudge, TargetObjective, target_rows
 from bbt.search.tuner import Candidate
 
 
@@ -34,11 +34,10 @@ class GenerationSearch(SoftSearch):
     def _objective(self) -> TrainingLoss:
         e = self.experiment
         loss = self.settings.objective.loss or e.task.loss
-        return TargetObjective(e.target_rows(e.split.train), loss, e.ledger)
+        return TargetObjective(target_rows(self.train), loss, e.ledger)
 
     def _judge(self) -> DevJudge:
-        e = self.experiment
-        return TargetJudge(e.target_rows(e.split.dev), e.ledger)
+        return TargetJudge(target_rows(self.dev), self.experiment.ledger)
 
     def _classifier(self, best: Candidate) -> Classifier | Generator:
         return self.experiment.generator(np.asarray(best.prompt), **found(best))

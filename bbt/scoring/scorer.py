@@ -33,12 +33,15 @@ class Scorer:
     def encoded(self, n_prompt_tokens: int) -> Encoded:
         """The rows with this many prompt tokens (0: the manual template)."""
         if n_prompt_tokens not in self._encoded:
-            encoded = self._encode(n_prompt_tokens)
-            self._encoded[n_prompt_tokens] = encoded
-            if n_prompt_tokens not in self._truncated:
-                self._truncated[n_prompt_tokens] = encoded.n_truncated
-                self._ledger.truncated += encoded.n_truncated
+            self._encoded[n_prompt_tokens] = self._encode(n_prompt_tokens)
+            self._count_cut(self._encoded[n_prompt_tokens], n_prompt_tokens)
         return self._encoded[n_prompt_tokens]
+
+    def _count_cut(self, encoded: Encoded, n_prompt_tokens: int) -> None:
+        """Count the rows that were cut for this many prompt tokens, once."""
+        if n_prompt_tokens not in self._truncated:
+            self._truncated[n_prompt_tokens] = encoded.n_truncated
+            self._ledger.truncated += encoded.n_truncated
 
     def _encode(self, n_prompt_tokens: int) -> Encoded:
         rows = self._task.rows(self._examples, n_prompt_tokens)

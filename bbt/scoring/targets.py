@@ -6,19 +6,31 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.backend import Encoded, EncodedPairs, GenerationBackend, HardBackend, TargetBackend, require
+from bbt.backend import Backend, Encoded, EncodedPairs, GenerationBackend, HardBackend, TargetBackend, require
 from bbt.errors import ConfigError
 from bbt.scoring.judge import Verdict
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import finite_losses
 from bbt.scoring.scorer import Scorer
 from bbt.spaces.soft import Space
-from bbt.tasks import Example, GenerationTask
+from bbt.tasks import Example, GenerationTask, Task
 from bbt.types import AnyPrompts, Latents, Losses, Prompts, RowScores
 
 
 class TargetScorer(Scorer):
-    """The rows of one split of a task whose answer is a text."""
+    """The rows of one split of a task whose answer is a text, encoded once for each prompt length: with their targets,
+    and without, to be written on."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        task: Task,
+        examples: Sequence[Example],
+        ledger: Ledger,
+        anchor: Prompts | None = None,
+    ) -> None:
+        super().__init__(backend, task, examples, ledger, anchor)
+        self._contexts: dict[int, Encoded] = {}
 
     def _encode(self, n_prompt_tokens: int) -> EncodedPairs:
         if self._anchor is not None:
@@ -59,20 +71,31 @@ class TargetScorer(Scorer):
         if not self._examples:
             return []
         backend = require(self._backend, GenerationBackend, f"task {self._task.name}")
-        decoding, start = self.task.decoding, time.perf_counter()
-        rows = self._task.rows(self._examples, prompt.shape[1])
-        contexts = backend.encode_contexts(rows, decoding.max_new_tokens)
+        contexts, decoding = self._contexts_of(backend, prompt.shape[1]), self.task.decoding
+        start = time.perf_counter()
         texts = backend.generate(prompt, contexts, decoding)
         self._ledger.backend_seconds += time.perf_counter() - start
         self._ledger.examples += len(texts)
-        if not self._encoded:
-            self._ledger.truncated += contexts.n_truncated
         self._ledger.bytes_up += prompt.nbytes
         self._ledger.bytes_down += sum(len(text.encode()) for text in texts)
         self._ledger.tokens_up += contexts.n_tokens
         if isinstance(backend, HardBackend):
             self._ledger.tokens_down += sum(len(backend.prompt_ids(text)) for text in texts)
         return texts
+
+    def _contexts_of(self, backend: GenerationBackend, n_prompt_tokens: int) -> Encoded:
+        """Return the rows without their targets, tokenised for so many prompt tokens."""
+        if n_prompt_tokens not in self._contexts:
+            rows = self._task.rows(self._examples, n_prompt_tokens)
+            self._contexts[n_prompt_tokens] = backend.encode_contexts(rows, self.task.decoding.max_new_tokens)
+            self._count_cut(self._contexts[n_prompt_tokens], n_prompt_tokens)
+        return self._contexts[n_prompt_tokens]
+
+
+def target_rows(scorer: Scorer) -> TargetScorer:
+    """Return the scorer of a task whose answer is a text as what it is."""
+    assert isinstance(scorer, TargetScorer), "`scorer_of` makes them for such tasks"
+    return scorer
 
 
 def token_losses(log_likelihoods: RowScores, n_tokens: NDArray[np.int64]) -> NDArray[np.float64]:
