@@ -95,14 +95,14 @@ class Predictor:
             merged = {**origin.get("options", {}), **(options or {})}
             self.backend = _opened(origin.get("backend", "local"), prompt.model, merged)
         else:
-            model = read_run_config(path).model
+            assert self.config is not None, "what is no soft prompt's folder holds a config.yaml"
+            model = self.config.model
             self.backend = _opened(model.backend, model.name, {**model.options, **(options or {})})
         self.task, self.classifier = load_trained(path, self.backend)
 
     def predict(self, texts: Iterable[str], text_pairs: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """The label and the probabilities over the label words for each text. The label is None where all probabilities
-        are equal, as where a sampled answer names no label. Where the
-        task's answer is a text, that is the `output`.
+        are equal, as where a sampled answer names no label. Where the task's answer is a text, that is the `output`.
 
         Raises:
             DataError: one string instead of several, a text that is none, or second texts that are missing, too many

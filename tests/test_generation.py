@@ -287,6 +287,8 @@ def test_a_run_that_writes_is_no_classifier(tiny_folder, tiny_backend, rows):
     outcome = run(config(rows, tiny_folder("gpt2"), method={"name": "manual"}), rows / "runs")
     with pytest.raises(RunError, match="answers with texts"):
         load_classifier(outcome.folder, tiny_backend("gpt2"))
+    with pytest.raises(RunError, match="answers with texts"):
+        Predictor(outcome.folder).predict_proba(["a story"], ["who ?"])
 
 
 def test_a_run_s_config_is_read_back(rows):

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from bbt.backend import Backend
+from bbt.errors import RunError
 from bbt.experiment.classifiers import Classifier
 from bbt.prompts import SoftPrompt
 from bbt.scoring.ledger import Ledger
@@ -31,14 +32,24 @@ class Generator(Protocol):
 
 
 def labelling(model: Classifier | Generator) -> Classifier:
-    """Return the model as a classifier, which it is where the task has labels."""
-    assert not isinstance(model, Generator), "whether a method takes a task is looked at before it is trained"
+    """Return the model as a classifier, which it is where the task has labels.
+
+    Raises:
+        RunError: it answers with texts.
+    """
+    if isinstance(model, Generator):
+        raise RunError("what was trained answers with texts, and not with one of several labels: ask for its texts.")
     return model
 
 
 def writing(model: Classifier | Generator) -> Generator:
-    """Return the model as a generator, which it is where the task's answer is a text."""
-    assert isinstance(model, Generator), "as in `labelling`"
+    """Return the model as a generator, which it is where the task's answer is a text.
+
+    Raises:
+        RunError: it answers with labels.
+    """
+    if not isinstance(model, Generator):
+        raise RunError("what was trained answers with one of several labels, and not with texts: ask for its labels.")
     return model
 
 
