@@ -129,31 +129,17 @@ def _rows(
     from bbt.tasks.builtin import builtin_task
     from bbt.tasks.configured import limited, make_task, own_test, test_examples
 
-    if predictor.generates:
-        return _rows_with_targets(predictor, prompt, name, data)
+    config = predictor.config
+    if predictor.generates and (config is None or name is not None):
+        raise ConfigError(f"{prompt} answers with texts: give its run folder, and --data for a file of other rows.")
     if name is not None:
         task = builtin_task(name, predictor.backend.info.kind)
         predictor.worded(task)  # refuses a task with other labels before a row is read
         return task, test_examples(task, data)
-    config = predictor.config
     if config is None and data is None:
         raise ConfigError(f"{prompt} is a prompt without its run's config: give --task, --data or the run folder.")
     if config is None:
         return predictor.task, test_examples(predictor.task, data)
-    task = make_task(config.task, predictor.backend.info.kind)
-    examples = own_test(config.data, task, data)
-    return task, examples if data else limited(examples, config.evaluation.rows or None)
-
-
-def _rows_with_targets(
-    predictor: "Predictor", prompt: Path, name: str | None, data: Path | None
-) -> "tuple[Task, Sequence[Example]]":
-    """The run's own task, and its test rows or those of a file of the same columns."""
-    from bbt.tasks.configured import limited, make_task, own_test
-
-    config = predictor.config
-    if config is None or name is not None:
-        raise ConfigError(f"{prompt} answers with texts: give its run folder, and --data for a file of other rows.")
     task = make_task(config.task, predictor.backend.info.kind)
     examples = own_test(config.data, task, data)
     return task, examples if data else limited(examples, config.evaluation.rows or None)
