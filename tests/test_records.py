@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +43,14 @@ def test_events_are_read_back_as_they_were_written(tmp_path):
     again = EventLog(tmp_path / "events.jsonl")
     assert again.events == log.events
     np.testing.assert_array_equal(decode_losses(again.events[2]["losses"]), values)  # bit for bit
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full, which is a full disk")
+def test_a_full_disk_is_named_with_what_to_do(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    log.path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"events.jsonl: .*No space left.*bbt resume {tmp_path}"):
+        log.append({"event": "start"})
 
 
 def test_infinite_losses_survive_json():

@@ -64,16 +64,27 @@ class EventLog:
         return self._to_recall[0]["event"] if self._to_recall else None
 
     def append(self, event: Event) -> None:
-        """Write one event and see it on disk."""
+        """Write one event and see it on disk.
+
+        Raises:
+            OSError: a full disk, or a folder that cannot be written to; says how to go on.
+        """
         self.events.append(event)
         if self.path:
-            if self._complete is not None:
-                os.truncate(self.path, self._complete)
-                self._complete = None
-            with self.path.open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(event) + "\n")
-                handle.flush()
-                os.fsync(handle.fileno())
+            try:
+                self._write(self.path, event)
+            except OSError as error:
+                what_to_do = f"Mend that, then bbt resume {self.path.parent}."
+                raise OSError(f"cannot write to {self.path}: {error}. {what_to_do}") from error
+
+    def _write(self, path: Path, event: Event) -> None:
+        if self._complete is not None:
+            os.truncate(path, self._complete)
+            self._complete = None
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(event) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
 
     def of(self, kind: str) -> list[Event]:
         """All events of one kind, in their order."""
