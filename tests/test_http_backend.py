@@ -114,7 +114,7 @@ def test_a_server_started_anew_is_told_its_anchor_again(tiny_folder, tiny_backen
         remote = HttpBackend(str(tiny_folder("bert")), url=url)
         encoded = remote.encode(ROWS, WORDS, its.p0)
         np.testing.assert_array_equal(remote.latent_scores(z, its, encoded), expected)
-        with serving(tiny_backend("bert")) as restarted:  # a second server knows as little as one that died and came back
+        with serving(tiny_backend("bert")) as restarted:  # it knows nothing, as one that died
             client = HttpBackend(str(tiny_folder("bert")), url=restarted)._client
             remote._client = client
             np.testing.assert_array_equal(remote.latent_scores(z, its, encoded), expected)
