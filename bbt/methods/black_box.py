@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import ClassVar
 
+from pydantic import Field
+
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import Method
 from bbt.methods.generation_search import GenerationSearch
@@ -51,6 +53,9 @@ class BlackBox(SearchMethod):
     """The prompt's length, its start p0, and the space around it."""
     optimizer: SmallPopulationConfig = SmallPopulationConfig()
     """What proposes candidates."""
+    n_words: int = Field(128, ge=0)
+    """How many words, the label words among them, labels may be read from (0: the label words alone); vLLM lists no
+    more at once. See `bbt.scoring.readout`."""
 
     def plan(self, references: bool) -> PlannedQueries:
         """The queries of the search, at most."""
@@ -59,6 +64,7 @@ class BlackBox(SearchMethod):
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
+        experiment.read_words(self.n_words)
         search = GenerationSearch if experiment.generates else SoftSearch
         return search(experiment, self).run()
 

@@ -5,12 +5,12 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from bbt.experiment.classifiers import Classifier
+from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.experiment.generators import Generator
 from bbt.optimizers import Optimizer, Settings, make_optimizer
@@ -18,6 +18,7 @@ from bbt.runs.log import decode_losses, encode_losses
 from bbt.scoring.judge import DevJudge, Judge
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import load_loss
+from bbt.scoring.many_words import WordsJudge, WordsObjective
 from bbt.scoring.objective import Objective, TrainingLoss
 from bbt.scoring.scorers import scorer_of
 from bbt.scoring.spending import Spending
@@ -106,15 +107,25 @@ class PromptSearch(ABC):
         """Search until the budget is spent."""
         self.experiment.observer.started(self.tuner.schedule.n_queries(self._n_screened), "query")
         best = self.tuner.run()
+        known = {one.who: one.verdict.biases for one in self.tuner.baselines}
+        classifier, biases = self._read_out(self._classifier(best))
+        given = self._references()  # of them the manual prompt stays as it is, read from the label words alone
+        references = {name: (one, None) if name == "manual" else self._read_out(one) for name, one in given.items()}
         return Trained(
-            self._classifier(best),
+            classifier,
             best.who,
-            best.verdict,
+            best.verdict if biases is None else replace(best.verdict, biases=biases),
             best.train_queries,
             self.space.intrinsic_dim,
-            self._references(),
-            biases={one.who: one.verdict.biases for one in self.tuner.baselines},
+            {name: one for name, (one, _) in references.items()},
+            biases={**known, **{name: found for name, (_, found) in references.items() if found}},
         )
+
+    def _read_out(self, classifier: Classifier | Generator) -> tuple[Classifier | Generator, tuple[float, ...] | None]:
+        """The classifier with its own readout, and the readout's class biases: see `Experiment.read_out`."""
+        if not isinstance(classifier, SoftPromptClassifier):
+            return classifier, None
+        return self.experiment.read_out(classifier, self.train, self.dev)
 
     @abstractmethod
     def _initial(self) -> Prompts:
@@ -149,6 +160,8 @@ class PromptSearch(ABC):
 
     def _objective(self) -> TrainingLoss:
         e = self.experiment
+        if e.strength:
+            return WordsObjective(self.train, self._loss(), e.ledger, len(e.task.label_words), e.strength)
         return Objective(self.train, self._loss(), e.ledger, e.calibration, self.content_free)
 
     def _loss(self) -> Callable[[Scores, Labels], Losses]:
@@ -158,6 +171,8 @@ class PromptSearch(ABC):
 
     def _judge(self) -> DevJudge:
         e = self.experiment
+        if e.strength:
+            return WordsJudge(self.dev, e.task, e.ledger, self.train, e.strength)
         return Judge(self.dev, e.task, e.ledger, e.calibration, self.train, self.content_free)
 
     def _tuner(self) -> Tuner:
@@ -269,7 +284,10 @@ class SoftSearch(PromptSearch):
 
     def _references(self) -> Mapping[str, Classifier | Generator]:
         e = self.experiment
-        return {"manual": e.manual, "untuned": e.soft_prompt(self.space.p0[0], self._anchor)}
+        untuned = e.soft_prompt(self.space.p0[0], self._anchor)
+        if e.strength is None:
+            return {"manual": e.manual, "untuned": untuned}
+        return {"manual": e.manual, "manual words": e.manual, "untuned": untuned}
 
     @property
     def _anchor(self) -> Prompts | None:
