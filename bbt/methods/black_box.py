@@ -60,7 +60,8 @@ class BlackBox(SearchMethod):
     def plan(self, references: bool) -> PlannedQueries:
         """The queries of the search, at most."""
         plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)
-        return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, intrinsic_dim=self.prompt.intrinsic_dim)
+        n_tokens, d = self.prompt.n_prompt_tokens, self.prompt.intrinsic_dim
+        return replace(plan, n_prompt_tokens=n_tokens, intrinsic_dim=d, n_words=self.n_words)
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""

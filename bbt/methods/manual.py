@@ -22,7 +22,7 @@ class Manual(Method):
 
     def plan(self, references: bool) -> PlannedQueries:
         """The one query that is spent on dev."""
-        return PlannedQueries(train=0, dev=0, manual_dev=1, test=0, manual_test=1)
+        return PlannedQueries(train=0, dev=0, manual_dev=1, test=0, manual_test=1, n_words=self.n_words)
 
     def train(self, experiment: Experiment) -> Trained:
         """Judge the manual prompt once on dev, for the table."""

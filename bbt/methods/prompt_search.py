@@ -227,6 +227,8 @@ class PromptSearch(ABC):
         judged = [dev, train] if e.calibration == "fitted" else [dev]
         if e.references and not s.selection.baselines:
             tests += [(2, rows) for rows in judged]  # what the class biases of the references take
+        if e.strength:
+            tests += [(3 if e.references else 1, rows) for rows in judged]  # the readouts at the end
         population, n_judged = s.optimizer.population_size, 1 + s.selection.n_best
         spending = Spending(e.price, e.ledger, ceilings, train, judged, tests, population, n_judged)
         spending.check(self._n_screened)
