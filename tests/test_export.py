@@ -103,7 +103,9 @@ def test_the_pages_lines_give_the_numbers_of_bbt(name, template, to, classifier,
         assert_same(probabilities, expected)
 
 
-@pytest.mark.parametrize(("name", "to"), [("bert", "peft"), ("gpt2", "peft"), ("gpt2", "transformers"), ("gpt2", "vllm")])
+@pytest.mark.parametrize(
+    ("name", "to"), [("bert", "peft"), ("gpt2", "peft"), ("gpt2", "transformers"), ("gpt2", "vllm")]
+)
 def test_the_documentation_shows_the_lines_of_the_pages(name, to, classifier, tmp_path):
     ours = classifier(name)
     export(ours, ours.backend, to, tmp_path)

@@ -89,7 +89,8 @@ def test_vllm_takes_halves(precision, tolerance, vllm, local, problem):
 
 def test_vllm_gives_the_same_search():
     here = tune(CONFIG).result
-    there = tune({**CONFIG, "model": {"backend": "vllm", "name": "gpt2-mini", "options": {"url": address("BBT_TEST_VLLM_URL")}}}).result
+    served = {"backend": "vllm", "name": "gpt2-mini", "options": {"url": address("BBT_TEST_VLLM_URL")}}
+    there = tune({**CONFIG, "model": served}).result
     assert there["selected"]["loss"] == pytest.approx(here["selected"]["loss"], abs=1e-3)
     assert there["test"]["untuned"] == pytest.approx(here["test"]["untuned"], abs=0.011)
     assert there["test"]["tuned"] == pytest.approx(here["test"]["tuned"], abs=0.03)
