@@ -54,8 +54,8 @@ def show(
 
     Example: bbt show runs/quickstart
     """
+    from bbt.runs.convergence import convergence_figure
     from bbt.runs.folder import RunFolder, read_result
-    from bbt.runs.report import plot_convergence
 
     folder = RunFolder(run, hold=False)
     target = plot or run / "convergence.png"
@@ -64,7 +64,7 @@ def show(
         print_result(result)
     drawn = None
     try:
-        plot_convergence(folder.log, target, run.name)
+        convergence_figure(folder.log.events, result, run.name).savefig(target, dpi=150)
         drawn = str(target)
     except Exception as error:  # the picture may fail in any way; the table counts
         complain(f"warning: no plot at {target}: {type(error).__name__}: {error}")
