@@ -24,7 +24,7 @@ from bbt.methods import Method, load_method, resolved_tree, to_yaml
 from bbt.methods import label as label_of
 from bbt.predictor import Predictor, open_backend
 from bbt.runs.estimate import Estimate, estimated, speed_of_last
-from bbt.runs.folder import RunFolder, read_result, write_result
+from bbt.runs.folder import OUTPUTS, RunFolder, read_result, write_result
 from bbt.runs.observer import Observer, watching
 from bbt.runs.progress import shown_progress
 from bbt.runs.report import selected_line
@@ -36,8 +36,6 @@ from bbt.tasks.tables import Table, Tables
 
 LOG = logging.getLogger(__name__)
 RUNS = Path("runs")
-OUTPUTS = "outputs.jsonl"
-"""The file of a run folder that holds what was generated on the test rows, beside their references."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def test_a_chosen_candidate_is_told_with_its_lead_over_the_manual_prompt():
     gains = np.array(MANUAL) - [0.5, 0.7, 0.5, 0.5]
     lead = gains.mean() / (gains.std(ddof=1) / 2)
     assert Choice.of(EVENTS, selected("mean", 11)).why == (
-        "Mean at query 11 has the lowest dev loss of 4 that dev has judged, and is clearly better than the manual "
+        "Chosen: of 4 judged, mean (query 11) has the lowest dev loss, and is clearly better than the manual "
         f"prompt: loss 0.550 against 1.000, {lead:.1f} standard errors ahead, where it takes more than 1."
     )
 
@@ -51,16 +51,16 @@ def test_a_chosen_candidate_is_told_with_its_lead_over_the_manual_prompt():
 def test_the_manual_prompt_stays_by_a_reason():
     choice = Choice.of([start(), EVENTS[1], dev(11, mean=[0.8, 1.1, 1.0, 0.9])], selected("manual", 8))
     assert choice.why.startswith(
-        "The manual prompt stays. The best of 2 that dev has judged, mean at query 11, is not "
+        "The manual prompt stays: of 2 judged, mean (query 11) has the lowest dev loss, and is"
     )
-    assert "loss 0.950 against 1.000, 0." in choice.why
+    assert "not clearly better: loss 0.950 against 1.000, 0.6 standard errors ahead" in choice.why
     behind = Choice.of([start(), EVENTS[1]], selected("manual", 8))
-    assert behind.why.endswith("is not clearly better on dev: loss 2.000 against 1.000.")
+    assert behind.why.endswith("is not clearly better: loss 2.000 against 1.000.")
 
 
 def test_by_the_metric_the_lead_is_in_percent():
     events = [start(by="metric"), dev(0, 0.5, manual=MANUAL), dev(5, 0.75, mean=MANUAL)]
-    assert "the highest dev metric of 1 " in (why := Choice.of(events, selected("mean", 5)).why)
+    assert "has the highest dev metric, and" in (why := Choice.of(events, selected("mean", 5)).why)
     assert "metric 75.0 against 50.0, 1.0 standard errors ahead" in why  # sqrt(0.5 * 0.5 / 4) is a quarter
 
 
@@ -88,7 +88,7 @@ def test_the_reason_is_that_of_the_run_itself(target):
     best, manual = choice.best, choice.manual
     clearly = best.verdict.clearly_better_than(manual.verdict, choice.by, choice.margin, 32)
     assert choice.who == (best.who if clearly else "manual")
-    assert choice.why.startswith("The manual prompt stays" if not clearly else best.who[0].upper())
+    assert choice.why.startswith("The manual prompt stays" if not clearly else "Chosen: of ")
 
 
 class Keep(bbt.Observer):
@@ -121,8 +121,9 @@ def test_the_picture_of_any_log_marks_what_was_chosen(n_events):
     png = io.BytesIO()
     figure.savefig(png, format="png")
     assert png.getvalue()[:8] == b"\x89PNG\r\n\x1a\n"
+    by = "loss" if n_events else "metric"  # what the log's first event says
     lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-    star = lines["chosen: mean, 75.0 %"]
+    star = lines[f"chosen by dev {by}: mean, 75.0 %"]
     assert (star.get_xdata()[0], star.get_ydata()[0]) == (11, 75.0)
     if n_events > 1:
         manual = lines["manual prompt on dev, 0.0 %"]
@@ -133,5 +134,5 @@ def test_the_picture_says_why_unless_the_page_around_it_does():
     def words(**options):
         return svg_text(convergence_figure(EVENTS, selected("mean", 11), "title", **options))
 
-    assert "has the lowest dev loss of" in words()
-    assert "has the lowest dev loss of" not in words(reason=False)
+    assert "Chosen: of 4 judged, mean" in words()
+    assert "Chosen: of 4 judged, mean" not in words(reason=False)

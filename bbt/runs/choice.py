@@ -72,21 +72,18 @@ class Choice:
         best, manual = self.best, self.manual
         if best is None:
             return "Only the manual prompt was judged." if manual else ""
+        superlative = "highest" if self.by == "metric" else "lowest"
+        found = f"of {self._n} judged, {_named(best)} has the {superlative} dev {self.by}"
         if self.who == "manual" and manual:
-            found = f"The best of {self._others}, {_named(best)}"
-            return f"The manual prompt stays. {found}, is not clearly better on dev: {self._lead(best, manual)}."
+            return f"The manual prompt stays: {found}, and is not clearly better: {self._lead(best, manual)}."
         if (best.who, best.train_queries) != (self.who, self.train_queries):
             return ""  # a method that keeps something else than the best, as an ensemble does
-        said = (
-            f"{_named(best)} has the {'highest' if self.by == 'metric' else 'lowest'} dev {self.by} of {self._others}"
-        )
         ahead = f", and is clearly better than the manual prompt: {self._lead(best, manual)}" if manual else ""
-        return f"{said[0].upper()}{said[1:]}{ahead}."
+        return f"Chosen: {found}{ahead}."
 
     @property
-    def _others(self) -> str:
-        n = sum(one.who != "manual" for one in self.judged)
-        return f"{n} that dev has judged"
+    def _n(self) -> int:
+        return sum(one.who != "manual" for one in self.judged)
 
     def _lead(self, best: Judged, manual: Judged) -> str:
         """How far the best is ahead of the manual prompt, in words."""
@@ -106,4 +103,4 @@ class Choice:
 
 def _named(one: Judged) -> str:
     """A state in words, with when it was judged."""
-    return f"{one.who} at query {one.train_queries:,}"
+    return f"{one.who} (query {one.train_queries:,})"

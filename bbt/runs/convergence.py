@@ -23,7 +23,7 @@ def convergence_figure(events: Sequence[Event], result: dict[str, Any], title: s
     left = figure.add_subplot()
     queries, losses, best = curve(events)
     if queries:
-        left.plot(queries, losses, ".", markersize=3, alpha=0.4, color=LOSS, label="candidates' training loss")
+        left.plot(queries, losses, ".", markersize=3.5, alpha=0.5, color=LOSS, label="candidates' training loss")
         left.plot(queries, best, color=LOSS, label="lowest so far")
     left.set_xlabel("train queries")
     left.set_ylabel("training loss", color=LOSS)
@@ -57,7 +57,7 @@ def _dev(axes: "Axes", choice: Choice) -> None:
     if choice.manual:
         metric = 100 * choice.manual.verdict.metric
         axes.axhline(metric, linestyle="--", linewidth=1.2, color=MANUAL, label=f"manual prompt on dev, {metric:.1f} %")
-    chosen = f"chosen: {choice.who}, {100 * choice.metric:.1f} %"
+    chosen = f"chosen by dev {choice.by}: {choice.who}, {100 * choice.metric:.1f} %"
     axes.plot([choice.train_queries], [100 * choice.metric], "*", markersize=15, color=CHOSEN, label=chosen, zorder=5)
     axes.set_ylabel("dev metric (%)", color=METRIC)
 
