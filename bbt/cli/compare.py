@@ -65,14 +65,17 @@ def compare(
 
 def _work(todo: "list[Cell]", folder: Path, n_workers: int, cluster: str | None) -> "list[Failure]":
     """Run the cells under a progress bar; Ctrl-C says how to go on."""
+    from contextlib import nullcontext
+
     from bbt.cli.compare_progress import Bars
+    from bbt.cluster import joined
     from bbt.compare.cluster import RayCluster
     from bbt.compare.processes import Processes
     from bbt.compare.work import Work
 
     executor = RayCluster(cluster) if cluster else Processes(n_workers)
     try:
-        with Bars(len(todo)) as bars:
+        with joined(cluster) if cluster else nullcontext(), Bars(len(todo)) as bars:
             return Work(folder, executor, bars).do(todo)
     except KeyboardInterrupt:
         complain("stopped; nothing is lost: the same command goes on.")
