@@ -240,10 +240,10 @@ class Crew:
         if self._waiting or not self._seconds:
             return
         slow = SLOW * median(self._seconds)
-        late = sorted((one for one in under_way if one.n_asked == 1), key=lambda one: one.since)
+        late = sorted((one for one in under_way if one.n_asked == 1 and not one.answer.done()), key=_since)
         idle = [member for member in self._members if member.ready and not member.under_way]
         for member, asked in zip(idle, late, strict=False):
-            if now - asked.since > max(slow, TICK) and not asked.answer.done():
+            if now - asked.since > max(slow, TICK):
                 began = asked.since
                 self._put(member, asked)
                 asked.since = began
@@ -260,6 +260,10 @@ class Crew:
 
 def _nothing() -> None:
     pass
+
+
+def _since(asked: Asked) -> float:
+    return asked.since
 
 
 def _settle(future: "Future[Any]", outcome: Any) -> None:
