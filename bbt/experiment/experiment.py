@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,9 @@ from bbt.scoring.calibration import CONTENT_FREE
 from bbt.scoring.judge import Verdict, verdict_facts, verdicts
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.many_words import WordsJudge
-from bbt.scoring.readout import Strength, chosen_strength, fitted_readout
-from bbt.scoring.scorer import Scorer
+from bbt.scoring.readout import Strength
 from bbt.scoring.scorers import scorer_of
 from bbt.scoring.targets import TargetJudge, target_rows
-from bbt.scoring.words import further_words
 from bbt.settings import CalibrationKind, PriceConfig
 from bbt.tasks import Example, GenerationTask, Split, Task
 from bbt.types import Prompts, RowScores
@@ -89,52 +87,8 @@ class Experiment:
         needs_free = self.calibration == "content-free"
         free = content_free_rows()
         self.content_free = scorer_of(self.backend, self.task, free, self.ledger) if needs_free else None
-        self.strength: Strength | None = None
+        self.strength: Strength | None = None  # of readouts; set by `bbt.experiment.many_words`
         self._begin()
-
-    def read_words(self, n_words: int) -> None:
-        """Let labels be read from `n_words` words, where that answers left-out rows clearly better than the label words
-        do: from then on the train and the dev rows are scored on all of them, and `strength` says how far a readout of
-        them goes. Counts one dev query, which scores the train rows as well. A run that was recorded without it goes on
-        without it."""
-        if self.calibration != "fitted" or self.task.scored_by != "label_words":
-            return
-        words = further_words(self.backend, self.task, [*self.split.train, *self.split.dev], n_words)
-        if not words or self.log.upcoming not in (None, "words"):
-            return
-        task = replace(self.task, words=words)
-        train, dev = (scorer_of(self.backend, task, r, self.ledger) for r in (self.split.train, self.split.dev))
-        recorded = self.log.recall("words", words=list(words))
-        if recorded:
-            self.ledger.restore(recorded["ledger"])
-            found = recorded["strength"] and Strength(**recorded["strength"])
-        else:
-            start, nothing = time.perf_counter(), self.no_prompt[None]
-            scores = np.concatenate([train.scores(nothing)[0], dev.scores(nothing)[0]])
-            self.ledger.dev_queries += 1
-            labels = np.concatenate([train.labels, dev.labels])
-            found = chosen_strength(scores, labels, len(task.label_words)) if np.isfinite(scores).all() else None
-            self.ledger.seconds += time.perf_counter() - start
-            facts = {"words": list(words), "strength": found and asdict(found), "ledger": self.ledger.snapshot()}
-            self.log.append({"event": "words", **facts})
-        if found:
-            self.task, self.train, self.dev, self.strength = task, train, dev, found
-
-    def read_out(
-        self, classifier: SoftPromptClassifier, train: Scorer, dev: Scorer
-    ) -> tuple[SoftPromptClassifier, tuple[float, ...] | None]:
-        """The classifier with the weights of its own readout, and the readout's class biases (K,), fitted to rows that
-        `train` and `dev` score. Counts one dev query. Where labels are read from the label words alone, the classifier
-        stays as it is, and None stands for biases."""
-        if self.strength is None:
-            return classifier, None
-        start, prompts = time.perf_counter(), classifier.prompt.batch
-        scores = np.concatenate([train.scores(prompts)[0], dev.scores(prompts)[0]])
-        labels = np.concatenate([train.labels, dev.labels])
-        self.ledger.dev_queries += 1
-        readout = fitted_readout(scores, labels, len(self.task.label_words), self.strength)
-        self.ledger.seconds += time.perf_counter() - start
-        return replace(classifier, prompt=replace(classifier.prompt, weights=readout.weights)), readout.biases
 
     @property
     def method(self) -> str:

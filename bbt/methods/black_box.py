@@ -6,6 +6,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.many_words import read_words
 from bbt.methods.base import Method
 from bbt.methods.generation_search import GenerationSearch
 from bbt.methods.prompt_search import SoftSearch, schedule
@@ -65,7 +66,7 @@ class BlackBox(SearchMethod):
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
-        experiment.read_words(self.n_words)
+        read_words(experiment, self.n_words)
         search = GenerationSearch if experiment.generates else SoftSearch
         return search(experiment, self).run()
 

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from bbt.experiment.classifiers import SoftPromptClassifier
 from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.many_words import read_out, read_words
 from bbt.methods.base import Method
 from bbt.runs.estimate import PlannedQueries
 
@@ -30,7 +31,7 @@ class Manual(Method):
             generator = experiment.generator(experiment.no_prompt)
             judged = experiment.judge_generator(generator, "manual")
             return Trained(generator, "manual", judged, train_queries=0, n_parameters=0)
-        experiment.read_words(self.n_words)
+        read_words(experiment, self.n_words)
         classifier = experiment.manual
         if experiment.strength:
             return self._read_out(experiment, classifier)
@@ -41,6 +42,6 @@ class Manual(Method):
         e = experiment
         assert e.strength is not None
         verdict = e.judge_words(classifier, "manual words")
-        read_out, biases = e.read_out(classifier, e.train, e.dev)
-        n_weights = 0 if read_out.prompt.weights is None else read_out.prompt.weights.size
-        return Trained(read_out, "manual words", replace(verdict, biases=biases), 0, n_weights)
+        found, biases = read_out(e, classifier, (e.train, e.dev))
+        n_weights = 0 if found.prompt.weights is None else found.prompt.weights.size
+        return Trained(found, "manual words", replace(verdict, biases=biases), 0, n_weights)

@@ -13,6 +13,7 @@ import numpy as np
 from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.experiment.generators import Generator
+from bbt.experiment.many_words import read_out
 from bbt.optimizers import Optimizer, Settings, make_optimizer
 from bbt.runs.log import decode_losses, encode_losses
 from bbt.scoring.judge import DevJudge, Judge
@@ -123,10 +124,10 @@ class PromptSearch(ABC):
         )
 
     def _read_out(self, classifier: Classifier | Generator) -> tuple[Classifier | Generator, tuple[float, ...] | None]:
-        """The classifier with its own readout, and the readout's class biases: see `Experiment.read_out`."""
+        """The classifier with its own readout, and the class biases of that: see `bbt.experiment.many_words`."""
         if not isinstance(classifier, SoftPromptClassifier):
             return classifier, None
-        return self.experiment.read_out(classifier, self.train, self.dev)
+        return read_out(self.experiment, classifier, (self.train, self.dev))
 
     @abstractmethod
     def _initial(self) -> Prompts:
