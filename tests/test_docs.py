@@ -66,7 +66,8 @@ def test_a_block_of_yaml_is_a_config_and_one_of_python_is_python(page):
 
 def test_every_part_has_its_place():
     sections = re.findall(r"^#+ .*$", "\n".join(p.read_text() for p in ROOT.glob("docs/methods/*.md")), flags=re.M)
-    told = set(re.findall(r"`([^`]+)`", "\n".join(sections)))
+    names = [re.findall(r"`([^`]+)`", section) for section in sections]
+    told = {found[0] for found in names if len(found) == 1}  # a page of several names them all in its title
     assert [name for name in (*METHODS, *OPTIMIZERS) if name not in told] == []
     assert named(METHODS, "docs/methods/index.md") == []
     assert named(BACKENDS, "docs/how-to/*.md") == []
