@@ -59,6 +59,8 @@ def checked_evaluator(model: Any, kind: Literal["masked", "causal"], max_length:
         evaluator = Evaluator(forward, head, words, token_budget)
         if all(_agrees(evaluator, case, label_ids, kind) for case in cases):
             return evaluator
+        if forward.kernel is not None:
+            logger.warning("%s: attention of unequal lengths in one call is not used here.", type(model).__name__)
     raise BackendError(
         f"{type(model).__name__} is a kind of model that bbt cannot score with: its label scores were not those of a "
         "plain forward pass of transformers."
