@@ -116,7 +116,9 @@ def test_targets_of_several_tokens_go_the_same_way(name, kernel, tiny_backend, r
 
 
 @every_architecture
-def test_a_kernel_that_is_wrong_or_fails_is_not_used(name, tiny_backend, reference, random_prompts, monkeypatch, caplog):
+def test_a_kernel_that_is_wrong_or_fails_is_not_used(
+    name, tiny_backend, reference, random_prompts, monkeypatch, caplog
+):
     prompts = random_prompts(2, 5)
 
     def wrong(q, *rest):

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from backends.local.batching import Layout, MicroBatch, laid_out, micro_batches, reading_on
-from backends.local.device import on_device
+from backends.local.device import HeldSpace, exact_products, on_device
 from backends.local.forward import Forward, KeysAndValues, Pass
+from backends.local.graphs import Graphs
 from backends.local.head import Head
-from backends.local.plans import Plan, kept, planned
+from backends.local.plans import KEPT_TOKENS, Plan, kept, planned
 from backends.local.rows import KEPT_BYTES, LaidRows, LocalRows, Shared, differing, lowest_difference
 from bbt.errors import BackendError
-from bbt.types import DeepPrompts, Scores
+from bbt.types import DeepPrompts, Latents, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Evaluator:
         self._turn: AbstractContextManager[Any] = (
             threading.Lock() if forward.structure.depends_on_length else nullcontext()
         )
+        self.graphs = Graphs() if words.device.type == "cuda" and not self._one_length else None
 
     @property
     def shares_prefixes(self) -> bool:
@@ -53,6 +55,14 @@ class Evaluator:
             BackendError: one sequence alone does not fit into memory.
         """
         return self._fitting(rows, partial(self._scores, prompts, rows))
+
+    def latent_scores(self, latents: Latents, space: HeldSpace, rows: LocalRows) -> Scores:
+        """The scores (n, B, K) of the prompts that latents (n, d) stand for in a space on the device.
+
+        Raises:
+            BackendError: one sequence alone does not fit into memory.
+        """
+        return self._fitting(rows, partial(self._latent_scores, latents, space, rows))
 
     def hidden_states(self, prompts: DeepPrompts, rows: LocalRows) -> Iterator[Tensor]:
         """Yield the hidden states (tokens, H) of all rows that enter layers 1, 2, ... under one prompt (1, L, T, H)."""
@@ -71,7 +81,7 @@ class Evaluator:
         while True:
             budget = self.token_budget
             try:
-                with self._turn:
+                with self._turn, exact_products(self.words.device):
                     return compute(budget)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
@@ -87,15 +97,33 @@ class Evaluator:
         self.token_budget = min(self.token_budget, budget // 2)
         logger.warning("memory ran out: micro-batches have %d tokens from now on, not %d.", self.token_budget, budget)
         rows.plans.clear()
+        if self.graphs:
+            self.graphs.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _scores(self, prompts: DeepPrompts, rows: LocalRows, budget: int) -> Scores:
-        vectors = self._vectors(prompts)
-        shared = self._shared(prompts, vectors, rows, budget) if prompts.shape[1] > 1 else None
-        scores = [self._scores_of_block(part, rows, shared, budget) for part in blocks(vectors, rows, budget)]
-        return np.asarray(torch.cat(scores).cpu().numpy(), dtype=np.float32)
+        return self._scores_of(self._vectors(prompts), prompts, rows, budget)
+
+    @torch.inference_mode()
+    def _latent_scores(self, latents: Latents, space: HeldSpace, rows: LocalRows, budget: int) -> Scores:
+        return self._scores_of(space.prompts(self.tensor(latents))[:, None], None, rows, budget)
+
+    def _scores_of(self, vectors: Tensor, deep: DeepPrompts | None, rows: LocalRows, budget: int) -> Scores:
+        """The scores (n, B, K) of vectors (n, L, T, H) on the device, which are those of `deep` prompts if L > 1."""
+        shared = self._shared(deep, vectors, rows, budget) if deep is not None and deep.shape[1] > 1 else None
+
+        def compute(vectors: Tensor) -> Tensor:
+            parts = blocks(vectors, rows, budget)
+            return torch.cat([self._scores_of_block(part, rows, shared, budget) for part in parts])
+
+        is_constant = vectors.shape[1] == 1 and len(vectors) * rows.n_tokens <= KEPT_TOKENS
+        if self.graphs and is_constant:
+            found = self.graphs.scores(rows, budget, vectors, compute)
+        else:
+            found = compute(vectors).cpu()
+        return np.asarray(found.numpy(), dtype=np.float32)
 
     def _vectors(self, prompts: DeepPrompts) -> Tensor:
         """Copy prompts (n, L, T, H) to the device; a layer at which deep ones agree travels once."""

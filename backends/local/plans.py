@@ -76,17 +76,19 @@ def planned(
     ids = tokens[layout.source]
     soft = np.flatnonzero(ids < 0)
     candidates, rows = layout.sequences
-    indices = (
-        np.maximum(ids, 0),
-        layout.positions,
-        layout.read,
-        soft,
-        layout.candidates[soft],
-        prompt_id(ids[soft]),
-        candidates + batch.start,
-        rows,
+    return Plan(
+        batch,
+        layout,
+        ids=on_device(np.maximum(ids, 0), device),
+        positions=on_device(layout.positions, device),
+        read=on_device(layout.read, device),
+        places=on_device(soft, device),
+        who=on_device(layout.candidates[soft], device),
+        which=on_device(prompt_id(ids[soft]), device),
+        candidates=on_device(candidates + batch.start, device),
+        rows=on_device(rows, device),
+        lines=lines,
     )
-    return Plan(batch, layout, *(on_device(one, device) for one in indices), lines)
 
 
 def kept(plans: dict[Hashable, list[Plan]], key: Hashable, make: Callable[[], Iterator[Plan]]) -> Iterator[Plan]:

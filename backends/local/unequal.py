@@ -5,11 +5,12 @@ the tokens as the model's products leave them, so nothing is copied around it. A
 of its rows, by a second call, and the two are weighted by the sums of their exponentials.
 """
 
+import importlib
 import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ def _of_torch() -> Kernel | None:
     takes = inspect.signature(varlen_attn).parameters
     if not {"scale", "window_size", "return_aux"} <= takes.keys():
         return None
-    groups = {"enable_gqa": True} if "enable_gqa" in takes else {}
+    groups: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in takes else {}
 
     def kernel(
         q: Tensor, k: Tensor, v: Tensor, q_begins: Tensor, k_begins: Tensor, q_most: int, k_most: int, scale: float,
@@ -133,8 +134,8 @@ def _of_torch() -> Kernel | None:
 def _of_flash_attn() -> Kernel | None:
     """Make a kernel of flash-attn's, where it is installed."""
     try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
+        flash_attn_varlen_func = importlib.import_module("flash_attn").flash_attn_varlen_func
+    except (ImportError, AttributeError):
         return None
 
     def kernel(

@@ -17,6 +17,9 @@ def compare(
     plan: Annotated[Path, typer.Argument(help="YAML file; see examples/plans/.")],
     runs: Annotated[Path | None, typer.Option(help="Folder of the runs and the report (none: runs/PLAN).")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, one thread each.")] = 1,
+    devices: Annotated[
+        str | None, typer.Option(help="Devices that runs have to themselves in turn, such as cuda:0,cuda:1.")
+    ] = None,
     folds: Annotated[
         int | None, typer.Option(min=2, help="Cross-validate on the k-shot rows; nothing is tested.")
     ] = None,
@@ -39,7 +42,7 @@ def compare(
     loaded, folder = load_plan(plan), runs or Path("runs") / plan.stem
     todo, failures = missing(cells(loaded, folds), folder)
     if todo and not (table_only or pair):
-        failures += _work(todo, folder, workers)
+        failures += _work(todo, folder, workers, devices.split(",") if devices else [])
     report = Report(loaded, folder, folds, failures)
     if pair:
         print("\n".join(pair_in_words(report.comparison, *pair)))
@@ -54,14 +57,15 @@ def compare(
         sys.exit(1)
 
 
-def _work(todo: "list[Cell]", folder: Path, n_workers: int) -> "list[Failure]":
+def _work(todo: "list[Cell]", folder: Path, n_workers: int, devices: list[str]) -> "list[Failure]":
     """Run the cells under a progress bar; Ctrl-C says how to go on."""
     from bbt.cli.compare_progress import Bars
+    from bbt.compare.devices import Devices
     from bbt.compare.work import Work
 
     try:
         with Bars(len(todo)) as bars:
-            return Work(folder, n_workers, bars).do(todo)
+            return Work(folder, max(n_workers, len(devices)), bars, Devices(devices)).do(todo)
     except KeyboardInterrupt:
         complain("stopped; nothing is lost: the same command goes on.")
         sys.exit(130)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
+from bbt.compare.devices import Devices
 from bbt.compare.finished import read
 from bbt.compare.plan import Cell
 from bbt.errors import RunError
@@ -67,6 +68,8 @@ class Work:
     """How many runs go on at a time."""
     watcher: Watcher
     """Who is told how the work goes."""
+    devices: Devices = field(default_factory=Devices)
+    """The devices that the runs are shared out over."""
     _children: set["subprocess.Popen[str]"] = field(default_factory=set)
     """The processes that are under way."""
 
@@ -95,19 +98,19 @@ class Work:
         self.watcher.began(cell)
         log = cell.folder(self.runs).with_name(cell.name + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w", encoding="utf-8") as errors:
-            code = self._follow(cell, errors.fileno())
+        with log.open("w", encoding="utf-8") as errors, self.devices.one() as device:
+            code = self._follow(cell, errors.fileno(), device)
         failure = None if code == 0 else Failure(cell, _reason(code, log))
         if not failure:
             log.unlink()
         self.watcher.ended(cell, failure)
         return failure
 
-    def _follow(self, cell: Cell, errors: int) -> int:
+    def _follow(self, cell: Cell, errors: int, device: dict[str, str]) -> int:
         """Start the worker and pass on its progress; returns its exit code."""
         job = {"config": resolved_tree(cell.config), "folder": str(cell.folder(self.runs))}
         command = [sys.executable, "-m", "bbt.compare.worker"]
-        environment = {**os.environ, **ONE_THREAD}
+        environment = {**os.environ, **ONE_THREAD, **device}
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
         ) as child:
