@@ -9,8 +9,9 @@ from bbt import PromptClassifier
 tickets = pd.read_csv(Path(__file__).parent / "tickets.csv")
 words = {"account": "profile", "billing": "cost", "shipping": "transport", "technical": "software"}
 template = "{prompt} {text} . It was about {mask} ."
-at_start = {"prompt": {"placement": "start"}}  # PEFT's place of a prompt
-classifier = PromptClassifier(template=template, label_words=words, budget=100, settings=at_start)
+# PEFT puts a prompt before everything else; and the tuned prompt is kept here even where the manual one is as good.
+settings = {"prompt": {"placement": "start"}, "selection": {"baselines": False}}
+classifier = PromptClassifier(template=template, label_words=words, budget=100, settings=settings)
 classifier.fit(tickets["body"], tickets["queue"])
 print(classifier.predict_proba(["You took the money twice.", "Nothing happens when I press the key."]).round(3))
-print(classifier.export("carried", to="peft"))  # False where the manual prompt was not beaten: nothing for PEFT then
+print(classifier.export("carried", to="peft"))
