@@ -167,14 +167,17 @@ def _configured(config: Config | Mapping[str, Any] | Path | str | None, **given:
     return make_config(merged(config or {}, over))
 
 
-def run(config: Config, runs: Path | str = RUNS, observer: Observer | None = None) -> Outcome:
-    """Run in a new run folder under `runs`; whatever stops it, `resume` goes on from there.
+def run(
+    config: Config, runs: Path | str = RUNS, observer: Observer | None = None, backend: Backend | None = None
+) -> Outcome:
+    """Run in a new run folder under `runs`; whatever stops it, `resume` goes on from there. `backend` is the config's
+    model where that is open already.
 
     A config that cannot be run (a BbtError before the first generation) leaves no folder behind.
     """
     runs = Path(runs)
     text = to_yaml(config)
-    backend = open_backend(config.model)
+    backend = backend or open_backend(config.model)
     name = config.name or f"{config.task.name.replace(':', '-')}-{label_of(config)}-seed{config.seed}"
     with RunFolder.create(runs, name, text) as folder:
         try:
@@ -186,9 +189,14 @@ def run(config: Config, runs: Path | str = RUNS, observer: Observer | None = Non
 
 
 def resume(
-    path: Path | str, queries: int | None = None, observer: Observer | None = None, ceiling: float | None = None
+    path: Path | str,
+    queries: int | None = None,
+    observer: Observer | None = None,
+    ceiling: float | None = None,
+    backend: Backend | None = None,
 ) -> Outcome:
-    """Go on with a run as if it had never stopped; `queries` extends its budget first, `ceiling` its money.
+    """Go on with a run as if it had never stopped; `queries` extends its budget first, `ceiling` its money. `backend`
+    is the run's model where that is open already.
 
     Methods whose log is no checkpoint (trainings) begin again from their seed, unless they have finished.
 
@@ -206,7 +214,7 @@ def resume(
             raise RunError(f"{path}: {config.method.name} has no budget to extend.")
         elif folder.log.of("result"):
             return Outcome(config, read_result(folder), Predictor(path).classifier, path)
-        return _in_folder(config, open_backend(config.model), folder, observer)
+        return _in_folder(config, backend or open_backend(config.model), folder, observer)
 
 
 def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:

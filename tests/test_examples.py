@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from serving import serving
+from tiny_models import DEVICE
 from transformers import AutoModelForMaskedLM
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -96,3 +97,16 @@ def test_remote_tunes_through_a_server_and_the_load_test_counts_its_answers(tiny
     assert set(eval(lines[0])) == {"manual", "manual calibrated", "untuned", "tuned"}
     assert re.fullmatch(r"a query: \d+ bytes up, \d+ bytes down", lines[1])
     assert re.search(r"answers: \{'200': \d+\}\nlatency, seconds: p50 ", said)
+
+
+def test_the_check_of_a_gpu_prints_every_figure(tmp_path: Path) -> None:
+    printed = run("gpu_check.py", "--tiny", "--device", DEVICE, cwd=tmp_path)
+    assert "failed" not in printed
+    assert "not measured" not in printed
+    for figure in (
+        "a search of 17 queries, s",
+        "outside the backend",
+        "deep prompts: times plain",
+        "share of the matrix",
+    ):
+        assert figure in printed
