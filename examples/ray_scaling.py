@@ -187,17 +187,23 @@ def asynchronous(actors: int = 8, n_slow: int = 2, factor: float = 8.0, queries:
                 "budget": {"queries": queries, "dev_every": queries},
             }
             api.run(make_config(tree), folder)
-            events = EventLog(Path(folder) / f"run-{waits}" / "events.jsonl").of("generation")
-            begin = events[0]["ledger"]["seconds"]  # until then the actors have been starting
-            found[waits] = [(e["ledger"]["seconds"] - begin, e["ledger"]["train_queries"], min(e["losses"])) for e in events]
-    until = min(course[-1][0] for course in found.values())
+            found[waits] = course(EventLog(Path(folder) / f"run-{waits}" / "events.jsonl").of("generation"))
+    until = min(points[-1][0] for points in found.values())
     print(f"\n{actors} actors of 0.1 s a candidate, {n_slow} of them {factor:g} times slower; populations of 12.")
     print(f"\n| generations | seconds for {queries} queries | queries within {until:.1f} s | lowest loss by then |")
     print("|---|---|---|---|")
-    for waits, course in found.items():
-        done = [point for point in course if point[0] <= until]
+    for waits, points in found.items():
+        done = [point for point in points if point[0] <= until]
         kind = "wait for all" if waits else "asynchronous"
-        print(f"| {kind} | {course[-1][0]:.1f} | {done[-1][1]} | {min(point[2] for point in done):.4f} |")
+        print(f"| {kind} | {points[-1][0]:.1f} | {done[-1][1]} | {min(point[2] for point in done):.4f} |")
+
+
+def course(generations: list[dict[str, Any]]) -> list[tuple[float, int, float]]:
+    """After each generation: the seconds since the first, until which the actors have been starting; the queries; and
+    the lowest loss of the generation."""
+    begin = generations[0]["ledger"]["seconds"]
+    ledgers = [(one["ledger"], one["losses"]) for one in generations]
+    return [(ledger["seconds"] - begin, ledger["train_queries"], min(losses)) for ledger, losses in ledgers]
 
 
 def table(plan: Path, first: int) -> None:
@@ -217,7 +223,7 @@ def table(plan: Path, first: int) -> None:
             seconds[name] = time.perf_counter() - start
             done = [read(cell, runs) for cell in todo]
             results[name] = [(one.result["test"], one.result["selected"]) if one else None for one in done]
-            print(f"{name}: {len(todo)} runs of {plan.name} in {seconds[name]:.1f} s, {len(failures)} failed", flush=True)
+            print(f"{name}: {len(todo)} runs of {plan.name} in {seconds[name]:.1f} s, {len(failures)} failed")
         local, there = seconds.values()
         equal = results["two local workers"] == results["two Ray nodes"]
         print(f"Ray takes {there / local:.2f} of the local wall clock. Results equal: {equal}.")

@@ -85,6 +85,11 @@ class RayBackend(Asking):
         with self._counting:
             return Traffic(**vars(self._traffic))
 
+    @property
+    def n_ready(self) -> int:
+        """The number of actors whose model is loaded."""
+        return self._crew.n_ready
+
     def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> RayRows:
         """Encode with one actor, which tells the counts; the others follow when they first meet the rows."""
         if not rows:
