@@ -56,14 +56,16 @@ class Fixed(ToyBackend):
 
 
 @contextmanager
-def cluster(*n_cpus: int, wait: bool = True) -> Iterator[Any]:
+def cluster(*n_cpus: int) -> Iterator[Any]:
     """A cluster of nodes with these numbers of CPUs on this machine, which this process joins; its head works on
     nothing."""
     import ray
     from ray.cluster_utils import Cluster
 
     store = {"object_store_memory": 200 * 2**20}
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    # Workers inherit both; by Ray's default of 15 they would yield to all else on a machine that is shared.
+    os.environ.update({"PYTHONPATH": path, "RAY_worker_niceness": "0"})
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **store})
     try:
         made.nodes = [made.add_node(num_cpus=n, **store) for n in n_cpus]

@@ -1,5 +1,6 @@
 """A `RayBackend` shares candidates out over actors of a Ray cluster."""
 
+import os
 import threading
 import uuid
 import weakref
@@ -165,4 +166,4 @@ def _hired(ray: Any, wanted: Resources, backend: str, model: str, options: Mappi
     if not ray.is_initialized():  # Ray would start a cluster by itself
         raise BackendError("the Ray cluster of this backend has been left (ray.shutdown).")
     kind = ray.remote(Actor).options(scheduling_strategy="SPREAD", max_restarts=0, **wanted.options())
-    return kind.remote(backend, model, dict(options))
+    return kind.remote(backend, model, dict(options), os.getcwd())
