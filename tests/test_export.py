@@ -113,6 +113,26 @@ def test_weights_kept_in_half_precision_score_as_ours_do(to, tmp_path, monkeypat
     np.testing.assert_allclose(names["scores"], scores_of(ours, TEXTS[:1])[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("to", ["peft", "transformers"])
+def test_labels_that_are_read_from_many_words_are_read_so_elsewhere(
+    to, tiny_backend, random_prompts, tmp_path, monkeypatch
+):
+    backend = tiny_backend("bert")
+    weights = np.array([[1.0, 0.0, 0.5, -0.5], [0.0, 1.0, -2.0, 2.0]], np.float32)
+    plain = classifier_of(backend, random_prompts(1, 3)[0], weights=weights, words=("film", "plot"))
+    ours = SoftPromptClassifier.loaded(plain.prompt, backend)
+    export(ours, backend, to, tmp_path / to)
+    _, names = run_page(tmp_path / to, monkeypatch, TEXTS[0])
+    np.testing.assert_allclose(names["scores"], scores_of(ours, TEXTS)[0], atol=1e-5)
+    assert (
+        np.abs(scores_of(ours, TEXTS) - scores_of(classifier_of(backend, plain.prompt.embeddings), TEXTS)).max() > 0.1
+    )
+    if to == "peft":
+        read = SoftPrompt.from_peft(tmp_path / to)
+        np.testing.assert_array_equal(read.weights, weights)
+        assert read.words == ("film", "plot")
+
+
 @pytest.mark.parametrize(
     ("name", "to"), [("bert", "peft"), ("gpt2", "peft"), ("gpt2", "transformers"), ("gpt2", "vllm")]
 )
