@@ -1,6 +1,7 @@
 """The likelihoods of answers of several tokens are measured here, as label scores are elsewhere."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,6 @@ def _examples(workload: Workload, task: GenerationTask) -> Iterator[Example]:
     first = 0
     for n_words in lengths:
         ends = np.cumsum([first, n_words, QUESTION, ANSWER])
-        context, question, answer = (" ".join(words[a:b]) for a, b in zip(ends, ends[1:], strict=False))
+        context, question, answer = (" ".join(words[a:b]) for a, b in pairwise(ends))
         yield Example(context, 0, question if task.template.takes_pair else "", (answer,))
         first = int(ends[-1])

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from backends.bench.evaluation import PARTS, Evaluation, ours, plainly
+from backends.bench.likelihoods import generations
 from backends.bench.memory import peak_memory_mb
 from backends.bench.parts import scoring_shares
 from backends.bench.plain import PlainScores
 from backends.bench.rates import MatrixRate, operations
-from backends.bench.likelihoods import generations
 from backends.bench.workload import Generations, Workload
 from backends.local.loading import load
 from backends.local.precision import rank_correlation
