@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.local.encoding import Tokenised, TokenPair, TokenRow
+from backends.local.encoding import Tokenised, TokenRow
 from backends.local.head import LabelHead
+from backends.local.pairs import TokenPairs
 from backends.local.trees import Forest
 from bbt.types import DeepPrompts
 
@@ -104,13 +105,9 @@ class LocalRows:
 
 
 @dataclass
-class LocalPairs:
-    """One split of contexts with their targets, tokenised."""
+class LocalPairs(TokenPairs):
+    """One split of contexts with their targets, tokenised for a local model."""
 
-    pairs: list[TokenPair]
-    """The pairs (B,), each a context with its target."""
-    n_prompt_tokens: int
-    """The number of prompt tokens T."""
     longest: int
     """The most tokens of a sequence in which the targets of one context may stand (0: each pair stands alone)."""
 
@@ -118,26 +115,6 @@ class LocalPairs:
     def forest(self) -> Forest:
         """The pairs as they are computed."""
         return Forest(self.pairs, self.longest)
-
-    @property
-    def n_examples(self) -> int:
-        """The number of rows B."""
-        return len(self.pairs)
-
-    @property
-    def n_tokens(self) -> int:
-        """The number of tokens of all contexts and targets, prompt tokens included."""
-        return sum(len(pair.context.ids) + len(pair.target) for pair in self.pairs)
-
-    @property
-    def n_truncated(self) -> int:
-        """The number of rows whose text was cut."""
-        return sum(pair.context.truncated for pair in self.pairs)
-
-    @cached_property
-    def n_target_tokens(self) -> NDArray[np.int64]:
-        """The number of tokens (B,) of each target."""
-        return np.array([len(pair.target) for pair in self.pairs], dtype=np.int64)
 
 
 @dataclass
