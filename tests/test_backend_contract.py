@@ -141,9 +141,9 @@ def test_a_masked_model_says_that_it_can_do_neither(kind, tiny_backend, server):
         "pool": lambda: PoolBackend(model, endpoints=[{"url": url}]),
     }
     backend, rows = made[kind](), answered(("bad",), N_TOKENS)
-    with pytest.raises(BackendError, match="only a causal LM .* scores targets"):
+    with pytest.raises(BackendError, match=r"only a causal LM .* scores targets"):
         backend.encode_pairs(rows)
-    with pytest.raises(BackendError, match="only a causal LM .* generates text"):
+    with pytest.raises(BackendError, match=r"only a causal LM .* generates text"):
         backend.encode_contexts(rows, 4)
 
 

@@ -100,9 +100,9 @@ class PoolBackend:
         def score(backend: Backend, prompts: Prompts, encoded: Any) -> Scores:
             return log_softmax(backend.label_scores(prompts, encoded))
 
-        self._probe = self._probe or PoolRows(rows[:1], lambda b: b.encode(rows[:1], label_words), score)
         encoded = PoolRows(rows, lambda b: b.encode(rows, label_words, anchor), score, len(label_words))
         self._count(encoded)
+        self._probe = self._probe or PoolRows(rows[:1], lambda b: b.encode(rows[:1], label_words), score)
         return encoded
 
     def encode_pairs(self, rows: Sequence[Row]) -> PoolPairs:
@@ -112,11 +112,11 @@ class PoolBackend:
         def score(backend: Backend, prompts: Prompts, encoded: Any) -> RowScores:
             return require(backend, TargetBackend).target_log_likelihoods(prompts, encoded)
 
-        self._probe = self._probe or PoolRows(rows[:1], partial(_pairs, rows[:1]), score)
         encoded = PoolPairs(rows, partial(_pairs, rows), score)
         known = self._count(encoded)
         assert isinstance(known, EncodedPairs), "`encode_pairs` makes them"
         encoded.n_target_tokens = known.n_target_tokens
+        self._probe = self._probe or PoolRows(rows[:1], partial(_pairs, rows[:1]), score)
         return encoded
 
     def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> PoolContexts:

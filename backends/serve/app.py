@@ -16,6 +16,7 @@ from backends.serve.keys import Account, Keys, QuotaError
 from backends.serve.limits import Limits
 from backends.serve.metrics import CONTENT_TYPE, Metrics
 from backends.serve.schemas import (
+    Answers,
     ContextSet,
     Fault,
     Id,
@@ -27,11 +28,12 @@ from backends.serve.schemas import (
     RegisteredRows,
     RowSet,
     Space,
+    Texts,
     Words,
     Writing,
     Written,
 )
-from backends.serve.service import ConflictError, ForbiddenError, Service
+from backends.serve.service import ConflictError, ForbiddenError, Service, Trained
 from backends.serve.store import NotRegisteredError
 from backends.wire import MEDIA_TYPE, WireError, pack
 from bbt.backend import Backend
@@ -175,9 +177,18 @@ async def texts(service: Served, account: Holder, request: Request, writing: Wri
     return written
 
 
-def create_app(backend: Backend, keys: Keys, limits: Limits) -> FastAPI:
-    """The application; without keys it answers to requests for this machine's own names only, so that no web page
-    in a browser here can reach it under another."""
+run = APIRouter(prefix="/v1", responses=FAULTS)
+
+
+@run.post("/classify")
+async def classify(service: Served, account: Holder, request: Request, texts: Texts) -> Answers:
+    """What the served run says of texts or pairs: labels with their probabilities, or texts."""
+    return await _wanted(request, service.classify(account, texts))
+
+
+def create_app(backend: Backend, keys: Keys, limits: Limits, trained: Trained | None = None) -> FastAPI:
+    """The application; `trained` is a run on this backend, to be asked, too. Without keys it answers to requests for this
+    machine's own names only, so that no web page in a browser here can reach it under another."""
     metrics = Metrics()
     device = Device(backend, limits.queue, limits.candidates, metrics.scored)
 
@@ -187,8 +198,10 @@ def create_app(backend: Backend, keys: Keys, limits: Limits) -> FastAPI:
         await asyncio.to_thread(device.close)
 
     app = FastAPI(title="bbt serve", version="1", lifespan=lifespan, redoc_url=None)
-    app.state.service, app.state.metrics = Service(device, limits), metrics
+    app.state.service, app.state.metrics = Service(device, limits, trained), metrics
     app.include_router(v1)
+    if trained is not None:
+        app.include_router(run)
 
     @app.get("/healthz")
     async def healthz() -> JSONResponse:

@@ -79,6 +79,38 @@ class Written(Strict):
     """The number of their tokens (0: the model does not tell)."""
 
 
+class Texts(Strict):
+    """Texts to classify, or pairs of them."""
+
+    texts: list[str] = Field(min_length=1)
+    """(B,) the texts."""
+    text_pairs: list[str] | None = None
+    """(B,) second texts, where the task reads two a row."""
+
+
+class LabelAnswer(Strict):
+    """What a run that has learnt labels says of a text."""
+
+    label: str | None
+    """The likeliest label (none: all are equally likely)."""
+    probabilities: dict[str, float]
+    """The probability of each label."""
+
+
+class TextAnswer(Strict):
+    """What a run that answers with texts says to a text."""
+
+    output: str
+    """The text."""
+
+
+class Answers(Strict):
+    """The answers to texts, in their order."""
+
+    answers: list[LabelAnswer | TextAnswer]
+    """(B,) an answer for each text."""
+
+
 class Registered(Strict):
     """The answer to a registration."""
 

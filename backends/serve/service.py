@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -15,6 +16,7 @@ from backends.serve.device import Device, Scoring
 from backends.serve.keys import Account
 from backends.serve.limits import Limits
 from backends.serve.schemas import (
+    Answers,
     ContextSet,
     Ids,
     Model,
@@ -24,6 +26,7 @@ from backends.serve.schemas import (
     RegisteredRows,
     RowSet,
     Space,
+    Texts,
     Words,
     Writing,
     Written,
@@ -37,6 +40,8 @@ from bbt.types import Latents, Prompts, RowScores, Scores
 
 WRITTEN_TOGETHER = 16
 """The number of rows that are written on at a time; between them the model's thread sees who has gone away."""
+CLASSIFIED_TOGETHER = 64
+"""The number of texts that a served run is asked of at a time, likewise."""
 STOP_CHARACTERS = 200
 """The most characters of a stop string."""
 
@@ -49,11 +54,18 @@ class ConflictError(Exception):
     """The server's arithmetic does not give what the client's gives."""
 
 
-class Service:
-    """One model that serves several accounts."""
+class Trained(Protocol):
+    """The protocol of a run on the served model; `bbt.predictor.Predictor` has it."""
 
-    def __init__(self, device: Device, limits: Limits) -> None:
-        self._device, self._limits = device, limits
+    def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None) -> list[dict[str, Any]]:
+        """The label and the probabilities of each text (see `LabelAnswer`), or its `output`."""
+
+
+class Service:
+    """One model that serves several accounts, and a run that was `trained` on it if there is one."""
+
+    def __init__(self, device: Device, limits: Limits, trained: Trained | None = None) -> None:
+        self._device, self._limits, self._trained = device, limits, trained
         self.info = device.backend.info
         self._holdings: defaultdict[str, Holdings] = defaultdict(lambda: Holdings(limits))
         self._same: WeakValueDictionary[str, Encoded] = WeakValueDictionary()
@@ -258,6 +270,28 @@ class Service:
         generate = require(self._device.backend, GenerationBackend).generate
         texts = await self._device.rows([partial(generate, prompt, part, decoding) for part in known.parts])
         return Written(texts=texts, n_tokens=await self._device.call(partial(self._n_tokens, texts)))
+
+    async def classify(self, account: Account, asked: Texts) -> Answers:
+        """The answers of the served run to texts.
+
+        Raises:
+            BusyError, QuotaError, BackendError, DataError: see each.
+        """
+        assert self._trained is not None, "the route is there where a run is served"
+        texts, pairs, limits = asked.texts, asked.text_pairs, self._limits
+        characters = max(map(len, [*texts, *(pairs or ())]))
+        if len(texts) > limits.rows or characters > limits.row_characters:
+            raise BackendError(
+                f"{len(texts)} texts, the longest of {characters} characters: at most {limits.rows} of "
+                f"{limits.row_characters} in one request."
+            )
+        if pairs is not None and len(pairs) != len(texts):
+            raise BackendError(f"{len(texts)} texts, but {len(pairs)} text_pairs: give one a text.")
+        account.charge(rows=len(texts))
+        parts = [slice(i, i + CLASSIFIED_TOGETHER) for i in range(0, len(texts), CLASSIFIED_TOGETHER)]
+        predict = self._trained.predict
+        steps = [partial(predict, texts[part], None if pairs is None else pairs[part]) for part in parts]
+        return Answers.model_validate({"answers": await self._device.rows(steps)})
 
     def _n_tokens(self, texts: Sequence[str]) -> int:
         backend = self._device.backend
