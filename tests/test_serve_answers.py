@@ -44,8 +44,7 @@ def local(tiny_backend):
 def caller(url, key=ALICE):
     session = requests.Session()
     session.headers["Authorization"] = f"Bearer {key}"
-    ask = lambda path, **how: session.post(f"{url}/v1/{path}", **how)  # noqa: E731
-    return ask
+    return lambda path, **how: session.post(f"{url}/v1/{path}", **how)
 
 
 def registered(ask, route="pairs", body=PAIRS):

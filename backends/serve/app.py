@@ -187,8 +187,8 @@ async def classify(service: Served, account: Holder, request: Request, texts: Te
 
 
 def create_app(backend: Backend, keys: Keys, limits: Limits, trained: Trained | None = None) -> FastAPI:
-    """The application; `trained` is a run on this backend, to be asked, too. Without keys it answers to requests for this
-    machine's own names only, so that no web page in a browser here can reach it under another."""
+    """The application; `trained` is a run on this backend, to be asked too. Without keys it answers to requests for
+    this machine's own names only, so that no web page in a browser here can reach it under another."""
     metrics = Metrics()
     device = Device(backend, limits.queue, limits.candidates, metrics.scored)
 

@@ -18,8 +18,8 @@ from bbt.errors import ConfigError
 
 
 def serve(backend: Backend, host: str, port: int, keys: Keys, limits: Limits, trained: Trained | None = None) -> None:
-    """Answer requests until SIGINT or SIGTERM; what has begun is finished first. `trained` is a run on the backend, to be
-    asked, too.
+    """Answer requests until SIGINT or SIGTERM; what has begun is finished first. `trained` is a run on the backend, to
+    be asked too.
 
     Raises:
         ConfigError: it would be reachable from other machines without a key.
