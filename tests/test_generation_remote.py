@@ -117,12 +117,33 @@ def test_a_search_through_a_server_goes_on_where_it_stopped(model, written, bbt,
         assert extended[key] == whole[key]
 
 
-def test_labels_by_likelihood_and_the_metric_itself_go_through_a_server(model, written, bbt, tmp_path, tiny_folder):
+def test_a_search_by_the_metric_itself_goes_through_a_server(model, written, bbt, tmp_path):
     runs = tmp_path / "runs"
     metric = {**SEARCH, "objective": {"loss": "negative_metric"}}
     for name in ("local", "http"):
         assert bbt("run", written(name, model(name), **metric), "--runs", runs)[0] == 0
     assert result(runs / "http")["test"] == result(runs / "local")["test"]
+
+
+def test_labels_of_several_tokens_are_scored_through_a_server(model, bbt, tmp_path):
+    runs, rows = tmp_path / "runs", tmp_path / "labelled.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"text": f"{row['story']} {i}", "label": i % 2}) + "\n" for i, row in enumerate(QUESTIONS))
+    )
+    task = {
+        "template": "{prompt} {text} . It was {mask}",
+        "label_words": ["bad film", "great"],
+        "scored_by": "likelihood",
+    }
+    data = {"source": "files", "k": 2, "train": str(rows), "test": str(rows)}
+    for name in ("local", "http"):
+        tree = {"name": name, "task": {"name": "own", **task}, "data": data, "model": model(name), **SEARCH}
+        (tmp_path / f"{name}.json").write_text(json.dumps(tree))
+        assert bbt("run", tmp_path / f"{name}.json", "--runs", runs)[0] == 0
+    ours, theirs = result(runs / "local"), result(runs / "http")
+    assert theirs["test"] == ours["test"]
+    n_queries = theirs["cost"]["train_queries"] + theirs["cost"]["dev_queries"]
+    assert theirs["cost"]["bytes_up"] < n_queries * 3 * 32 * 4 + 20_000  # z travelled, and a few prompts
 
 
 def test_an_api_of_text_alone_answers_the_manual_prompt_without_perplexity(model, written, bbt, tmp_path):
