@@ -21,6 +21,7 @@ from backends.local.evaluation import Evaluator, blocks
 from backends.local.forward import Forward
 from backends.local.head import Head
 from backends.local.packing import packed_trunk
+from backends.local.plans import Plan, kept
 from backends.local.rows import LocalPairs
 from backends.local.structure import Structure
 from backends.local.tree_attention import NAME, tree_attention
@@ -66,19 +67,30 @@ class TargetEvaluator(Evaluator):
     def _of_block(self, vectors: Tensor, forest: Forest, budget: int) -> RowScores:
         """Compute the log-likelihoods (n, B) of the targets under a block of prompts (n, 1, T, H)."""
         left = self._left(vectors, forest, None) if forest.n_prefix else {}
-        lengths = [length - forest.n_prefix for length in forest.lengths]
         found, places = [], []
-        for batch in micro_batches(lengths, len(vectors), budget, self._one_length):
-            layout = forest.laid_out(batch, self.words.device)
-            embeddings, call = self._embedded(layout, vectors[batch.chosen], forest, None)
-            call.left = {layer: (k[batch.chosen], v[batch.chosen]) for layer, (k, v) in left.items()} or None
+        for plan in self._tree_plans(forest, len(vectors), budget):
+            chosen, layout = plan.batch.chosen, plan.layout
+            assert isinstance(layout, TreeLayout), "`_tree_plans` makes them"
+            embeddings, call = self._embedded(plan, vectors[chosen], forest, None)
+            call.left = {layer: (k[chosen], v[chosen]) for layer, (k, v) in left.items()} or None
             found.append(self._of_tokens(self.forward(embeddings, call), layout))
             candidates, which = layout.sequences
-            places.append((candidates + batch.start) * forest.n_pairs + which)
+            places.append((candidates + chosen.start) * forest.n_pairs + which)
         # Summed here, in an order of its own, so that the same call gives the same bits on a GPU, too.
         tokens = torch.cat(found).double().cpu().numpy()
         sums = np.bincount(np.concatenate(places), tokens, len(vectors) * forest.n_pairs)
         return sums.reshape(-1, forest.n_pairs).astype(np.float32)
+
+    def _tree_plans(self, forest: Forest, n: int, budget: int) -> Iterator[Plan]:
+        """The plans of all trees under n candidates."""
+
+        def make() -> Iterator[Plan]:
+            lengths = [length - forest.n_prefix for length in forest.lengths]
+            for batch in micro_batches(lengths, n, budget, self._one_length):
+                layout = forest.laid_out(batch, self.words.device)
+                yield self._plan(batch, layout, forest, forest.n_prefix, lambda layout: layout)
+
+        return kept(forest.plans, ("trees", n, budget), make)
 
     def _of_tokens(self, states: Tensor, layout: TreeLayout) -> Tensor:
         """Compute the log-likelihoods (M,) of a micro-batch's target tokens from the states (S, H) that are read. Each

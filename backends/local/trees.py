@@ -5,7 +5,7 @@ context's, and see the context and their own target alone. What is read is the e
 token, after which every target begins, and all tokens behind it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from backends.local.batching import Group, Index, Layout, MicroBatch
 from backends.local.encoding import TokenPair, TokenRow
+from backends.local.plans import Plan
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Forest:
         self.reads = [tree.read for tree in self.trees]
         self.tokens: NDArray[np.int64] = np.concatenate([np.array(tree.ids, np.int64) for tree in self.trees])
         self.starts = np.cumsum([0, *self.lengths])
+        self.plans: dict[Hashable, list[Plan]] = {}
 
     @cached_property
     def n_prefix(self) -> int:

@@ -27,7 +27,7 @@ Score: TypeAlias = Callable[[Prompts, Any], NDArray[np.floating[Any]]]
 """A backend's scoring of prompts (n, T, H) on encoded rows: label scores (n, B, K) or log-likelihoods (n, B)."""
 
 PART_TOKENS = 65_536
-"""Tokens of a part: what keeps a GPU busy (`backends.local.backend.TOKEN_BUDGETS`), and some seconds of a CPU."""
+"""Tokens of a part: what keeps a GPU busy (`backends.local.device`), and some seconds of a CPU."""
 
 log = structlog.get_logger("bbt.serve")
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -170,6 +171,12 @@ class TargetObjective:
     def _mean_losses(self, found: RowScores, n_prompt_tokens: int) -> Losses:
         """Make losses (n,) of log-likelihoods (n, B)."""
         return finite_losses(token_losses(found, self._scorer.pairs(n_prompt_tokens).n_target_tokens).mean(axis=1))
+
+    def counted_in(self, ledger: Ledger) -> "TargetObjective":
+        """The same loss, whose costs are counted in another ledger."""
+        other = copy(self)
+        other._ledger, other._scorer = ledger, self._scorer.counted_in(ledger)
+        return other
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
         """Take note of losses of latents that a resumed run has recorded; this objective needs none of them."""
