@@ -6,6 +6,7 @@ head too; the rest of the forward pass is the one of label scores. It is checked
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -21,11 +22,11 @@ from backends.local.evaluation import Evaluator, blocks
 from backends.local.forward import Forward
 from backends.local.head import Head
 from backends.local.packing import packed_trunk
-from backends.local.plans import Plan, kept
+from backends.local.plans import Plan, kept, planned
 from backends.local.rows import LocalPairs
 from backends.local.structure import Structure
 from backends.local.tree_attention import NAME, tree_attention
-from backends.local.trees import Forest, TreeLayout
+from backends.local.trees import Forest, TreeLayout, by_candidate, lines_of_trees
 from bbt.draws import stable_choice
 from bbt.errors import BackendError
 from bbt.types import Prompts, RowScores
@@ -83,12 +84,17 @@ class TargetEvaluator(Evaluator):
 
     def _tree_plans(self, forest: Forest, n: int, budget: int) -> Iterator[Plan]:
         """The plans of all trees under n candidates."""
+        kernel, device = self.forward.kernel, self.words.device
 
         def make() -> Iterator[Plan]:
             lengths = [length - forest.n_prefix for length in forest.lengths]
             for batch in micro_batches(lengths, n, budget, self._one_length):
-                layout = forest.laid_out(batch, self.words.device)
-                yield self._plan(batch, layout, forest, forest.n_prefix, lambda layout: layout)
+                layout, lines = forest.laid_out(batch, device), None
+                if kernel is not None and layout.is_of_chains:
+                    layout = by_candidate(layout)
+                    lines = lines_of_trees(layout, batch.stop - batch.start, forest.n_prefix, kernel, device)
+                plan = planned(batch, layout, forest.tokens, device, None, forest.n_prefix, lambda layout: layout)
+                yield replace(plan, lines=lines)
 
         return kept(forest.plans, ("trees", n, budget), make)
 
@@ -138,9 +144,13 @@ def _ways(scores: Evaluator) -> Iterator[Forward]:
     if scores.forward.packed is not None:
         for cut_last in (True, False):
             try:
-                yield Forward(structure, _trunk_over_trees(structure, words, cut_last))
+                packed = _trunk_over_trees(structure, words, cut_last)
             except Exception as error:  # as in `backends.local.check`, an unknown architecture may raise anything
                 logger.info("%s cannot be packed: %s", type(structure.trunk).__name__, error)
+                continue
+            if scores.forward.kernel is not None:
+                yield Forward(structure, packed, scores.forward.kernel)
+            yield Forward(structure, packed)
     yield Forward(structure, None)
 
 

@@ -1,7 +1,8 @@
 """Attention over trees lets each token see its context, its own target, and the prefix of its candidate.
 
 It is registered with transformers beside `backends.local.attention`, for the models that score targets: causal ones.
-In the last layer the queries are those of the tokens at the end of each tree alone.
+In the last layer the queries are those of the tokens at the end of each tree alone. A GPU's kernel for sequences of
+unequal lengths takes trees that are chains (`unequal`).
 """
 
 from typing import Any
@@ -13,6 +14,7 @@ from torch.nn import functional
 from backends.local.attention import FEW_QUERIES, NOT_UNDERSTOOD, Attending
 from backends.local.batching import Group
 from backends.local.trees import TreeGroup
+from backends.local.unequal import LARGEST_HEAD, attend
 
 NAME = "bbt_trees"
 
@@ -36,13 +38,19 @@ def tree_attention(
         raise NotImplementedError(f"{type(module).__name__} is not plain attention")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     n_heads, n_asked = query.shape[1:3]
-    key, value = packed.given or tuple(
-        states.repeat_interleave(n_heads // states.shape[1], dim=1) for states in (key, value)
-    )
+    if packed.given is not None:
+        key, value = packed.given
+    elif packed.lines is None:
+        key, value = (_every_head(states, n_heads) for states in (key, value))
     if packed.kept is not None:
         packed.kept.append((key, value))
     if packed.only_keys:
         return value.new_zeros(()).expand(1, n_asked, n_heads, value.shape[-1]), None
+    if packed.lines is not None:
+        if query.shape[-1] > LARGEST_HEAD or query.shape[-1] != value.shape[-1]:
+            raise NotImplementedError(f"heads of {query.shape[-1]} and {value.shape[-1]} are not those of the kernel")
+        return attend(query, key, value, packed, scaling, causal=True), None
+    left = packed.left and (_every_head(packed.left[0], n_heads), _every_head(packed.left[1], n_heads))
     out = query.new_empty(n_asked, n_heads, value.shape[-1])
     asked = token = 0
     for group in packed.groups:
@@ -51,9 +59,14 @@ def tree_attention(
         tokens = slice(token, token + group.n_tokens)
         q = _by_sequence(query[0, :, queries], group)
         k, v = (_by_sequence(states[0, :, tokens], group) for states in (key, value))
-        _by_sequence(out[queries].transpose(0, 1), group).copy_(_attended(q, k, v, packed.left, group, scaling))
+        _by_sequence(out[queries].transpose(0, 1), group).copy_(_attended(q, k, v, left, group, scaling))
         asked, token = queries.stop, tokens.stop
     return out[None], None
+
+
+def _every_head(states: Tensor, n_heads: int) -> Tensor:
+    """The keys or values (n, key heads, N, head size), once for each head that shares them."""
+    return states if states.shape[1] == n_heads else states.repeat_interleave(n_heads // states.shape[1], dim=1)
 
 
 def _by_sequence(states: Tensor, group: Group) -> Tensor:

@@ -6,7 +6,7 @@ token, after which every target begins, and all tokens behind it.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.local.batching import Group, Index, Layout, MicroBatch
+from backends.local.device import on_device
 from backends.local.encoding import TokenPair, TokenRow
 from backends.local.plans import Plan
+from backends.local.unequal import Kernel, Lines, lines_of
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,48 @@ class TreeLayout(Layout):
     """(M,) which of the states that are read each target token comes next after."""
     targets: Index
     """(M,) the target tokens' ids."""
+
+    @property
+    def is_of_chains(self) -> bool:
+        """Whether no tree needs a mask: each token sees all that stands left of it."""
+        return all(isinstance(group, TreeGroup) and group.mask is None for group in self.groups)
+
+
+def by_candidate(layout: TreeLayout) -> TreeLayout:
+    """The same trees, candidate after candidate instead of length after length, as a kernel for unequal lengths takes
+    them. `groups` then no longer says in which order they lie."""
+    tokens = np.argsort(layout.candidates, kind="stable")
+    reads = np.argsort(layout.candidates[layout.read], kind="stable")
+    return replace(
+        layout,
+        source=layout.source[tokens],
+        candidates=layout.candidates[tokens],
+        positions=layout.positions[tokens],
+        read=_moved_to(tokens)[layout.read[reads]],
+        states=_moved_to(reads)[layout.states],
+    )
+
+
+def lines_of_trees(layout: TreeLayout, n_candidates: int, n_prefix: int, kernel: Kernel, device: torch.device) -> Lines:
+    """Make the lines of a layout that lies candidate after candidate, the end of each sequence being read."""
+    lines = lines_of(layout, n_candidates, n_prefix, kernel, device)
+    begins = np.searchsorted(layout.read, lines.tokens.cpu().numpy())
+    n_each = len(layout.read) // n_candidates
+    of_candidates = np.arange(n_candidates + 1) * n_each
+    return replace(
+        lines,
+        reads=on_device(begins.astype(np.int32), device),
+        longest_read=int(np.diff(begins).max()),
+        of_candidates=(lines.of_candidates[0], on_device(of_candidates.astype(np.int32), device)),
+        n_each=(lines.n_each[0], n_each),
+    )
+
+
+def _moved_to(order: Index) -> Index:
+    """Where each item is found after they have been put in an order."""
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return places
 
 
 class Tree:

@@ -67,7 +67,7 @@ class LikelihoodScorer(Scorer):
             return self.scores(space.prompts(latents))
         encoded = self._labelled(space.n_prompt_tokens)
         score = partial(backend.latent_log_likelihoods, latents, space, encoded.pairs)
-        return self._counted(latents.nbytes, encoded, lambda: self._of_labels(score(), encoded))
+        return self._counted(len(latents) * space.p0.nbytes, encoded, lambda: self._of_labels(score(), encoded))
 
     def _labelled(self, n_prompt_tokens: int) -> LabelPairs:
         """The rows with all labels, tokenised for so many prompt tokens."""

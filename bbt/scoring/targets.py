@@ -84,7 +84,9 @@ class TargetScorer(Scorer):
         if not (isinstance(backend, LatentTargetBackend) and isinstance(space, PromptSpace)):
             return self.log_likelihoods(space.prompts(latents))
         pairs = self.pairs(space.n_prompt_tokens)
-        return self._counted(latents.nbytes, pairs, lambda: backend.latent_log_likelihoods(latents, space, pairs))
+        return self._counted(
+            len(latents) * space.p0.nbytes, pairs, lambda: backend.latent_log_likelihoods(latents, space, pairs)
+        )
 
     def pairs(self, n_prompt_tokens: int) -> EncodedPairs:
         """Return the rows with their targets, tokenised for so many prompt tokens."""
