@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import requests
-from serving import FaultyProxy, serving
+from serving import FaultyProxy, ServerProcess, serving
 
 import backends.transport
 from backends.http import HttpBackend
@@ -302,6 +302,15 @@ def test_many_ask_a_run_at_once_and_the_model_is_served_beside_it(folder, tiny_f
         assert [one["label"] for one in found] == [one["label"] for one in right]
         for one, other in zip(found, right, strict=True):
             assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-6)
+
+
+def test_the_command_serves_a_run_as_its_config_has_it(folder):
+    server = ServerProcess.of(folder).start()
+    try:
+        answer = caller(server.url)("classify", json={"texts": TEXTS})
+    finally:
+        server.kill()
+    assert answer.json() == {"answers": Predictor(folder).predict(TEXTS)}
 
 
 def test_a_model_alone_classifies_nothing(local):
