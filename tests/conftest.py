@@ -71,3 +71,14 @@ def serve(reference):
 
     with ExitStack() as stack:
         yield lambda name="gpt2", **settings: stack.enter_context(serving(make_peer(reference(name), **settings)))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray cluster of two nodes of two CPUs each on this machine, beside a head that works on nothing, which this
+    process has joined."""
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    from ray_nodes import started
+
+    with started(ray) as cluster:
+        yield cluster

@@ -24,7 +24,7 @@ from backends.local.source import Kind
 from bbt.backend import Decoding, Features, ModelInfo, PlainText, Row
 from bbt.errors import BackendError
 from bbt.spaces.soft import PromptSpace
-from bbt.types import DeepPrompts, Latents, Prompts, RowScores, Scores, TokenIds
+from bbt.types import AnyPrompts, DeepPrompts, Latents, Prompts, RowScores, Scores, TokenIds
 
 
 class LocalBackend:
@@ -44,6 +44,9 @@ class LocalBackend:
         token_budget: the most tokens of one micro-batch, which bounds the memory of an evaluation (none: as many as
             stay in a CPU's caches, or keep a GPU busy and fit into its free memory: `default_budget`). It is halved for
             good when memory runs out.
+        at_once: the most candidates that are scored together (none: all of a call). In float32 a candidate's last bits
+            may depend on those beside it; with this they depend on the share that it falls in, and are those of
+            `backend: ray` with the same `at_once`.
 
     Raises:
         BackendError: the model cannot be loaded, or its scores are not those of a plain forward pass.
@@ -58,12 +61,14 @@ class LocalBackend:
         precision: str = "auto",
         revision: str | None = None,
         token_budget: int | None = None,
+        at_once: int | None = None,
     ) -> None:
         where = resolve_device(device)
         source = Source(model, kind, where, revision, token_budget)
         found = settled(source, resolve_precision(precision, where), on_trial=precision == "auto")
         self._frozen, self._embedding_std = found.model, found.embedding_std
         self._evaluator, self._words = self._frozen.evaluator, self._frozen.words
+        self._at_once = at_once
         self._space: HeldSpace | None = None
 
     @property
@@ -208,7 +213,8 @@ class LocalBackend:
             BackendError: prompts of another shape, or one sequence alone does not fit into memory.
         """
         self._check(prompts, encoded)
-        return self._frozen.target_evaluator.log_likelihoods(prompts, encoded)
+        score = self._frozen.target_evaluator.log_likelihoods
+        return np.concatenate([score(share, encoded) for share in self._shares(prompts)])
 
     def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> LocalContexts:
         """Tokenise what is written on from; see `GenerationBackend.encode_contexts`."""
@@ -271,4 +277,9 @@ class LocalBackend:
     def _scores(self, prompts: DeepPrompts, encoded: LocalRows) -> Scores:
         if not len(prompts):
             return np.empty((0, encoded.n_examples, len(encoded.label_ids)), dtype=np.float32)
-        return self._evaluator.label_scores(prompts, encoded)
+        return np.concatenate([self._evaluator.label_scores(share, encoded) for share in self._shares(prompts)])
+
+    def _shares(self, prompts: AnyPrompts) -> list[AnyPrompts]:
+        """The candidates that are scored together, in their order; without any, one empty share."""
+        step = self._at_once or max(1, len(prompts))
+        return [prompts[start : start + step] for start in range(0, max(1, len(prompts)), step)]
