@@ -118,6 +118,29 @@ def test_targets_of_several_tokens_go_the_same_way(name, kernel, tiny_backend, r
     np.testing.assert_allclose(found, plain.target_log_likelihoods(prompts, plain.encode_pairs(rows)), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", CAUSAL)
+def test_several_targets_of_a_context_go_beside_it(name, kernel, tiny_backend, random_prompts, monkeypatch):
+    """Micro-batches whose trees need masks attend length by length, the others by the kernel."""
+    prompt, said = Segment("prompt", n_tokens=5), Segment("literal", " . It was ")
+    rows = [
+        (prompt, Segment("literal", " . "), Segment("text", text), said, Segment("target", target))
+        for (text, _), targets in zip(
+            TEXTS[:3], (("a good film", "not bad , or"), ("bad",), ("great , or not",)), strict=True
+        )
+        for target in targets
+    ]
+    prompts = random_prompts(3, 5)
+    backend = tiny_backend(name, token_budget=30)
+    encoded = backend.encode_pairs(rows)
+    assert [tree.is_chain for tree in encoded.forest.trees] == [False, True, True]
+    kernel.clear()
+    found = backend.target_log_likelihoods(prompts, encoded)
+    assert kernel
+    monkeypatch.undo()
+    plain = tiny_backend(name)
+    np.testing.assert_allclose(found, plain.target_log_likelihoods(prompts, plain.encode_pairs(rows)), atol=1e-4)
+
+
 @every_architecture
 def test_a_kernel_that_is_wrong_or_fails_is_not_used(
     name, tiny_backend, reference, random_prompts, monkeypatch, caplog

@@ -95,9 +95,9 @@ class FrozenModel:
 
     def encode_pairs(self, rows: Sequence[Row]) -> LocalPairs:
         """Tokenise rows that end in targets; see `TargetBackend.encode_pairs`."""
-        shares = self.target_evaluator.shares_prefixes
+        longest = self.max_length if self.target_evaluator.shares_prefixes else 0
         _require_rows(rows)
-        return LocalPairs(self.row_tokenizer.pairs(rows), _n_prompt_tokens(rows), shares)
+        return LocalPairs(self.row_tokenizer.pairs(rows), _n_prompt_tokens(rows), longest)
 
     def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> LocalContexts:
         """Tokenise what stands left of targets; see `GenerationBackend.encode_contexts`."""
