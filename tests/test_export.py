@@ -3,6 +3,7 @@ that bbt gives."""
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tiny_models import ARCHITECTURES, CAUSAL, HIDDEN
 
 import bbt
 from backends.http import HttpBackend
+from backends.local import LocalBackend
 from bbt.baselines.peft_training import peft_imported
 from bbt.errors import BackendError, ConfigError, PromptError
 from bbt.experiment.classifiers import SoftPromptClassifier
@@ -24,6 +26,7 @@ from bbt.tasks import Example, Task, Template
 
 TEXTS = ["a film so bad that it was great", "the plot is worse", "I liked it ; you did not", "Zoë, 3 % ?"]
 PAIR = "it was slow"
+CARRY = Path(__file__).parents[1] / "docs/how-to/carry.md"
 WORDS, NAMES, BIASES = ("bad", "great"), ("down", "up"), (-0.25, 0.25)
 FIRST = "{prompt} . {text} . It was {mask}"
 START = "{start}{text} . It was {mask}"
@@ -78,9 +81,9 @@ def scores_of(classifier, texts):
     return classifier.scores([Example(text, 0, PAIR) for text in texts], Ledger())
 
 
-def assert_same(page, expected):
+def assert_same(page, expected, tolerance=1e-5):
     assert list(page) == list(NAMES)
-    np.testing.assert_allclose(list(page.values()), expected, atol=1e-5)
+    np.testing.assert_allclose(list(page.values()), expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -99,6 +102,45 @@ def test_the_pages_lines_give_the_numbers_of_bbt(name, template, to, classifier,
         probabilities, names = run_page(tmp_path / to, monkeypatch, text)
         np.testing.assert_allclose(names["scores"], scores, atol=1e-5)  # logits of the label words, and class biases
         assert_same(probabilities, expected)
+
+
+@pytest.mark.parametrize("to", ["peft", "transformers"])
+def test_weights_kept_in_half_precision_score_as_ours_do(to, tmp_path, monkeypatch, random_prompts):
+    backend = LocalBackend("minilm-mlm", precision="fp32")  # its file holds 16 bits a number
+    ours = classifier_of(backend, random_prompts(1, 3, backend.info.hidden_size)[0])
+    export(ours, backend, to, tmp_path)
+    _, names = run_page(tmp_path, monkeypatch, TEXTS[0])
+    np.testing.assert_allclose(names["scores"], scores_of(ours, TEXTS[:1])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["peft", "transformers"])
+def test_labels_that_are_read_from_many_words_are_read_so_elsewhere(
+    to, tiny_backend, random_prompts, tmp_path, monkeypatch
+):
+    backend = tiny_backend("bert")
+    weights = np.array([[1.0, 0.0, 0.5, -0.5], [0.0, 1.0, -2.0, 2.0]], np.float32)
+    plain = classifier_of(backend, random_prompts(1, 3)[0], weights=weights, words=("film", "plot"))
+    ours = SoftPromptClassifier.loaded(plain.prompt, backend)
+    export(ours, backend, to, tmp_path / to)
+    _, names = run_page(tmp_path / to, monkeypatch, TEXTS[0])
+    np.testing.assert_allclose(names["scores"], scores_of(ours, TEXTS)[0], atol=1e-5)
+    assert (
+        np.abs(scores_of(ours, TEXTS) - scores_of(classifier_of(backend, plain.prompt.embeddings), TEXTS)).max() > 0.1
+    )
+    if to == "peft":
+        read = SoftPrompt.from_peft(tmp_path / to)
+        np.testing.assert_array_equal(read.weights, weights)
+        assert read.words == ("film", "plot")
+
+
+@pytest.mark.parametrize(
+    ("name", "to"), [("bert", "peft"), ("gpt2", "peft"), ("gpt2", "transformers"), ("gpt2", "vllm")]
+)
+def test_the_documentation_shows_the_lines_of_the_pages(name, to, classifier, tmp_path):
+    ours = classifier(name)
+    export(ours, ours.backend, to, tmp_path)
+    (lines,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), flags=re.S)
+    assert lines in CARRY.read_text(encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's own, of its own call

@@ -47,7 +47,7 @@ class Scorer:
 
     def _encode(self, n_prompt_tokens: int) -> Encoded:
         rows = self._task.rows(self._examples, n_prompt_tokens)
-        return self._backend.encode(rows, self._task.label_words, self._anchor if n_prompt_tokens else None)
+        return self._backend.encode(rows, self._task.scored_words, self._anchor if n_prompt_tokens else None)
 
     def anchored(self, anchor: Prompts) -> "Scorer":
         """A scorer of the same rows with this anchor; the rows that were cut are not counted again."""
@@ -63,7 +63,7 @@ class Scorer:
 
     def scores(self, prompts: AnyPrompts) -> Scores:
         """The scores (n, B, K) of soft prompts (n, T, H), deep ones (n, L, T, H) or hard ones (n, T), counted in the
-        ledger.
+        ledger. A task of further words has scores (n, B, M).
 
         Raises:
             BackendError: deep or hard prompts on a backend that does not take them.
@@ -85,11 +85,13 @@ class Scorer:
         if not (isinstance(backend, LatentBackend) and isinstance(space, PromptSpace)):
             return self.scores(space.prompts(latents))
         encoded = self.encoded(space.n_prompt_tokens)
-        return self._counted(latents.nbytes, encoded, lambda: backend.latent_scores(latents, space, encoded))
+        return self._counted(
+            len(latents) * space.p0.nbytes, encoded, lambda: backend.latent_scores(latents, space, encoded)
+        )
 
     def _counted(self, bytes_up: int, encoded: Encoded, score: Callable[[], Scores]) -> Scores:
-        """The scores (n, B, K), with what they cost in the ledger. Where the backend knows of no traffic, `bytes_up` is
-        counted; where it is not told what is billed, the rows' own tokens are counted, and one for each score."""
+        """The scores (n, B, K), with what they cost in the ledger. Where the backend knows of no traffic, the prompts'
+        `bytes_up` are counted; where it is not told what is billed, the rows' own tokens, and one for each score."""
         remote = self._backend if isinstance(self._backend, RemoteBackend) else None
         with self._ledger.meter.call(self._backend) as reading:
             scores = score()
