@@ -83,7 +83,7 @@ def prompts(backend, n, seed=0):
 
 
 def test_every_backend_of_ours_is_among_those_that_are_tested():
-    elsewhere = {"text-api": "no prompt of vectors can be sent there: test_text_api.py", "ray": "test_ray_population.py"}
+    elsewhere = {"text-api": "no vectors can be sent there: test_text_api.py", "ray": "test_ray_population.py"}
     assert {kind for kind, _ in KINDS} | set(elsewhere) == set(BACKENDS)
 
 
