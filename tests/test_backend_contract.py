@@ -83,8 +83,8 @@ def prompts(backend, n, seed=0):
 
 
 def test_every_backend_of_ours_is_among_those_that_are_tested():
-    in_words_only = {"text-api"}  # no prompt of vectors can be sent there: tests/test_text_api.py
-    assert {kind for kind, _ in KINDS} | in_words_only == set(BACKENDS)
+    elsewhere = {"text-api": "no vectors can be sent there: test_text_api.py", "ray": "test_ray_population.py"}
+    assert {kind for kind, _ in KINDS} | set(elsewhere) == set(BACKENDS)
 
 
 @pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda check: check.__name__)
