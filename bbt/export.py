@@ -43,7 +43,7 @@ _PEFT = """\
 from peft import PeftModel
 from transformers import {auto}, AutoTokenizer
 
-{loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"]), ".").eval()
+{loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"], dtype=torch.float32), ".").eval()
 with torch.no_grad():
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
 {read}{scored}"""
@@ -51,7 +51,7 @@ _TRANSFORMERS = """\
 from safetensors.torch import load_file
 from transformers import {auto}, AutoTokenizer
 
-{loaded}model = {auto}.from_pretrained(facts["model"]).eval()
+{loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
 prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
 embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
 with torch.no_grad():
@@ -60,7 +60,7 @@ with torch.no_grad():
 _MANUAL = """\
 from transformers import {auto}, AutoTokenizer
 
-{loaded}model = {auto}.from_pretrained(facts["model"]).eval()
+{loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
 with torch.no_grad():
     logits = model(input_ids=ids).logits[0]
 {read}{scored}"""

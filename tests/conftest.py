@@ -24,10 +24,12 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture
 def tiny_backend(tiny_folder):
     """name -> a fresh LocalBackend over the tiny model, in full precision unless told otherwise."""
+    from tiny_models import DEVICE
+
     from backends.local import LocalBackend
 
     def make(name, **options):
-        return LocalBackend(model=str(tiny_folder(name)), **{"precision": "fp32", "device": "cpu", **options})
+        return LocalBackend(model=str(tiny_folder(name)), **{"precision": "fp32", "device": DEVICE, **options})
 
     return make
 

@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from serving import serving
+from tiny_models import DEVICE
+from transformers import AutoModelForMaskedLM
+
+from bbt.baselines.peft_training import peft_imported
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -25,6 +30,19 @@ def test_quickstart_tunes_saves_and_predicts(tmp_path: Path) -> None:
     assert set(eval(lines[0])) == {"manual", "manual calibrated", "untuned", "tuned"}
     assert eval(lines[1])[0]["label"] in ("negative", "positive")
     assert (tmp_path / "sst2-tuned/prompt.safetensors").is_file()
+
+
+def test_a_dataframe_becomes_probabilities_and_a_folder_that_plain_peft_loads(tmp_path: Path) -> None:
+    probabilities, exported = run("dataframe.py", cwd=tmp_path).rsplit("\n", 2)[:2]
+    rows = [[float(p) for p in row.strip(" []").split()] for row in probabilities.splitlines()]
+    assert [len(row) for row in rows] == [4, 4]
+    assert [sum(row) for row in rows] == pytest.approx([1.0, 1.0], abs=0.01)
+    assert exported == "True"
+    facts = json.loads((tmp_path / "carried/classifier.json").read_text())
+    plain = AutoModelForMaskedLM.from_pretrained(facts["model"])
+    with peft_imported():
+        tuned = PeftModel.from_pretrained(plain, tmp_path / "carried")
+    assert tuned.peft_config["default"].num_virtual_tokens == facts["n_virtual_tokens"] > 0
 
 
 def test_bundle_data_keeps_the_reference_split(tmp_path: Path) -> None:
@@ -82,3 +100,16 @@ def test_remote_tunes_through_a_server_and_the_load_test_counts_its_answers(tiny
     assert set(eval(lines[0])) == {"manual", "manual calibrated", "untuned", "tuned"}
     assert re.fullmatch(r"a query: \d+ bytes up, \d+ bytes down", lines[1])
     assert re.search(r"answers: \{'200': \d+\}\nlatency, seconds: p50 ", said)
+
+
+def test_the_check_of_a_gpu_prints_every_figure(tmp_path: Path) -> None:
+    printed = run("gpu_check.py", "--tiny", "--device", DEVICE, cwd=tmp_path)
+    assert "failed" not in printed
+    assert "not measured" not in printed
+    for figure in (
+        "a search of 17 queries, s",
+        "outside the backend",
+        "deep prompts: times plain",
+        "share of the matrix",
+    ):
+        assert figure in printed

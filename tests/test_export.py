@@ -14,6 +14,7 @@ from tiny_models import ARCHITECTURES, CAUSAL, HIDDEN
 
 import bbt
 from backends.http import HttpBackend
+from backends.local import LocalBackend
 from bbt.baselines.peft_training import peft_imported
 from bbt.errors import BackendError, ConfigError, PromptError
 from bbt.experiment.classifiers import SoftPromptClassifier
@@ -101,6 +102,15 @@ def test_the_pages_lines_give_the_numbers_of_bbt(name, template, to, classifier,
         probabilities, names = run_page(tmp_path / to, monkeypatch, text)
         np.testing.assert_allclose(names["scores"], scores, atol=1e-5)  # logits of the label words, and class biases
         assert_same(probabilities, expected)
+
+
+@pytest.mark.parametrize("to", ["peft", "transformers"])
+def test_weights_kept_in_half_precision_score_as_ours_do(to, tmp_path, monkeypatch, random_prompts):
+    backend = LocalBackend("minilm-mlm", precision="fp32")  # its file holds 16 bits a number
+    ours = classifier_of(backend, random_prompts(1, 3, backend.info.hidden_size)[0])
+    export(ours, backend, to, tmp_path)
+    _, names = run_page(tmp_path, monkeypatch, TEXTS[0])
+    np.testing.assert_allclose(names["scores"], scores_of(ours, TEXTS[:1])[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("to", ["peft", "transformers"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from backends.bench.plain import PlainLoop
+from backends.bench.plain import PlainScores
 from backends.bench.workload import Generations
 from bbt.types import Latents, Losses, Scores
 
@@ -52,10 +52,14 @@ def ours(work: Generations, seed: int) -> Evaluation:
     for layer in work.layers:
         with done.timing("optimizer"):
             latents = work.optimizer.ask()
-        with done.timing("projection"):
-            prompts = work.prompts(latents, layer, seed)
-        with done.timing("scoring"):
-            scores = work.scores(prompts)
+        if work.sends_latents:
+            with done.timing("scoring"):
+                scores = work.backend.latent_scores(latents, work.space, work.encoded)
+        else:
+            with done.timing("projection"):
+                prompts = work.prompts(latents, layer, seed)
+            with done.timing("scoring"):
+                scores = work.scores(prompts)
         with done.timing("loss"):
             losses = work.losses(scores)
         with done.timing("optimizer"):
@@ -66,7 +70,7 @@ def ours(work: Generations, seed: int) -> Evaluation:
     return done
 
 
-def plainly(work: Generations, loop: PlainLoop, population: list[Latents], seed: int) -> Evaluation:
+def plainly(work: Generations, loop: PlainScores, population: list[Latents], seed: int) -> Evaluation:
     """Evaluate the same candidates one at a time: project one, score it, take its loss."""
     done = Evaluation(latents=population)
     for layer, latents in zip(work.layers, population, strict=True):

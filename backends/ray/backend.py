@@ -1,5 +1,6 @@
 """A `RayBackend` shares candidates out over actors of a Ray cluster."""
 
+import os
 import threading
 import uuid
 import weakref
@@ -13,7 +14,7 @@ import numpy as np
 from backends.ray.actor import Actor, Answer, Counts, Question, RowsAsked
 from backends.ray.crew import Crew
 from backends.ray.offers import OFFERS, Asking, RayPairs, RayRows
-from bbt.backend import ModelInfo, Row, Traffic
+from bbt.backend import Decoding, ModelInfo, Row, Traffic
 from bbt.cluster import Resources, join
 from bbt.config import validated
 from bbt.errors import BackendError, ConfigError
@@ -80,10 +81,15 @@ class RayBackend(Asking):
 
     @property
     def traffic(self) -> Traffic:
-        """The bytes of the arrays that went to actors for scores and came back, and what the actors' own backends have
-        exchanged for them; the tokens that those were billed."""
+        """The bytes of the prompts that went to actors and of the scores and texts that came back, and what the actors'
+        own backends have exchanged for them; the tokens that those were billed."""
         with self._counting:
             return Traffic(**vars(self._traffic))
+
+    @property
+    def n_ready(self) -> int:
+        """The number of actors whose model is loaded."""
+        return self._crew.n_ready
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> RayRows:
         """Encode with one actor, which tells the counts; the others follow when they first meet the rows."""
@@ -130,6 +136,13 @@ class RayBackend(Asking):
         (answer,) = self._crew.ask([Question(method, before, rows.asked if rows else None, after)])
         return answer.value
 
+    def _texts(self, prompt: Prompts, rows: RayRows, decoding: Decoding) -> list[str]:
+        question = Question("generate", (np.ascontiguousarray(prompt),), rows.asked, (decoding,))
+        answers = self._crew.ask([question])
+        texts = [str(text) for text in answers[0].value]
+        self._count(question.n_bytes, sum(len(text.encode()) for text in texts), answers)
+        return texts
+
     def _every(self, method: str) -> list[Any]:
         return [answer.value for answer in self._crew.ask([Question(method)] * self._n)]
 
@@ -160,4 +173,4 @@ def _hired(ray: Any, wanted: Resources, backend: str, model: str, options: Mappi
     if not ray.is_initialized():  # Ray would start a cluster by itself
         raise BackendError("the Ray cluster of this backend has been left (ray.shutdown).")
     kind = ray.remote(Actor).options(scheduling_strategy="SPREAD", max_restarts=0, **wanted.options())
-    return kind.remote(backend, model, dict(options))
+    return kind.remote(backend, model, dict(options), os.getcwd())

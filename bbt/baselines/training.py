@@ -95,6 +95,7 @@ class Loop:
         self._labels = torch.from_numpy(experiment.train.labels)
         self._batches = batches(len(self._labels), settings.batch_size)
         self._n_rows = 0
+        self._screened = experiment.ledger.train_queries  # what the subject's start has cost
 
     def run(self) -> Trained:
         """Take all steps, or stop where the loss is no longer a number; then go back to the best state."""
@@ -132,7 +133,7 @@ class Loop:
         loss.backward()  # type: ignore[no-untyped-call]
         self._n_rows += len(rows)
         self._experiment.ledger.examples += len(rows)
-        self._experiment.ledger.train_queries = self._n_rows // len(self._labels)
+        self._experiment.ledger.train_queries = self._screened + self._n_rows // len(self._labels)
         return loss.item()
 
     def _state(self) -> list[Tensor]:

@@ -10,7 +10,7 @@ from bbt.cli.common import complain
 
 if TYPE_CHECKING:
     from bbt.compare.plan import Cell
-    from bbt.compare.work import Failure
+    from bbt.compare.work import Executor, Failure
 
 
 def compare(
@@ -22,6 +22,9 @@ def compare(
     cluster: Annotated[
         str | None,
         typer.Option(metavar="ADDRESS", help="Run on a Ray cluster; auto: the one of RAY_ADDRESS, or a local one."),
+    ] = None,
+    devices: Annotated[
+        str | None, typer.Option(help="Devices that runs have to themselves in turn, such as cuda:0,cuda:1.")
     ] = None,
     folds: Annotated[
         int | None, typer.Option(min=2, help="Cross-validate on the k-shot rows; nothing is tested.")
@@ -43,12 +46,14 @@ def compare(
     from bbt.compare.work import missing
     from bbt.errors import ConfigError
 
+    if devices and cluster:
+        raise ConfigError("--devices is for this machine alone; on a --cluster the plan's resources ask for GPUs.")
     if workers and cluster:
         raise ConfigError("--workers is for this machine alone; on a --cluster the plan's resources say how many fit.")
     loaded, folder = load_plan(plan), runs or Path("runs") / plan.stem
     todo, failures = missing(cells(loaded, folds), folder)
     if todo and not (table_only or pair):
-        failures += _work(todo, folder, workers or 1, cluster)
+        failures += _work(todo, folder, _executor(workers, cluster, devices), cluster)
     report = Report(loaded, folder, folds, failures)
     if pair:
         print("\n".join(pair_in_words(report.comparison, *pair)))
@@ -63,17 +68,27 @@ def compare(
         sys.exit(1)
 
 
-def _work(todo: "list[Cell]", folder: Path, n_workers: int, cluster: str | None) -> "list[Failure]":
+def _executor(workers: int | None, cluster: str | None, devices: str | None) -> "Executor":
+    """Make what runs the cells: a Ray cluster, or processes of this machine, as many as there are devices."""
+    if cluster:
+        from bbt.compare.cluster import RayCluster
+
+        return RayCluster(cluster)
+    from bbt.compare.devices import Devices
+    from bbt.compare.processes import Processes
+
+    names = devices.split(",") if devices else []
+    return Processes(max(workers or 1, len(names)), Devices(names))
+
+
+def _work(todo: "list[Cell]", folder: Path, executor: "Executor", cluster: str | None) -> "list[Failure]":
     """Run the cells under a progress bar; Ctrl-C says how to go on."""
     from contextlib import nullcontext
 
     from bbt.cli.compare_progress import Bars
     from bbt.cluster import joined
-    from bbt.compare.cluster import RayCluster
-    from bbt.compare.processes import Processes
     from bbt.compare.work import Work
 
-    executor = RayCluster(cluster) if cluster else Processes(n_workers)
     try:
         with joined(cluster) if cluster else nullcontext(), Bars(len(todo)) as bars:
             return Work(folder, executor, bars).do(todo)

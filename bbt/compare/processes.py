@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from bbt.compare.devices import Devices
 from bbt.compare.job import Job
 from bbt.compare.plan import Cell
 from bbt.compare.work import Failure, Watcher, last_line, log_of
@@ -22,6 +23,8 @@ class Processes:
 
     n_workers: int = 1
     """How many runs go on at a time."""
+    devices: Devices = field(default_factory=Devices)
+    """The devices that the runs are shared out over."""
     _children: set["subprocess.Popen[str]"] = field(default_factory=set)
     """The processes that are under way."""
 
@@ -42,18 +45,18 @@ class Processes:
         """Make one run, from beginning to end."""
         watcher.began(cell)
         log = log_of(cell, runs)
-        with log.open("w", encoding="utf-8") as errors:
-            code = self._follow(cell, runs, watcher, errors.fileno())
+        with log.open("w", encoding="utf-8") as errors, self.devices.one() as device:
+            code = self._follow(cell, runs, watcher, errors.fileno(), device)
         failure = None if code == 0 else Failure(cell, _reason(code, log))
         if not failure:
             log.unlink()
         watcher.ended(cell, failure)
         return failure
 
-    def _follow(self, cell: Cell, runs: Path, watcher: Watcher, errors: int) -> int:
-        """Start the worker and pass on its progress; returns its exit code."""
+    def _follow(self, cell: Cell, runs: Path, watcher: Watcher, errors: int, device: dict[str, str]) -> int:
+        """Start the worker, which sees this device alone, and pass on its progress; returns its exit code."""
         command = [sys.executable, "-m", "bbt.compare.worker"]
-        environment = {**os.environ, **cell.resources.environment}
+        environment = {**os.environ, **cell.resources.environment, **device}
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
         ) as child:

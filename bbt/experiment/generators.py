@@ -23,9 +23,9 @@ class Generator(Protocol):
     def texts(self, examples: Sequence[Example], ledger: Ledger) -> list[str]:
         """Write a text for each example; what it costs is counted in the ledger."""
 
-    def perplexity(self, examples: Sequence[Example], ledger: Ledger) -> float:
+    def perplexity(self, examples: Sequence[Example], ledger: Ledger) -> float | None:
         """Compute the perplexity of the examples' targets: the exponential of the mean negative log-likelihood, in
-        nats, of their tokens."""
+        nats, of their tokens; None where the model tells no likelihoods."""
 
     def save(self, folder: Path) -> None:
         """Write into a run folder what a `Predictor` needs."""
@@ -79,9 +79,11 @@ class SoftPromptGenerator:
         """Write a text for each example under this prompt."""
         return self._scorer(examples, ledger).texts(self.prompt.batch)
 
-    def perplexity(self, examples: Sequence[Example], ledger: Ledger) -> float:
-        """Compute the perplexity of the examples' targets under this prompt."""
+    def perplexity(self, examples: Sequence[Example], ledger: Ledger) -> float | None:
+        """Compute the perplexity of the examples' targets under this prompt, if the backend tells likelihoods."""
         scorer = self._scorer(examples, ledger)
+        if not scorer.tells_likelihoods:
+            return None
         total = scorer.log_likelihoods(self.prompt.batch).sum(dtype=np.float64)
         with np.errstate(over="ignore"):
             return float(np.exp(-total / scorer.pairs(self.prompt.batch.shape[1]).n_target_tokens.sum()))

@@ -26,7 +26,9 @@ def tested_texts(experiment: Experiment, trained: Trained) -> Tested:
         texts = writing(generator).texts(rows, ledgers[name])
         truncated = ledgers[name].truncated
         test[name] = task.evaluate_texts(texts, rows)
-        perplexity[name] = writing(generator).perplexity(rows, ledgers[name])
+        found = writing(generator).perplexity(rows, ledgers[name])
+        if found is not None:
+            perplexity[name] = found
     figures = {
         "test": test,
         "also_test": {},

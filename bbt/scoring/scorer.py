@@ -85,11 +85,13 @@ class Scorer:
         if not (isinstance(backend, LatentBackend) and isinstance(space, PromptSpace)):
             return self.scores(space.prompts(latents))
         encoded = self.encoded(space.n_prompt_tokens)
-        return self._counted(latents.nbytes, encoded, lambda: backend.latent_scores(latents, space, encoded))
+        return self._counted(
+            len(latents) * space.p0.nbytes, encoded, lambda: backend.latent_scores(latents, space, encoded)
+        )
 
     def _counted(self, bytes_up: int, encoded: Encoded, score: Callable[[], Scores]) -> Scores:
-        """The scores (n, B, K), with what they cost in the ledger. Where the backend knows of no traffic, `bytes_up` is
-        counted; where it is not told what is billed, the rows' own tokens are counted, and one for each score."""
+        """The scores (n, B, K), with what they cost in the ledger. Where the backend knows of no traffic, the prompts'
+        `bytes_up` are counted; where it is not told what is billed, the rows' own tokens, and one for each score."""
         remote = self._backend if isinstance(self._backend, RemoteBackend) else None
         with self._ledger.meter.call(self._backend) as reading:
             scores = score()

@@ -1,19 +1,28 @@
 """Rows whose answer is a text are scored here: by how likely a prompt makes that text, or by what the model writes."""
 
-import time
 from collections.abc import Sequence
 from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.backend import Backend, Encoded, EncodedPairs, GenerationBackend, HardBackend, TargetBackend, require
+from bbt.backend import (
+    Backend,
+    Encoded,
+    EncodedPairs,
+    GenerationBackend,
+    HardBackend,
+    RemoteBackend,
+    TargetBackend,
+    Traffic,
+    require,
+)
 from bbt.errors import ConfigError
 from bbt.scoring.judge import Verdict
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import finite_losses
 from bbt.scoring.scorer import Scorer
-from bbt.spaces.soft import Space
+from bbt.spaces.soft import LatentTargetBackend, PromptSpace, Space
 from bbt.tasks import Example, GenerationTask, Task
 from bbt.types import AnyPrompts, Latents, Losses, Prompts, RowScores
 
@@ -50,6 +59,11 @@ class TargetScorer(Scorer):
         assert isinstance(self._task, GenerationTask), "`scorer_of` sees to it"
         return self._task
 
+    @property
+    def tells_likelihoods(self) -> bool:
+        """Whether the backend tells how likely a target is; an API of text alone does not."""
+        return isinstance(self._backend, TargetBackend)
+
     def log_likelihoods(self, prompts: Prompts) -> RowScores:
         """Compute the log-likelihoods (n, B) of the targets in nats under soft prompts (n, T, H). The ledger counts
         it."""
@@ -60,6 +74,17 @@ class TargetScorer(Scorer):
             return backend.target_log_likelihoods(prompts, pairs)
 
         return self._counted(prompts.nbytes, pairs, score)
+
+    def latent_log_likelihoods(self, latents: Latents, space: Space) -> RowScores:
+        """Compute the log-likelihoods (n, B) of the targets under the prompts that latents (n, d) stand for in a space.
+        A backend that can hold the space is sent z instead of prompts."""
+        backend = self._backend
+        if not (isinstance(backend, LatentTargetBackend) and isinstance(space, PromptSpace)):
+            return self.log_likelihoods(space.prompts(latents))
+        pairs = self.pairs(space.n_prompt_tokens)
+        return self._counted(
+            len(latents) * space.p0.nbytes, pairs, lambda: backend.latent_log_likelihoods(latents, space, pairs)
+        )
 
     def pairs(self, n_prompt_tokens: int) -> EncodedPairs:
         """Return the rows with their targets, tokenised for so many prompt tokens."""
@@ -73,16 +98,23 @@ class TargetScorer(Scorer):
             return []
         backend = require(self._backend, GenerationBackend, f"task {self._task.name}")
         contexts, decoding = self._contexts_of(backend, prompt.shape[1]), self.task.decoding
-        start = time.perf_counter()
-        texts = backend.generate(prompt, contexts, decoding)
-        self._ledger.backend_seconds += time.perf_counter() - start
+        remote = self._backend if isinstance(self._backend, RemoteBackend) else None
+        with self._ledger.meter.call(self._backend) as reading:
+            texts = backend.generate(prompt, contexts, decoding)
+        self._ledger.backend_seconds += reading.seconds
         self._ledger.examples += len(texts)
-        self._ledger.bytes_up += prompt.nbytes
-        self._ledger.bytes_down += sum(len(text.encode()) for text in texts)
-        self._ledger.tokens_up += contexts.n_tokens
-        if isinstance(backend, HardBackend):
-            self._ledger.tokens_down += sum(len(backend.prompt_ids(text)) for text in texts)
+        spent = reading.traffic if remote else Traffic(prompt.nbytes, sum(len(text.encode()) for text in texts))
+        billed = remote.traffic if remote else Traffic()
+        self._ledger.bytes_up += spent.bytes_up
+        self._ledger.bytes_down += spent.bytes_down
+        self._ledger.tokens_up += spent.tokens_up if billed.tokens_up else contexts.n_tokens
+        self._ledger.tokens_down += spent.tokens_down if billed.tokens_down else self._n_tokens(texts)
         return texts
+
+    def _n_tokens(self, texts: Sequence[str]) -> int:
+        """Count the tokens of texts, where the backend has a tokenizer."""
+        backend = self._backend
+        return sum(len(backend.prompt_ids(text)) for text in texts) if isinstance(backend, HardBackend) else 0
 
     def _contexts_of(self, backend: GenerationBackend, n_prompt_tokens: int) -> Encoded:
         """Return the rows without their targets, tokenised for so many prompt tokens."""
@@ -127,12 +159,18 @@ class TargetObjective:
         if self._by_metric:
             task, examples = self._scorer.task, self._scorer.examples
             return np.array([-task.text_metric(self._scorer.texts(one[None]), examples) for one in prompts])
-        found = self._scorer.log_likelihoods(prompts)
-        return finite_losses(token_losses(found, self._scorer.pairs(prompts.shape[1]).n_target_tokens).mean(axis=1))
+        return self._mean_losses(self._scorer.log_likelihoods(prompts), prompts.shape[1])
 
     def latent_losses(self, latents: Latents, space: Space) -> Losses:
         """Compute the losses (n,) of the prompts that latents (n, d) stand for in a space; see `losses`."""
-        return self.losses(space.prompts(latents))
+        if self._by_metric:
+            return self.losses(space.prompts(latents))
+        self._ledger.train_queries += len(latents)
+        return self._mean_losses(self._scorer.latent_log_likelihoods(latents, space), space.n_prompt_tokens)
+
+    def _mean_losses(self, found: RowScores, n_prompt_tokens: int) -> Losses:
+        """Make losses (n,) of log-likelihoods (n, B)."""
+        return finite_losses(token_losses(found, self._scorer.pairs(n_prompt_tokens).n_target_tokens).mean(axis=1))
 
     def counted_in(self, ledger: Ledger) -> "TargetObjective":
         """The same loss, whose costs are counted in another ledger."""
@@ -149,7 +187,8 @@ class TargetObjective:
 
 class TargetJudge:
     """A judge of prompts on dev rows whose answer is a text (a `DevJudge`): it judges by the loss of the targets'
-    tokens, and by the task's first metric of what is generated."""
+    tokens, and by the task's first metric of what is generated. Where the backend tells no likelihoods, minus that
+    metric is the loss."""
 
     def __init__(self, scorer: TargetScorer, ledger: Ledger) -> None:
         self._scorer, self._ledger = scorer, ledger
@@ -168,6 +207,9 @@ class TargetJudge:
         """Take note of verdicts that a resumed run has recorded; this judge needs none of them."""
 
     def _verdict(self, prompt: Prompts) -> Verdict:
+        if not self._scorer.tells_likelihoods:
+            metric = self._scorer.task.text_metric(self._scorer.texts(prompt), self._scorer.examples)
+            return Verdict(metric, -metric)
         found = self._scorer.log_likelihoods(prompt)
         rows = token_losses(found, self._scorer.pairs(prompt.shape[1]).n_target_tokens)[0]
         if not np.isfinite(rows).all():
