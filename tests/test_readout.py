@@ -162,6 +162,7 @@ def test_a_run_reads_what_its_label_words_do_not_tell(made, tmp_path):
     assert [one["label"] for one in predictor.predict(["a red thing", "blue it is"])] == ["no", "yes"]
     prompt = SoftPrompt.load(made.folder)
     assert prompt.weights.shape == (2, 2 + len(prompt.words))
+    assert made.result["n_parameters"] == 3 + prompt.weights.size
 
 
 def test_a_run_that_was_stopped_goes_on_with_the_same_words(made, tmp_path):
