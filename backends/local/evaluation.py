@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from backends.local.batching import Layout, MicroBatch, laid_out, micro_batches, reading_on
@@ -38,6 +38,11 @@ class Evaluator:
         )
 
     @property
+    def trunk(self) -> nn.Module:
+        """The module that is called once for each micro-batch before the rows' head."""
+        return self.forward.packed or self.forward.structure.trunk
+
+    @property
     def shares_prefixes(self) -> bool:
         """Whether keys and values of a prefix are computed once for each candidate."""
         return not self._one_length
@@ -48,13 +53,13 @@ class Evaluator:
         Raises:
             BackendError: one sequence alone does not fit into memory.
         """
-        return self._fitting(rows, partial(self._scores, prompts, rows))
+        return self._fitting(rows.lengths, partial(self._scores, prompts, rows))
 
     def hidden_states(self, prompts: DeepPrompts, rows: LocalRows) -> Iterator[Tensor]:
         """Yield the hidden states (tokens, H) of all rows that enter layers 1, 2, ... under one prompt (1, L, T, H)."""
         vectors, below = self.tensor(prompts), None
         for layer in range(1, prompts.shape[1]):
-            states = self._fitting(rows, partial(self._states, layer, vectors, rows, below))
+            states = self._fitting(rows.lengths, partial(self._states, layer, vectors, rows, below))
             below = Shared(layer, prompts[0, :layer], states)
             yield states
 
@@ -64,7 +69,7 @@ class Evaluator:
         dtype = np.float32 if array.dtype.kind == "f" else array.dtype
         return torch.from_numpy(np.array(array, dtype=dtype)).to(self.words.device, non_blocking=True)
 
-    def _fitting(self, rows: LaidRows, compute: Callable[[int], T]) -> T:
+    def _fitting(self, lengths: Sequence[int], compute: Callable[[int], T]) -> T:
         """What `compute` makes with the budget; where memory runs out, it is tried again with half of the budget."""
         while True:
             budget = self.token_budget
@@ -74,8 +79,8 @@ class Evaluator:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-                if budget <= max(rows.lengths):
-                    longest = f"one sequence of {max(rows.lengths)} tokens"
+                if budget <= max(lengths):
+                    longest = f"one sequence of {max(lengths)} tokens"
                     raise BackendError(f"{longest} does not fit into memory: {error}") from error
                 self.token_budget = min(self.token_budget, budget // 2)
                 if torch.cuda.is_available():

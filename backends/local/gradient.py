@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from backends.local.batching import micro_batches
-from backends.local.encoding import prompt_id
+from backends.local.encoding import TokenRow, prompt_id
 from backends.local.head import Head
 from backends.local.structure import structure_of
 from bbt.backend import Row
@@ -26,10 +26,14 @@ class TrainableModel:
 
     def __init__(self, model: Any, frozen: "FrozenModel") -> None:
         self.model = model
-        structure = structure_of(model)
-        self._frozen, self._trunk, self._head = frozen, structure.trunk, Head(model, structure)
+        self._frozen, self._head = frozen, self._make_head()
         self._n_prefix = 0
         self._cache: Callable[[int], Any] = lambda batch_size: None
+
+    def _make_head(self) -> Head:
+        structure = structure_of(self.model)
+        self._trunk = structure.trunk
+        return Head(self.model, structure)
 
     def put_prefix(self, n_tokens: int, cache: Callable[[int], Any]) -> None:
         """Put keys and values left of every row; see `Trainable.put_prefix`."""
@@ -47,14 +51,19 @@ class TrainableModel:
         """
         ids = pad_sequence([encoded.ids[row] for row in rows], batch_first=True)
         sizes = torch.tensor([len(encoded.ids[row]) for row in rows], device=ids.device)
-        read = torch.tensor([encoded.rows[row].read for row in rows], device=ids.device)
         inputs = {"input_ids": ids} if prompt is None else {"inputs_embeds": self._with_prompt(ids, prompt)}
         half = self._frozen.words.dtype is torch.bfloat16
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=half):
-            mask, cache = _padding_mask(sizes, ids.shape[1], self._n_prefix), self._cache(len(rows))
-            output = self._trunk(**inputs, attention_mask=mask, past_key_values=cache)
-            states = output.last_hidden_state[torch.arange(len(rows), device=ids.device), read]
+            states = self._states(inputs, sizes, [encoded.rows[row] for row in rows])
             return cast(Tensor, self._head.of(encoded.label_ids)(states))
+
+    def _states(self, inputs: dict[str, Tensor], sizes: Tensor, rows: Sequence[TokenRow]) -> Tensor:
+        """The last hidden states (b, H) that are read of rows, whose numbers of tokens are `sizes` (b,)."""
+        (given,) = inputs.values()
+        mask, cache = _padding_mask(sizes, given.shape[1], self._n_prefix), self._cache(len(rows))
+        output = self._trunk(**inputs, attention_mask=mask, past_key_values=cache)
+        read = torch.tensor([row.read for row in rows], device=given.device)
+        return cast(Tensor, output.last_hidden_state[torch.arange(len(rows), device=given.device), read])
 
     def _with_prompt(self, ids: Tensor, prompt: Tensor) -> Tensor:
         """The embeddings (b, N, H) of ids (b, N) with the prompt, one (T, H) for all rows or one (b, T, H) for each."""

@@ -51,7 +51,7 @@ class TargetEvaluator(Evaluator):
         """
         found = np.empty((len(prompts), pairs.n_examples), np.float32)
         for unit in pairs.units:
-            found[:, unit.which] = self._fitting(unit, partial(self._of_unit, prompts[:, None], unit))
+            found[:, unit.which] = self._fitting(unit.lengths, partial(self._of_unit, prompts[:, None], unit))
         return found
 
     @torch.inference_mode()

@@ -20,7 +20,8 @@ from bbt.tasks.template import Template
 
 
 def make_task(config: TaskConfig, kind: str) -> Task:
-    """Make the task, worded for a `masked` or `causal` LM, with the config's own words over the built-in ones.
+    """Make the task, worded for a `masked` or `causal` LM or an `encoder-decoder`, with the config's own words over the
+    built-in ones.
 
     Raises:
         ConfigError: neither built in nor fully described.
@@ -84,9 +85,9 @@ def _generation_task(config: TaskConfig) -> GenerationTask:
 
 
 def worded(config: TaskConfig, label_names: Sequence[str], kind: str, takes_pair: bool) -> TaskConfig:
-    """Complete a task's settings with all that `make_task` needs for a `masked` or `causal` LM. A task that is neither
-    built in nor a `module:SPEC` takes, where nothing is given, the paper's template for DBPedia (or for pairs) and the
-    label names as label words."""
+    """Complete a task's settings with all that `make_task` needs for a kind of model. A task that is neither built in
+    nor a `module:SPEC` takes, where nothing is given, the paper's template for DBPedia (or for pairs) and the label
+    names as label words."""
     if config.name in TASKS or ":" in config.name:
         return config
     asks_like = TASKS["mrpc" if takes_pair else "dbpedia"]

@@ -14,7 +14,7 @@ from bbt.tasks.template import Template
 
 @dataclass(frozen=True)
 class GenerationTask(Task):
-    """What is asked of a causal LM that answers in its own words. It has no labels.
+    """What is asked of a model that answers in its own words. It has no labels.
 
     A row's target is its first reference and the first string of `decoding.stop`, by which the model is to end it;
     where a newline ends it, a target's own lines are put into one.
