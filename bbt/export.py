@@ -30,13 +30,23 @@ ids = tokenizer(text, add_special_tokens=facts["add_special_tokens"], return_ten
 _READ = {
     "causal": "read = -1  # the label word comes next\n",
     "masked": 'read = facts["n_virtual_tokens"] + ids[0].tolist().index(tokenizer.mask_token_id)\n',
+    "encoder-decoder": "read = -1  # the decoder says the label word next\n",
+}
+_GIVEN = {
+    "causal": "",
+    "masked": "",
+    "encoder-decoder": ', decoder_input_ids=torch.tensor([facts["decoder_ids"]])',
 }
 _SCORED = """\
 scores = logits[read, facts["label_ids"]] + torch.tensor(facts["biases"])
 probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
 """
 _IMPORTS = "import json\nfrom pathlib import Path\n\nimport torch\n"
-_AUTO = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
+_AUTO = {
+    "causal": "AutoModelForCausalLM",
+    "masked": "AutoModelForMaskedLM",
+    "encoder-decoder": "AutoModelForSeq2SeqLM",
+}
 
 _PEFT = """\
 from peft import PeftModel
@@ -44,7 +54,7 @@ from transformers import {auto}, AutoTokenizer
 
 {loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"]), ".").eval()
 with torch.no_grad():
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids){given}).logits[0]
 {read}{scored}"""
 _TRANSFORMERS = """\
 from safetensors.torch import load_file
@@ -54,14 +64,14 @@ from transformers import {auto}, AutoTokenizer
 prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
 embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
 with torch.no_grad():
-    logits = model(inputs_embeds=embeddings).logits[0]
+    logits = model(inputs_embeds=embeddings{given}).logits[0]
 {read}{scored}"""
 _MANUAL = """\
 from transformers import {auto}, AutoTokenizer
 
 {loaded}model = {auto}.from_pretrained(facts["model"]).eval()
 with torch.no_grad():
-    logits = model(input_ids=ids).logits[0]
+    logits = model(input_ids=ids{given}).logits[0]
 {read}{scored}"""
 _VLLM = """\
 import base64
@@ -99,7 +109,7 @@ def export(classifier: Classifier | Generator, backend: Backend, to: Target, fol
         raise PromptError(f"what was trained is no soft prompt (a {type(classifier).__name__}): it cannot be exported.")
     if to == "vllm" and backend.info.kind != "causal":
         raise ConfigError(
-            f"vLLM serves causal LMs; {backend.info.name} is a masked one: export to peft or transformers."
+            f"vLLM serves causal LMs; {backend.info.name} is none ({backend.info.kind}): export to peft or transformers."
         )
     vectors, facts = virtual_tokens(replace(classifier.prompt, model=_findable(classifier.prompt.model)), backend)
     folder = Path(folder)
@@ -132,7 +142,7 @@ def _page(to: Target, facts: dict[str, Any]) -> str:
     """Write the README's text: what the folder is, and the lines that use it when they are run in it."""
     kind = facts["kind"]
     lines = (_LINES[to] if facts["n_virtual_tokens"] else _MANUAL).format(
-        auto=_AUTO[kind], loaded=_LOADED, read=_READ[kind], scored=_SCORED
+        auto=_AUTO[kind], loaded=_LOADED, read=_READ[kind], scored=_SCORED, given=_GIVEN[kind]
     )
     held = f"A soft prompt of {facts['n_virtual_tokens']} virtual tokens"
     if not facts["n_virtual_tokens"]:

@@ -28,7 +28,7 @@ from transformers import (
 MASKED = ("bert", "roberta", "distilbert")
 CAUSAL = ("gpt2", "llama")
 ENCODER_DECODER = ("t5", "mt5", "bart")
-ARCHITECTURES = MASKED + CAUSAL + ENCODER_DECODER
+ARCHITECTURES = MASKED + CAUSAL
 MAX_LENGTH = 64
 HIDDEN = 32
 
@@ -39,6 +39,11 @@ CORPUS = [
     "I liked it ; you did not . It was a slow , warm and funny story about two friends",
     *("bad great negative positive", " World Sports Business yes no Yes No", "World", "Sports", "Business", "News") * 9,
 ]
+
+
+def kind_of(name: str) -> str:
+    """The kind of a tiny model, as `ModelInfo.kind` has it."""
+    return "masked" if name in MASKED else "causal" if name in CAUSAL else "encoder-decoder"
 
 
 def wordpiece() -> PreTrainedTokenizerFast:
@@ -196,6 +201,8 @@ def save_tiny(name: str, folder: Path, seed: int = 0, n_layers: int = 2) -> Path
         model = random_model(name, len(tokenizer), n_layers)
         for weight in model.parameters():
             weight.data.add_(0.25 * torch.randn(weight.shape))
+        if name == "mt5":
+            model.lm_head.weight.data.mul_(0.2)  # logits of a size that fp32 keeps to 1e-4
         if name == "bart":
             model.final_logits_bias.add_(torch.randn(model.final_logits_bias.shape))
     tokenizer.save_pretrained(folder)
