@@ -5,7 +5,7 @@ says first. Within the text a token stands there, and the decoder is given what 
 
 - T5's kind has the sentinel `<extra_id_0>` in the text, and the decoder says it before what belongs there (Raffel et
   al. 2020, arXiv 1910.10683, section 3.1.4); so it does where the template itself holds the sentinel.
-- BART's kind has its mask token in the text, and the decoder says the whole text (Lewis et al. 2020, arXiv 1910.13461,
+- BART's kind has its mask token in the text, and the decoder says the whole text again (Lewis et al. 2020, arXiv 1910.13461,
   section 2.2), so it is given all words left of the mask.
 """
 
@@ -72,12 +72,14 @@ class AnswerTokenizer(RowTokenizer):
         return sentinel if sentinel is not None else tokenizer.mask_token_id
 
     def row(self, row: Row, reserved: int = 0) -> TokenRow:
-        """Tokenise one row; see `RowTokenizer.row`. The decoder has positions of its own.
+        """Tokenise one row; see `RowTokenizer.row`. The decoder has positions of its own: the `reserved` ones are taken
+        from the row only where the decoder is given its words.
 
         Raises:
             BackendError: as `RowTokenizer.row`, or a mask within the text of a model that has no token for it.
         """
-        found = super().row(row, reserved)
+        repeats = self._sentinel is None and self._shows_mask(row)
+        found = super().row(row, reserved if repeats else 0)
         if self._sentinel in found.ids:
             decoder = (*self._frame.start, self._sentinel)
         elif found.read >= 0:
@@ -130,9 +132,6 @@ class AnswerTokenizer(RowTokenizer):
         if [segment.kind for segment in row].count("target") != 1:
             raise BackendError("a row does not end in its target: put {target} last in the template.")
         return tuple(Segment("mask") if segment.kind == "target" else segment for segment in row)
-
-    def _room(self, n_tokens: int) -> int:
-        return 0
 
     def _space_advice(self, after_space: bool) -> str:
         if after_space:

@@ -139,6 +139,8 @@ class LocalBackend:
 
     def _check_deep(self, prompts: DeepPrompts, encoded: LocalRows) -> None:
         parts = self._evaluator.forward.structure
+        if self._frozen.kind == "encoder-decoder":
+            raise BackendError("deep prompts are for masked and causal LMs; use another method than bbtv2.")
         parts.require_layers()
         if parts.hidden_size != self._words.shape[1]:
             raise BackendError(

@@ -1,7 +1,7 @@
 """The gradient side of an encoder-decoder: the prompt stands in the encoder's input, and a prefix in the decoder."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -10,18 +10,9 @@ from backends.local.encoder_decoder import decoder_inputs, encoder_decoder_head
 from backends.local.encoding import TokenRow
 from backends.local.gradient import TrainableModel
 from backends.local.head import Head
-from bbt.backend import Row
-
-if TYPE_CHECKING:
-    from backends.local.rows import LocalRows
-
 
 class TrainableEncoderDecoder(TrainableModel):
     """The trainable copy of an encoder-decoder (see `bbt.backend.Trainable`)."""
-
-    def encode(self, rows: Sequence[Row], label_words: Sequence[str]) -> "LocalRows":
-        """Tokenise rows; the prefix takes none of the encoder's positions, as in PEFT."""
-        return self._frozen.encode(rows, label_words)
 
     def _make_head(self) -> Head:
         return encoder_decoder_head(self.model)

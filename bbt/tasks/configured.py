@@ -27,7 +27,7 @@ def make_task(config: TaskConfig, kind: str) -> Task:
         ConfigError: neither built in nor fully described.
     """
     if config.name in GENERATION_TASKS or (config.template and Template(config.template).takes_target):
-        return _generation_task(config)
+        return _generation_task(config, kind)
     if config.decoding != DecodingConfig() or config.scored_by == "generation":
         raise ConfigError(
             f"task {config.name} generates no text: leave out task.decoding and task.scored_by, or give a "
@@ -61,7 +61,7 @@ def make_task(config: TaskConfig, kind: str) -> Task:
     )
 
 
-def _generation_task(config: TaskConfig) -> GenerationTask:
+def _generation_task(config: TaskConfig, kind: str) -> GenerationTask:
     """Make a built-in task whose answer is a text, or one of the config's own.
 
     Raises:
@@ -74,7 +74,7 @@ def _generation_task(config: TaskConfig) -> GenerationTask:
     if config.scored_by not in ("label_words", "generation"):
         raise ConfigError(f"task.scored_by: {config.scored_by} is for labels; task {config.name} generates text.")
     known = GENERATION_TASKS.get(config.name)
-    base = known.task(config.name) if known else GenerationTask(config.name, Template(str(config.template)))
+    base = known.task(config.name, kind) if known else GenerationTask(config.name, Template(str(config.template)))
     own = config.decoding.model_dump(exclude_none=True)
     return replace(
         base,
