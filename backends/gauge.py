@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backends.local.answers import AnswerTokenizer, frame_of
-from backends.local.encoding import RowTokenizer
+from backends.local.answers import row_tokenizer
 from backends.local.hub import where
 from backends.local.source import kind_of, position_limit, resolve
 from bbt.backend import Row
@@ -67,14 +66,9 @@ def _measured(model: ModelConfig, plan: PlannedQueries, name: str, options: Mapp
     kind, text = options.get("kind") or kind_of(facts), facts.get_text_config()
     limit = min(position_limit(text) or 10**9, int(tokenizer.model_max_length))
     limit = 10**9 if model.backend == "text-api" else limit
-    rows = RowTokenizer(tokenizer, limit, kind == "causal") if kind != "encoder-decoder" else _answers(tokenizer, limit, facts)
+    rows = row_tokenizer(kind, tokenizer, limit, facts)
     counted = f"by the tokenizer of {name}"
     return ModelGauge(model, plan, kind, int(text.hidden_size), counted, lambda row: len(rows.row(row).ids))
-
-
-def _answers(tokenizer: Any, limit: int, config: Any) -> RowTokenizer:
-    """The tokenizer of an encoder-decoder's rows."""
-    return AnswerTokenizer(tokenizer, limit, frame_of(config, None, tokenizer))
 
 
 def _by_characters(row: Row) -> int:

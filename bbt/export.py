@@ -109,7 +109,7 @@ def export(classifier: Classifier | Generator, backend: Backend, to: Target, fol
         raise PromptError(f"what was trained is no soft prompt (a {type(classifier).__name__}): it cannot be exported.")
     if to == "vllm" and backend.info.kind != "causal":
         raise ConfigError(
-            f"vLLM serves causal LMs; {backend.info.name} is none ({backend.info.kind}): export to peft or transformers."
+            f"vLLM serves causal LMs; {backend.info.name} is no such model: export to peft or transformers."
         )
     vectors, facts = virtual_tokens(replace(classifier.prompt, model=_findable(classifier.prompt.model)), backend)
     folder = Path(folder)

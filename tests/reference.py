@@ -76,8 +76,8 @@ class Reference:
         begun = [start] if bos is None else [start, bos]
         if self.tokenizer.mask_token_id in ids.tolist():
             begun = [start, *ids[: ids.tolist().index(self.tokenizer.mask_token_id)].tolist()]
-        if SENTINEL in self.tokenizer.get_vocab() and (sentinel := self.tokenizer.get_vocab()[SENTINEL]) in ids.tolist():
-            begun.append(sentinel)
+        sentinel = self.tokenizer.get_vocab().get(SENTINEL)
+        begun += [sentinel] if sentinel in ids.tolist() else []
         return {"decoder_input_ids": torch.tensor([begun])}
 
     def word_id(self, word: str) -> int:

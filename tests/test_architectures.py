@@ -131,7 +131,7 @@ def test_an_anchor_is_projected_as_the_words_are(make, random_prompts):
 
 
 def test_an_encoder_decoder_is_no_masked_lm(tiny_folder):
-    with pytest.raises(BackendError, match="an encoder-decoder model and no masked LM: leave the .* kind out") as refused:
+    with pytest.raises(BackendError, match="an encoder-decoder model and no masked LM") as refused:
         LocalBackend(str(tiny_folder("bart")), kind="masked", precision="fp32", device="cpu")
     assert "\n" not in str(refused.value)
 

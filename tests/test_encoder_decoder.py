@@ -201,7 +201,9 @@ def test_a_decoder_has_positions_of_its_own(subject):
 
 def test_features_are_the_encoders_last_hidden_states(subject):
     backend, model, tokenizer = subject
-    encoded = backend.encode([Template("{text} . It was {mask}").render(text, "", 0) for text, _ in ANSWERS], ("bad", "great"))
+    encoded = backend.encode(
+        [Template("{text} . It was {mask}").render(text, "", 0) for text, _ in ANSWERS], ("bad", "great")
+    )
     for (text, _), found in zip(ANSWERS, backend.features(encoded), strict=True):
         ids = torch.tensor([tokenizer(f"{text} . It was")["input_ids"]])
         expected = model.get_encoder()(ids).last_hidden_state[0]
@@ -215,7 +217,7 @@ def test_what_has_no_place_in_an_encoder_decoder_is_said(subject, random_prompts
     backend, encoded = subject[0], subject[0].encode(BEFORE.rows(), ("bad", "great"))
     with pytest.raises(BackendError, match="use another method than bbtv2"):
         backend.deep_label_scores(random_prompts(2, 5)[:, None], encoded)
-    with pytest.raises(BackendError, match="use prompt.placement: embedding"):
+    with pytest.raises(BackendError, match=r"use prompt\.placement: embedding"):
         backend.encode(BEFORE.rows(), ("bad", "great"), random_prompts(1, 5))
     with pytest.raises(BackendError, match="does not end in its target"):
         backend.encode_pairs(BEFORE.rows())
@@ -227,7 +229,9 @@ def test_a_mask_within_a_text_needs_a_token_for_it(tiny_folder, tmp_path):
     AutoTokenizer.from_pretrained(folder, mask_token=None).save_pretrained(tmp_path)
     backend = LocalBackend(str(tmp_path), precision="fp32", device="cpu")
     assert backend.encode(BEFORE.rows(), ("bad", "great")).n_examples == len(TEXTS)
-    with pytest.raises(BackendError, match=r"no token that stands for what is missing within a text .*put \{mask\} last"):
+    with pytest.raises(
+        BackendError, match=r"no token that stands for what is missing within a text .*put \{mask\} last"
+    ):
         backend.encode(MASKED_ONLY["mask inside"].rows(), ("bad", "great"))
 
 

@@ -178,7 +178,7 @@ def test_an_encoder_decoder_is_one_by_its_config_and_nothing_else_is(tiny_folder
         assert tiny_backend(name).info.kind == "encoder-decoder"
         with pytest.raises(BackendError, match="is an encoder-decoder; this kind of endpoint serves causal LMs only"):
             read_words(str(tiny_folder(name)))
-    with pytest.raises(BackendError, match="it is of type gpt2 .*which is no encoder-decoder LM"):
+    with pytest.raises(BackendError, match=r"it is of type gpt2 .*which is no encoder-decoder LM"):
         tiny_backend("gpt2", kind="encoder-decoder")
 
 

@@ -90,8 +90,8 @@ def test_a_saved_adapter_is_the_same_in_peft(name, method, settings, trained, ti
 @pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning"])
 @pytest.mark.parametrize("name", ["gpt2", "t5"])
 def test_a_soft_prompt_at_the_start_is_prompt_tuning_of_peft(name, method, trained, tiny_folder, tmp_path):
-    """GPT-2 and T5 put no token of their own before a text. Where a model does, PEFT's prompt stands left of that token and
-    the template's right of it: those prompts have no counterpart in PEFT, and none is claimed."""
+    """GPT-2 and T5 put no token of their own before a text. Where a model does, PEFT's prompt stands left of that token
+    and the template's right of it: those prompts have no counterpart in PEFT, and none is claimed."""
     outcome, plain = trained(name, method), partial(Reference, tiny_folder(name), kind_of(name))
     vectors = torch.from_numpy(outcome.classifier.prompt.embeddings)
     with peft_imported():

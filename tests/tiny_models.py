@@ -122,7 +122,7 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     """T5's kind: the corpus' words and letters as pieces of a unigram model, </s> after the text, and sentinels."""
     special = ["<pad>", "</s>", "<unk>"]
     words = sorted({word for line in CORPUS for word in line.split()})
-    letters = [letter for letter in string.ascii_letters + string.punctuation]
+    letters = list(string.ascii_letters + string.punctuation)
     pieces = {**dict.fromkeys(special, 0.0), "\u2581": -8.0, **dict.fromkeys(letters, -9.0)}
     pieces |= {f"\u2581{word}": -3.0 for word in words}
     raw = Tokenizer(models.Unigram(list(pieces.items()), unk_id=2))

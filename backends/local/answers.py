@@ -5,8 +5,8 @@ says first. Within the text a token stands there, and the decoder is given what 
 
 - T5's kind has the sentinel `<extra_id_0>` in the text, and the decoder says it before what belongs there (Raffel et
   al. 2020, arXiv 1910.10683, section 3.1.4); so it does where the template itself holds the sentinel.
-- BART's kind has its mask token in the text, and the decoder says the whole text again (Lewis et al. 2020, arXiv 1910.13461,
-  section 2.2), so it is given all words left of the mask.
+- BART's kind has its mask token in the text, and the decoder says the whole text again (Lewis et al. 2020, arXiv
+  1910.13461, section 2.2), so it is given all words left of the mask.
 """
 
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class AnswerTokenizer(RowTokenizer):
 
     def __init__(self, tokenizer: Any, max_length: int, frame: Frame) -> None:
         super().__init__(tokenizer, max_length, causal=False)
-        self._frame, self._sentinel = frame, _sentinel(tokenizer)
+        self.frame, self._sentinel = frame, _sentinel(tokenizer)
         self._scores_targets = True
 
     @staticmethod
@@ -81,11 +81,11 @@ class AnswerTokenizer(RowTokenizer):
         repeats = self._sentinel is None and self._shows_mask(row)
         found = super().row(row, reserved if repeats else 0)
         if self._sentinel in found.ids:
-            decoder = (*self._frame.start, self._sentinel)
+            decoder = (*self.frame.start, self._sentinel)
         elif found.read >= 0:
-            decoder = (self._frame.start[0], *(i for i in found.ids[: found.read] if i >= 0))
+            decoder = (self.frame.start[0], *(i for i in found.ids[: found.read] if i >= 0))
         else:
-            decoder = self._frame.start
+            decoder = self.frame.start
         return replace(found, read=found.read % len(found.ids), decoder=decoder)
 
     def target(self, row: Row) -> tuple[int, ...]:
@@ -97,8 +97,8 @@ class AnswerTokenizer(RowTokenizer):
         asked = self._with_mask(row)
         (text,) = (segment.text.strip() for segment in row if segment.kind == "target")
         ids = self._ids(" " * self._is_after_space(asked) + text)
-        limit = self._max_length - len(self._frame.start)
-        return self._fitting_target(text, ids if self._shows_mask(asked) or not ids else [*ids, self._frame.end], limit)
+        limit = self._max_length - len(self.frame.start)
+        return self._fitting_target(text, ids if self._shows_mask(asked) or not ids else [*ids, self.frame.end], limit)
 
     def context(self, row: Row, max_new_tokens: int) -> TokenRow:
         """Tokenise what a target answers; see `RowTokenizer.context`.
@@ -106,7 +106,7 @@ class AnswerTokenizer(RowTokenizer):
         Raises:
             BackendError: the decoder has no room for the new tokens, or as `RowTokenizer.context`.
         """
-        room = self._max_length - len(self._frame.start)
+        room = self._max_length - len(self.frame.start)
         if max_new_tokens > room:
             raise BackendError(f"{max_new_tokens} new tokens were asked for; this model's decoder has room for {room}.")
         return super().context(row, max_new_tokens)
@@ -143,6 +143,18 @@ class AnswerTokenizer(RowTokenizer):
 
     def _is_after_space(self, row: Row) -> bool:
         return self._shows_mask(row) and super()._is_after_space(row)
+
+
+def row_tokenizer(kind: str, tokenizer: Any, max_length: int, config: Any, generation: Any = None) -> RowTokenizer:
+    """Make the tokenizer of rows for a kind of model, from its tokenizer, its config and, where it is at hand, its
+    settings for generation.
+
+    Raises:
+        BackendError: the model has no mask token, or as `frame_of`.
+    """
+    if kind == "encoder-decoder":
+        return AnswerTokenizer(tokenizer, max_length, frame_of(config, generation, tokenizer))
+    return RowTokenizer(tokenizer, max_length, kind == "causal")
 
 
 def _sentinel(tokenizer: Any) -> int | None:

@@ -167,7 +167,7 @@ class LocalBackend:
         """
         if self._frozen.kind == "encoder-decoder":
             raise BackendError(
-                f"{self.info.architecture} gives no likelihoods of what its encoder reads: choose a masked or causal LM."
+                f"{self.info.architecture} gives no likelihoods of what its encoder reads: take another kind of model."
             )
         if self._frozen.kind == "causal":
             return [causal_log_likelihoods(self.model, ids).numpy() for ids in encoded.ids]

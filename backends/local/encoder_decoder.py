@@ -52,7 +52,9 @@ class HeadAlone(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         decoder, words = model.get_decoder(), model.get_input_embeddings()
-        unused = {module: nn.Identity() for module in (model.get_encoder(), words) if module not in {*decoder.modules()}}
+        unused = {
+            module: nn.Identity() for module in (model.get_encoder(), words) if module not in {*decoder.modules()}
+        }
         self.model: Any = _with_bias_in_last_layer(replaced(model, unused))
 
     def get_output_embeddings(self) -> Any:
@@ -74,7 +76,7 @@ def _with_bias_in_last_layer(model: Any) -> Any:
     if bias is None or not isinstance(layer, nn.Linear):
         return model
     own = copy.copy(layer)
-    own._parameters = {"weight": layer.weight, "bias": nn.Parameter(bias[0], requires_grad=False)}
+    own._parameters = dict(layer._parameters, bias=nn.Parameter(bias[0], requires_grad=False))
     model = replaced(model, {layer: own})
     model._buffers = {**model._buffers, "final_logits_bias": bias.new_zeros(1, 1)}
     return model
@@ -223,7 +225,7 @@ class EncoderDecoderEvaluator(TargetEvaluator):
         real = torch.arange(ids.shape[1], device=device) < lengths[:, None]
         found = torch.zeros(ids.shape, device=device)
         found[real] = self._of_tokens(states[real], ids[real])
-        return found.sum(1).unflatten(0, (n, -1))
+        return found.sum(1).view(n, -1)
 
 
 def decoder_inputs(rows: Sequence[TokenRow], device: torch.device) -> tuple[Tensor, Tensor]:

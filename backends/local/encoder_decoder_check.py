@@ -52,7 +52,9 @@ def _agrees(evaluator: EncoderDecoderEvaluator, head: Head, model: Any, frame: F
     label_ids = torch.arange(min(N_LABELS, len(words)), device=words.device)
     logits = [[_plain(model, words, pair, prompt) for pair in pairs] for prompt in prompts]
     expected = torch.stack([torch.stack([found[0, label_ids] for found in row]) for row in logits]).cpu()
-    likely = torch.tensor([[_likelihood(found, pair) for found, pair in zip(row, pairs, strict=True)] for row in logits])
+    likely = torch.tensor(
+        [[_likelihood(found, pair) for found, pair in zip(row, pairs, strict=True)] for row in logits]
+    )
     rows = LocalRows([pair.context for pair in pairs], label_ids, head.of(label_ids), N_PROMPT_TOKENS, 0)
     candidates = prompts.cpu().numpy()
     scores = torch.from_numpy(evaluator.label_scores(candidates[:, None], rows))
@@ -62,9 +64,7 @@ def _agrees(evaluator: EncoderDecoderEvaluator, head: Head, model: Any, frame: F
     spread = max(float(found.std()) for row in logits for found in row)
     tolerance = TOLERANCES[words.dtype] * spread + 1e-6 * float(expected.abs().max())
     longest = max(len(pair.target) for pair in pairs)
-    return bool(
-        (scores - expected).abs().max() <= tolerance and (found - likely).abs().max() <= tolerance * longest
-    )
+    return bool((scores - expected).abs().max() <= tolerance and (found - likely).abs().max() <= tolerance * longest)
 
 
 def _pairs(max_length: int, n_words: int, frame: Frame) -> list[TokenPair]:

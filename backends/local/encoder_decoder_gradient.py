@@ -11,6 +11,7 @@ from backends.local.encoding import TokenRow
 from backends.local.gradient import TrainableModel
 from backends.local.head import Head
 
+
 class TrainableEncoderDecoder(TrainableModel):
     """The trainable copy of an encoder-decoder (see `bbt.backend.Trainable`)."""
 

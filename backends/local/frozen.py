@@ -7,10 +7,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from backends.local.answers import AnswerTokenizer, frame_of
+from backends.local.answers import AnswerTokenizer, row_tokenizer
 from backends.local.check import checked_evaluator
 from backends.local.encoder_decoder_check import checked_encoder_decoder
-from backends.local.encoding import RowTokenizer
 from backends.local.evaluation import Evaluator
 from backends.local.loading import load
 from backends.local.rows import LocalContexts, LocalPairs, LocalRows, common_prefix
@@ -49,14 +48,14 @@ class FrozenModel:
         self.source = source
         loaded = load(source.name, source.kind, source.device, dtype, source.revision)
         self.model, self.tokenizer, self.kind, self.fingerprint = loaded
+        parts = self.model.config, self.model.generation_config if self.model.can_generate() else None
+        self.row_tokenizer = row_tokenizer(self.kind, self.tokenizer, self.max_length, *parts)
         self.evaluator: Evaluator
-        if self.kind == "encoder-decoder":
-            frame = frame_of(self.model.config, self.model.generation_config, self.tokenizer)
+        if isinstance(self.row_tokenizer, AnswerTokenizer):
+            frame = self.row_tokenizer.frame
             self.evaluator = checked_encoder_decoder(self.model, frame, self.max_length, source.token_budget)
-            self.row_tokenizer: RowTokenizer = AnswerTokenizer(self.tokenizer, self.max_length, frame)
         else:
             self.evaluator = checked_evaluator(self.model, self.kind, self.max_length, source.token_budget)
-            self.row_tokenizer = RowTokenizer(self.tokenizer, self.max_length, self.kind == "causal")
 
     @property
     def words(self) -> Tensor:
