@@ -209,6 +209,13 @@ class PromptLength(Strict):
     """The number of prompt tokens T."""
 
 
+class InstructionConfig(Strict):
+    """The section `prompt` of the method `instruction`."""
+
+    instruction: str | None = None
+    """The words that stand in the prompt's place."""
+
+
 class InitialPromptConfig(PromptLength):
     """The section `prompt` of a method that starts from a soft prompt p0."""
 

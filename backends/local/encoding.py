@@ -184,9 +184,9 @@ class RowTokenizer:
             raise BackendError("a row is empty: there is nothing left of {mask} for a causal LM to go on from.")
         return self._truncated(tokens, read, self._max_length - reserved)
 
-    def pairs(self, rows: Sequence[Row]) -> list[TokenPair]:
-        """Tokenise rows that end in their targets. A target is never cut; rows that differ in nothing else have one
-        context, with room for the longest of theirs.
+    def pairs(self, rows: Sequence[Row], reserved: int = 0) -> list[TokenPair]:
+        """Tokenise rows that end in their targets, `reserved` positions shorter than the model. A target is never cut;
+        rows that differ in nothing else have one context, with room for the longest of theirs.
 
         Raises:
             BackendError: as `target`, or as `row`.
@@ -195,7 +195,7 @@ class RowTokenizer:
         longest: dict[Row, int] = {}
         for row, target in zip(rows, targets, strict=True):
             longest[row[:-1]] = max(len(target), longest.get(row[:-1], 0))
-        contexts = {before: self.row((*before, Segment("mask")), n - 1) for before, n in longest.items()}
+        contexts = {before: self.row((*before, Segment("mask")), reserved + n - 1) for before, n in longest.items()}
         return [TokenPair(contexts[row[:-1]], target) for row, target in zip(rows, targets, strict=True)]
 
     def target(self, row: Row) -> tuple[int, ...]:
@@ -213,13 +213,14 @@ class RowTokenizer:
             raise BackendError(f"the target {begins!r}... takes {len(ids)} tokens, the model {self._max_length}.")
         return tuple(ids)
 
-    def context(self, row: Row, max_new_tokens: int) -> TokenRow:
-        """Tokenise what stands left of the target in which a row ends, leaving room for new tokens.
+    def context(self, row: Row, max_new_tokens: int, reserved: int = 0) -> TokenRow:
+        """Tokenise what stands left of the target in which a row ends, leaving room for new tokens and for `reserved`
+        positions.
 
         Raises:
             BackendError: a row that does not end in a target, or as `row`.
         """
-        return self.row(_with_mask(row), max_new_tokens - 1)
+        return self.row(_with_mask(row), reserved + max_new_tokens - 1)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the readable text of token ids."""

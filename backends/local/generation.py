@@ -1,6 +1,7 @@
 """A causal LM writes text here: `transformers` generates it from the embeddings of rows of several lengths at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,16 @@ from torch import Tensor
 from backends.local.batching import micro_batches
 from backends.local.encoding import TokenRow, prompt_id
 from bbt.backend import Decoding
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values that stand left of every row in every layer."""
+
+    n_tokens: int
+    """The number of tokens that they are of."""
+    cache: Callable[[int], Any]
+    """A function that makes them, as a `transformers` Cache, for a batch of the size given; None for no tokens."""
 
 
 @torch.inference_mode()
@@ -20,23 +31,27 @@ def generated(
     prompt: Tensor,
     decoding: Decoding,
     token_budget: int,
+    prefix: Prefix | None = None,
 ) -> list[str]:
     """Have the model write a text after each row under one prompt (T, E), in micro-batches of at most `token_budget`
-    tokens, those of all beams and the new ones included."""
+    tokens, those of all beams and the new ones included.
+
+    Rows without a soft prompt go in by their token ids, as a user's own call of the model or of PEFT has them; only
+    they may follow a `prefix`.
+    """
     lengths = [decoding.n_beams * (len(row.ids) + decoding.max_new_tokens) for row in rows]
     texts = [""] * len(rows)
     ends = end_ids(model, tokenizer)
     with torch.random.fork_rng(devices=[words.device] if words.device.type == "cuda" else []):
         torch.manual_seed(decoding.seed)
         for batch in micro_batches(lengths, 1, token_budget):
-            embeddings, mask = _left_padded([embedded(words, rows[i], prompt) for i in batch.rows])
+            inputs, n_given = _inputs(words, [rows[i] for i in batch.rows], prompt, prefix)
             ids = model.generate(
-                inputs_embeds=embeddings,
-                attention_mask=mask,
+                **inputs,
                 generation_config=_config(decoding, ends),
-                stopping_criteria=[_Ended(tokenizer, decoding.stop)] if decoding.stop else None,
+                stopping_criteria=[_Ended(tokenizer, decoding.stop, n_given)] if decoding.stop else None,
             )
-            for i, new in zip(batch.rows, ids.tolist(), strict=True):
+            for i, new in zip(batch.rows, ids[:, n_given:].tolist(), strict=True):
                 texts[i] = written(tokenizer, new, ends, decoding.stop)
     return texts
 
@@ -69,12 +84,12 @@ class _Ended:
     tokens may hold more than it, or a part of it (`StopStringCriteria` of transformers refuses strings that no one
     token of the vocabulary ends with)."""
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
+    def __init__(self, tokenizer: Any, stop: Sequence[str], n_given: int) -> None:
+        self._tokenizer, self._stop, self._n_given = tokenizer, stop, n_given
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Tell which rows have ended (B,), from their new tokens (B, N)."""
-        texts = [self._tokenizer.decode(row) for row in input_ids.tolist()]
+        """Tell which rows have ended (B,), from their tokens (B, N), of which the first were given."""
+        texts = [self._tokenizer.decode(row) for row in input_ids[:, self._n_given :].tolist()]
         return torch.tensor([any(one in text for one in self._stop) for text in texts], device=input_ids.device)
 
 
@@ -97,12 +112,29 @@ def _config(decoding: Decoding, ends: list[int]) -> Any:
     )
 
 
+def _inputs(
+    words: Tensor, rows: Sequence[TokenRow], prompt: Tensor, prefix: Prefix | None
+) -> tuple[dict[str, Any], int]:
+    """Make what `generate` is given of B rows, filled up at the left: token ids (B, N), or embeddings (B, N, E) where
+    there is a prompt, and the mask of the places that count. With it comes the number N of the token ids that
+    `generate` gives back before the new ones."""
+    if len(prompt):
+        embeddings, mask = _left_padded([embedded(words, row, prompt) for row in rows])
+        return {"inputs_embeds": embeddings, "attention_mask": mask}, 0
+    ids, mask = _left_padded([torch.tensor(row.ids, device=words.device) for row in rows])
+    if prefix is None or not prefix.n_tokens:
+        return {"input_ids": ids, "attention_mask": mask}, ids.shape[1]
+    whole = torch.cat([mask.new_ones(len(rows), prefix.n_tokens), mask], dim=1)
+    return {"input_ids": ids, "attention_mask": whole, "past_key_values": prefix.cache(len(rows))}, ids.shape[1]
+
+
 def _left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Fill rows up at the left: embeddings (B, N, E), and the mask (B, N) of the places that count."""
+    """Fill rows (N, ...) up with zeros at the left: the rows (B, N, ...), and the mask (B, N) of the places that
+    count."""
     width = max(len(row) for row in rows)
-    embeddings = rows[0].new_zeros(len(rows), width, rows[0].shape[-1])
+    filled = rows[0].new_zeros(len(rows), width, *rows[0].shape[1:])
     mask = torch.zeros(len(rows), width, dtype=torch.long, device=rows[0].device)
     for i, row in enumerate(rows):
-        embeddings[i, width - len(row) :] = row
+        filled[i, width - len(row) :] = row
         mask[i, width - len(row) :] = 1
-    return embeddings, mask
+    return filled, mask

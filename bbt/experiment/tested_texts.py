@@ -26,7 +26,7 @@ def tested_texts(experiment: Experiment, trained: Trained) -> Tested:
         texts = writing(generator).texts(rows, ledgers[name])
         truncated = ledgers[name].truncated
         test[name] = task.evaluate_texts(texts, rows)
-        perplexity[name] = writing(generator).perplexity(rows, ledgers[name])
+        perplexity[name] = writing(generator).target_scores(rows, ledgers[name]).perplexity
     figures = {
         "test": test,
         "also_test": {},
