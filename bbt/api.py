@@ -224,7 +224,7 @@ def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
         raise ConfigError(f"no estimate is known for tasks that are scored by {task.scored_by.replace('_', ' ')}.")
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
-    others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind)]
+    others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind, config.data)]
     speed, free = speed_of_last(Path(runs), config.model), content_free_rows()
     return estimated(config.price, plan, task, split, others, gauge, speed, config.calibration, free)
 

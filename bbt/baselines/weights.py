@@ -63,6 +63,7 @@ class ModelGenerator:
         """Write a text for each example in the manual template."""
         decoding = self.task.decoding
         encoded = self.model.encode_contexts(self.task.rows(examples, 0), decoding.max_new_tokens)
+        ledger.truncated += encoded.n_truncated
         with _counted(ledger, encoded):
             return self.model.generate(encoded, decoding)
 

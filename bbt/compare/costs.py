@@ -13,6 +13,7 @@ COSTS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "tuned numbers": lambda result: result.get("n_parameters"),
     "train queries": lambda result: result["cost"]["train_queries"],
     "dev queries": lambda result: result["cost"]["dev_queries"],
+    "tokens": lambda result: result["cost"]["tokens_up"] + result["cost"]["tokens_down"],
     "examples forwarded": lambda result: result["cost"]["examples"],
     "seconds": lambda result: result["cost"]["seconds"] + result["cost"]["optimizer_seconds"],
     "peak memory (MB)": lambda result: result["peak_memory_mb"],
@@ -42,6 +43,8 @@ COST_NOTES = (
     "A train query is one candidate (or one pass of a training) over the whole k-shot training set; dev queries are "
     "counted apart; test rows are in none of it. Bytes are prompts sent and label scores returned, as float32. "
     "Peak memory is the GPU's where the model is on one, else the process's.",
+    "Tokens are those of the rows, prompt tokens included, as often as they went through the model, and those that it "
+    "gave: of a text each one, else one for each score.",
 )
 
 
