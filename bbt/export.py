@@ -85,7 +85,7 @@ scores = torch.tensor([told[f"token_id:{{i}}"] for i in facts["label_ids"]]) + t
 probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
 """
 _ANSWERED = """\
-for stop in facts["stop"]:
+for stop in filter(None, [*facts["stop"], tokenizer.eos_token]):
     answer = answer.split(stop)[0]
 answer = answer.strip()
 """
@@ -96,7 +96,7 @@ from transformers import {auto}, AutoTokenizer
 {loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"]), ".").eval()
 torch.manual_seed(facts["seed"])
 written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **facts["generation"])
-answer = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+answer = tokenizer.decode(written[0, ids.shape[1] :])
 {answered}"""
 _TRANSFORMERS_WRITES = """\
 from safetensors.torch import load_file
@@ -108,7 +108,7 @@ embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
 mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
 torch.manual_seed(facts["seed"])
 written = model.generate(inputs_embeds=embeddings, attention_mask=mask, **facts["generation"])
-answer = tokenizer.decode(written[0], skip_special_tokens=True)
+answer = tokenizer.decode(written[0])
 {answered}"""
 _MANUAL_WRITES = """\
 from transformers import {auto}, AutoTokenizer
@@ -116,7 +116,7 @@ from transformers import {auto}, AutoTokenizer
 {loaded}model = {auto}.from_pretrained(facts["model"]).eval()
 torch.manual_seed(facts["seed"])
 written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **facts["generation"])
-answer = tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+answer = tokenizer.decode(written[0, ids.shape[1] :])
 {answered}"""
 _VLLM_WRITES = """\
 import base64
