@@ -8,7 +8,7 @@ import torch
 from test_generation import EXAMPLES, QUESTIONS, task, tree
 from toy import shared_config
 
-from bbt.api import run, tune
+from bbt.api import estimate, run, tune
 from bbt.backend import Decoding
 from bbt.baselines.peft_training import peft_imported
 from bbt.baselines.training import Training
@@ -22,6 +22,7 @@ from bbt.runs.log import EventLog
 from bbt.runs.report import _curve
 from bbt.scoring.judge import Verdict
 from bbt.scoring.ledger import Ledger
+from bbt.tasks import Example
 
 pytestmark = pytest.mark.filterwarnings("ignore:the parts of the data overlap")
 TRAININGS = ("prompt-tuning", "p-tuning", "prefix-tuning", "adapter", "lora", "bitfit", "model-tuning")
@@ -210,3 +211,40 @@ def test_an_instruction_is_its_words_in_the_template(setting, tmp_path):
     for words, message in ((None, "needs prompt.instruction"), ("a {text}", "no braces")):
         with pytest.raises(ConfigError, match=message):
             tune(setting("instruction", instruction=words))
+
+
+@pytest.mark.parametrize("loss", [None, "negative_metric"])
+@pytest.mark.parametrize("method", ["black-box", "manual"])
+def test_the_estimate_is_what_the_run_then_costs(method, loss, setting, tmp_path):
+    """It is all but the tokens of the texts, which may end before the six that are counted for each."""
+    also = {"others": str(tmp_path / "rows.jsonl")}
+    model = setting(method).model.name
+    changes = {"selection": {"baselines": False, "n_best": 1}, "objective": {"loss": loss}}
+    changes["evaluation"] = {"rows": 4, "references": False, "also_test": also}
+    tree_of = tree(tmp_path, model, method={"name": method}, **changes)
+    settings = shared_config({**tree_of, "price": {"up": 2.0}})
+    guess, result = estimate(settings), tune(settings).result
+    cost = result["cost"]
+    assert (guess.train_queries, guess.dev_queries) == (cost["train_queries"], cost["dev_queries"])
+    assert guess.examples == cost["examples"] + 2 * 4 + 2 * 4  # on test rows and on the others, scored and written
+    assert guess.price == pytest.approx(result["price"]["search"] + result["price"]["test"])
+    judged, train = 2 * guess.dev_queries + 8, 2 * guess.train_queries
+    assert guess.tokens_down == judged * (1 + 6) + train * (6 if loss else 1)
+
+
+def test_other_rows_are_tested_too(setting, tmp_path):
+    """Out of domain, as in Lester et al. 2021: the same template and metrics on another file."""
+    others = [{**row, "said": ["nobody"]} for row in QUESTIONS]
+    (tmp_path / "others.jsonl").write_text("".join(json.dumps(row) + "\n" for row in others))
+    also = {"strangers": str(tmp_path / "others.jsonl")}
+    own = setting("prompt-tuning", steps=1)
+    changed = own.model_copy(update={"evaluation": own.evaluation.model_copy(update={"rows": None, "also_test": also})})
+    outcome = tune(changed)
+    result, generator = outcome.result, outcome.classifier
+    examples = [Example(row["story"], 0, row["asks"], tuple(row["said"])) for row in others]
+    texts = generator.texts(examples, Ledger())
+    found = result["also_test"]["strangers"]
+    assert found["examples"] == 8
+    assert found["token_f1"] == task(metrics=("token_f1",)).text_metric(texts, examples)
+    assert found["perplexity"] == pytest.approx(generator.target_scores(examples, Ledger()).perplexity)
+    assert found["perplexity"] != pytest.approx(result["perplexity"]["tuned"])

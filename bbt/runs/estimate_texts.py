@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from bbt.backend import Segment
 from bbt.runs.estimate import Estimate, Gauge, PlannedQueries
 from bbt.settings import PriceConfig
 from bbt.tasks import Example, GenerationTask, Split
@@ -40,7 +41,7 @@ def estimated_texts(
         if not (n and rows):
             continue
         whole = task.rows(rows, length)
-        contexts = [row[:-1] for row in whole]
+        contexts = [(*row[:-1], Segment("mask")) for row in whole]
         n_scored += n * len(rows) * scores
         n_written += n * len(rows) * writes
         up += n * (scores * gauge.tokens(whole) + writes * gauge.tokens(contexts))
