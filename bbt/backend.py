@@ -142,6 +142,24 @@ class Trainable(Protocol):
     def scores(self, encoded: Encoded) -> RowScores:
         """The logits (B, K) of all rows, in eval mode and without gradients."""
 
+    def encode_pairs(self, rows: Sequence[Row]) -> "EncodedPairs":
+        """Tokenise rows that end in targets as `TargetBackend.encode_pairs` does, and leave room for the prefix."""
+
+    def target_log_likelihoods(self, encoded: "EncodedPairs", rows: Sequence[int], prompt: Any = None) -> Any:
+        """The log-likelihoods (b,) in nats of the targets of the rows named, each summed over its tokens. They can be
+        differentiated as `logits` can."""
+
+    def target_scores(self, encoded: "EncodedPairs") -> RowScores:
+        """The log-likelihoods (B,) of all targets, in eval mode and without gradients."""
+
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> Encoded:
+        """Tokenise what stands left of targets as `GenerationBackend.encode_contexts` does, and leave room for the
+        prefix."""
+
+    def generate(self, encoded: Encoded, decoding: "Decoding") -> list[str]:
+        """Have the model write a text in the place of each row's target, in eval mode, as `GenerationBackend.generate`
+        does without a prompt."""
+
     def text(self, token_ids: Sequence[int]) -> str:
         """The readable text of token ids."""
 

@@ -151,7 +151,8 @@ class Predictor:
         """The task's metrics on examples with targets, their perplexity among them, and what is generated."""
         generator = writing(self.classifier)
         texts = generator.texts(examples, Ledger())
-        return {**task.evaluate_texts(texts, examples), "perplexity": generator.perplexity(examples, Ledger())}, texts
+        perplexity = generator.target_scores(examples, Ledger()).perplexity
+        return {**task.evaluate_texts(texts, examples), "perplexity": perplexity}, texts
 
     def worded(self, task: Task) -> Task:
         """The task in the predictor's own template and label words.

@@ -199,7 +199,8 @@ class EvaluationConfig(Strict):
     references: bool = True
     """Whether what the method started from (the manual and the untuned prompt) is tested too."""
     also_test: dict[str, str | None] = {}
-    """Other built-in tasks with the same labels, and the files of their rows (none: the bundled ones)."""
+    """Other built-in tasks with the same labels, and the files of their rows (none: the bundled ones). For a task with
+    a {target} it is any name, and a file with the columns of the task itself, or of the built-in task of that name."""
 
 
 class PromptLength(Strict):
@@ -207,6 +208,13 @@ class PromptLength(Strict):
 
     n_prompt_tokens: int = Field(5, ge=1)
     """The number of prompt tokens T."""
+
+
+class InstructionConfig(Strict):
+    """The section `prompt` of the method `instruction`."""
+
+    instruction: str | None = None
+    """The words that stand in the prompt's place."""
 
 
 class InitialPromptConfig(PromptLength):

@@ -100,16 +100,16 @@ class AnswerTokenizer(RowTokenizer):
         limit = self._max_length - len(self.frame.start)
         return self._fitting_target(text, ids if self._shows_mask(asked) or not ids else [*ids, self.frame.end], limit)
 
-    def context(self, row: Row, max_new_tokens: int) -> TokenRow:
+    def context(self, row: Row, max_new_tokens: int, reserved: int = 0) -> TokenRow:
         """Tokenise what a target answers; see `RowTokenizer.context`.
 
         Raises:
             BackendError: the decoder has no room for the new tokens, or as `RowTokenizer.context`.
         """
-        room = self._max_length - len(self.frame.start)
+        room = self._max_length - len(self.frame.start) - reserved
         if max_new_tokens > room:
             raise BackendError(f"{max_new_tokens} new tokens were asked for; this model's decoder has room for {room}.")
-        return super().context(row, max_new_tokens)
+        return super().context(row, max_new_tokens, reserved)
 
     def _shows_mask(self, row: Row) -> bool:
         kinds = [segment.kind for segment in row]

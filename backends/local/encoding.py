@@ -197,9 +197,9 @@ class RowTokenizer:
             raise BackendError("a row is empty: there is nothing left of {mask} for a causal LM to go on from.")
         return self._truncated(tokens, read, self._max_length - reserved)
 
-    def pairs(self, rows: Sequence[Row]) -> list[TokenPair]:
-        """Tokenise rows that end in their targets. A target is never cut; rows that differ in nothing else have one
-        context, with room for the longest of theirs.
+    def pairs(self, rows: Sequence[Row], reserved: int = 0) -> list[TokenPair]:
+        """Tokenise rows that end in their targets, `reserved` positions shorter than the model. A target is never cut;
+        rows that differ in nothing else have one context, with room for the longest of theirs.
 
         Raises:
             BackendError: as `target`, or as `row`.
@@ -208,7 +208,7 @@ class RowTokenizer:
         longest: dict[Row, int] = {}
         for row, target in zip(asked, targets, strict=True):
             longest[row] = max(len(target), longest.get(row, 0))
-        contexts = {row: self.row(row, self._room(n)) for row, n in longest.items()}
+        contexts = {row: self.row(row, reserved + n - 1) for row, n in longest.items()}
         return [TokenPair(contexts[row], target) for row, target in zip(asked, targets, strict=True)]
 
     def target(self, row: Row) -> tuple[int, ...]:
@@ -220,13 +220,14 @@ class RowTokenizer:
         after_space = self._is_after_space(self._with_mask(row))
         return self._fitting_target(row[-1].text, self._ids(" " * after_space + row[-1].text), self._max_length)
 
-    def context(self, row: Row, max_new_tokens: int) -> TokenRow:
-        """Tokenise what stands left of the target in which a row ends, leaving room for new tokens.
+    def context(self, row: Row, max_new_tokens: int, reserved: int = 0) -> TokenRow:
+        """Tokenise what stands left of the target in which a row ends, leaving room for new tokens and for `reserved`
+        positions.
 
         Raises:
             BackendError: a row that does not end in a target, or as `row`.
         """
-        return self.row(self._with_mask(row), self._room(max_new_tokens))
+        return self.row(self._with_mask(row), reserved + max_new_tokens - 1)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the readable text of token ids."""
@@ -293,10 +294,6 @@ class RowTokenizer:
         if not row or row[-1].kind != "target":
             raise BackendError("a row does not end in its target: put {target} last in the template.")
         return (*row[:-1], Segment("mask"))
-
-    def _room(self, n_tokens: int) -> int:
-        """Count the positions of the model that a target of so many tokens takes from its row."""
-        return n_tokens - 1
 
     def _is_after_space(self, row: Row) -> bool:
         """Tell whether what comes in the mask's place begins with the space that stands left of it."""

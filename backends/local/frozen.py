@@ -101,17 +101,19 @@ class FrozenModel:
             return self.evaluator
         return checked_target_evaluator(self.model, self.evaluator, self.max_length)
 
-    def encode_pairs(self, rows: Sequence[Row]) -> LocalPairs:
-        """Tokenise rows that end in targets; see `TargetBackend.encode_pairs`."""
+    def encode_pairs(self, rows: Sequence[Row], reserved: int = 0) -> LocalPairs:
+        """Tokenise rows that end in targets, `reserved` positions shorter than the model; see
+        `TargetBackend.encode_pairs`."""
         shares = self.target_evaluator.shares_prefixes
         _require_rows(rows)
-        return LocalPairs(self.row_tokenizer.pairs(rows), _n_prompt_tokens(rows), shares)
+        return LocalPairs(self.row_tokenizer.pairs(rows, reserved), _n_prompt_tokens(rows), shares)
 
-    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> LocalContexts:
-        """Tokenise what stands left of targets; see `GenerationBackend.encode_contexts`."""
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int, reserved: int = 0) -> LocalContexts:
+        """Tokenise what stands left of targets, `reserved` positions shorter than the model; see
+        `GenerationBackend.encode_contexts`."""
         self._require_writer("generates text")
         _require_rows(rows)
-        contexts = [self.row_tokenizer.context(row, max_new_tokens) for row in rows]
+        contexts = [self.row_tokenizer.context(row, max_new_tokens, reserved) for row in rows]
         return LocalContexts(contexts, _n_prompt_tokens(rows), max_new_tokens)
 
     def _require_writer(self, does: str) -> None:

@@ -57,6 +57,7 @@ def _has_prompt_inside(row: Row) -> bool:
 def _written(row: Row, mask: str) -> str:
     """Write the row as a text to be formatted. The space before a causal LM's label word belongs to the word."""
     pieces = {"literal": lambda s: s.text.replace("{", "{{").replace("}", "}}"), "text": lambda s: s.text}
+    pieces["whole"] = pieces["text"]
     written = ""
     for segment in row:
         if segment.kind == "mask":

@@ -10,7 +10,7 @@ import numpy as np
 from bbt.backend import Backend, Decoding
 from bbt.errors import PromptError
 from bbt.files import write_bytes_atomically
-from bbt.prompts.peft import is_peft_folder, read_peft, virtual_tokens, write_peft
+from bbt.prompts.peft import decoding_of, is_peft_folder, read_peft, virtual_tokens, write_peft
 from bbt.settings import ScoredBy
 from bbt.types import Prompts
 
@@ -124,7 +124,7 @@ class SoftPrompt:
             facts = json.loads(metadata["prompt"])
             facts |= {k: tuple(facts[k]) for k in ("label_words", "label_names", "biases") if facts.get(k) is not None}
             if facts.get("decoding"):
-                facts["decoding"] = Decoding(**{**facts["decoding"], "stop": tuple(facts["decoding"]["stop"])})
+                facts["decoding"] = decoding_of(facts["decoding"])
             return cls(embeddings=arrays["embeddings"], anchor=arrays.get("anchor"), **facts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptError(f"{file} is damaged: its metadata do not describe a prompt ({error!r}).") from error

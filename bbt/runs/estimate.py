@@ -85,7 +85,7 @@ class Estimate:
     tokens_up: int
     """Tokens of those rows, prompt tokens included."""
     tokens_down: int
-    """Tokens generated: one a row."""
+    """Tokens generated: one a row that is scored, and those of generated texts."""
     bytes_up: int
     """Bytes sent, about."""
     bytes_down: int

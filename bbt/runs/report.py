@@ -70,11 +70,12 @@ def selected_line(result: dict[str, Any]) -> str:
 
 
 def plot_convergence(log: EventLog, path: Path, title: str) -> None:
-    """Draw every candidate's training loss, the lowest so far, and the dev metric against train queries, as PNG."""
-    queries, losses, best = _curve(log.of("generation"))
+    """Draw the training loss of every candidate or step, the lowest so far, and the dev metric against train queries,
+    as PNG."""
+    queries, losses, best = _curve([event for event in log.events if event["event"] in ("generation", "steps")])
     figure = new_figure(7.0, 4.0)
     left = figure.add_subplot()
-    left.plot(queries, losses, ".", markersize=2, alpha=0.35, color="tab:blue", label="candidates' training loss")
+    left.plot(queries, losses, ".", markersize=2, alpha=0.35, color="tab:blue", label="training loss")
     left.plot(queries, best, color="tab:blue", label="best so far")
     left.set(xlabel="train queries", ylabel="training loss", title=title)
     right = left.twinx()
@@ -92,16 +93,19 @@ def plot_convergence(log: EventLog, path: Path, title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _curve(generations: list[Event]) -> tuple[list[int], list[float], list[float]]:
-    """Three lists over the candidates of finite loss: each one's query number, its loss, and the lowest loss so far."""
-    queries, losses, best = [], [], []
+def _curve(events: list[Event]) -> tuple[list[float], list[float], list[float]]:
+    """Three lists over the candidates of finite loss, or over the steps of a training: each one's query number, its
+    loss, and the lowest loss so far. The steps between two dev checks lie evenly over what they have cost."""
+    queries, losses, best = list[float](), list[float](), list[float]()
     spent, lowest = 0, float("inf")
-    for event in generations:
-        spent = event["ledger"]["train_queries"] - len(event["losses"])
+    for event in events:
+        now, n = event["ledger"]["train_queries"], len(event["losses"])
+        begun = now - n if event["event"] == "generation" else spent
         for i, loss in enumerate(event["losses"]):
             if loss is not None:
                 lowest = min(lowest, loss)
-                queries.append(spent + i + 1)
+                queries.append(begun + (now - begun) * (i + 1) / n)
                 losses.append(loss)
                 best.append(lowest)
+        spent = now
     return queries, losses, best

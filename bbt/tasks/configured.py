@@ -318,16 +318,35 @@ def _label_values(task: Task) -> tuple[str, ...]:
     return tuple(str(i) for i in range(len(task.label_names)))
 
 
-def other_tests(config: EvaluationConfig, task: Task, kind: str) -> list[tuple[Task, list[Example]]]:
-    """Make the `also_test` of a config: each task, asked in this one's words, and its rows.
+def other_tests(config: EvaluationConfig, task: Task, kind: str, data: DataConfig) -> list[tuple[Task, list[Example]]]:
+    """Make the `also_test` of a config: each task, asked in this one's words, and its rows. Where the answer is a text
+    the rows are read as `data` says, or as those of the built-in task of that name.
 
     Raises:
-        ConfigError: a task whose answer is a text, or other labels there.
+        ConfigError: other labels there, or no file where the answer is a text.
     """
-    if config.also_test and isinstance(task, GenerationTask):
-        raise ConfigError("evaluation.also_test is for tasks with labels; test on other rows with bbt eval --data.")
-    tests = [other_test(name, Path(path) if path else None, task, kind) for name, path in config.also_test.items()]
+    tests = [
+        _other_targets(name, path, task, data)
+        if isinstance(task, GenerationTask)
+        else other_test(name, Path(path) if path else None, task, kind)
+        for name, path in config.also_test.items()
+    ]
     return [(other, limited(rows, config.rows)) for other, rows in tests]
+
+
+def _other_targets(name: str, path: str | None, task: GenerationTask, data: DataConfig) -> tuple[Task, list[Example]]:
+    """Make what puts the rows of a file to a generator of this task, with this task's metrics.
+
+    Raises:
+        ConfigError: there is no file.
+    """
+    if path is None:
+        raise ConfigError(f"evaluation.also_test.{name}: {task.name} generates text; name a file of rows with targets.")
+    known = GENERATION_TASKS.get(name)
+    columns = known.columns if known else columns_of(data, task)
+    if not task.template.takes_pair:
+        columns = replace(columns, text_pair=None)
+    return replace(task, name=name), read_examples(path, columns, (), data.header)
 
 
 def limited(examples: Sequence[Example], rows: int | None) -> list[Example]:

@@ -69,6 +69,16 @@ class Template:
         """Return the template without the soft prompt and the full stop that separates it from the text."""
         return Template(_PROMPT_AND_SEPARATOR.sub(_gap, self.source.removeprefix(START)))
 
+    def filled(self, words: str) -> "Template":
+        """Return the template with words in the soft prompt's place.
+
+        Raises:
+            ConfigError: the words hold braces, which are for slots.
+        """
+        if "{" in words or "}" in words:
+            raise ConfigError(f"an instruction holds no braces, got {words!r}.")
+        return Template(self.source.replace("{prompt}", words))
+
     def at_start(self) -> "Template":
         """Return the manual template with the soft prompt at the very start."""
         return Template(START + self.manual().source)
