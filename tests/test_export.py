@@ -318,7 +318,7 @@ def generator_of(backend, embeddings, template=ASKED):
 
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's own, of its own call
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", [*CAUSAL, "mt5", "bart"])
 @pytest.mark.parametrize("template", [ASKED, ASKED.replace("{prompt} ", "{start}")], ids=["first", "start"])
 @pytest.mark.parametrize("to", ["peft", "transformers", "manual"])
 def test_the_pages_lines_write_what_bbt_writes(name, template, to, tiny_backend, random_prompts, tmp_path, monkeypatch):
