@@ -159,21 +159,24 @@ def test_a_search_with_few_prompts_ends_when_it_has_seen_them(method, tiny_folde
 
 
 @pytest.mark.parametrize(
-    "method",
+    ("method", "last"),
     [
-        {"name": "hard-prompt"},
-        {"name": "hard-prompt", "metric": "l2", "rounding": "distinct"},
-        {"name": "hard-prompt", "rounding": "stochastic"},
-        {"name": "token-search"},
-        {"name": "token-search", "words": "training"},
+        ({"name": "hard-prompt"}, "generation"),
+        ({"name": "hard-prompt"}, "screen"),
+        ({"name": "hard-prompt", "metric": "l2", "rounding": "distinct"}, "generation"),
+        ({"name": "hard-prompt", "rounding": "stochastic"}, "generation"),
+        ({"name": "hard-prompt", "rounding": "stochastic"}, "screen"),
+        ({"name": "token-search"}, "generation"),
+        ({"name": "token-search", "words": "training"}, "generation"),
     ],
 )
-def test_a_stopped_run_goes_on_bit_for_bit(method, tiny_folder, tmp_path):
+def test_a_run_that_stopped_after_an_event_goes_on_bit_for_bit(method, last, tiny_folder, tmp_path):
     settings = config(tiny_folder("gpt2"), method)
     whole = run(settings, tmp_path)
     stopped = run(settings, tmp_path)
     events = (stopped.folder / "events.jsonl").read_text().splitlines(keepends=True)
-    keep = [i for i, line in enumerate(events) if json.loads(line)["event"] == "generation"][2]
+    places = [i for i, line in enumerate(events) if json.loads(line)["event"] == last]
+    keep = places[2] if last == "generation" else places[0]
     (stopped.folder / "events.jsonl").write_text("".join(events[: keep + 1]))
     (stopped.folder / "result.json").unlink()
     resumed = resume(stopped.folder)

@@ -107,6 +107,19 @@ def test_an_anchor_is_where_the_local_backend_has_it(pair):
     np.testing.assert_array_equal(remote.latent_scores(z, its, remote.encode(ROWS, WORDS)), plain)
 
 
+def test_a_server_started_anew_is_told_its_anchor_again(tiny_folder, tiny_backend):
+    its, z, local = space(), latents(), tiny_backend("bert")
+    expected = local.label_scores(its.prompts(z), local.encode(ROWS, WORDS, its.p0))
+    with serving(tiny_backend("bert")) as url:
+        remote = HttpBackend(str(tiny_folder("bert")), url=url)
+        encoded = remote.encode(ROWS, WORDS, its.p0)
+        np.testing.assert_array_equal(remote.label_scores(its.prompts(z), encoded), expected)
+        with serving(tiny_backend("bert")) as restarted:  # it knows nothing, as one that died
+            client = HttpBackend(str(tiny_folder("bert")), url=restarted)._client
+            remote._client = client
+            np.testing.assert_array_equal(remote.label_scores(its.prompts(z), encoded), expected)
+
+
 def test_a_model_that_can_have_no_anchor_says_so_at_once(tiny_folder, tiny_backend):
     with serving(tiny_backend("gpt2")) as url:
         remote = HttpBackend(str(tiny_folder("gpt2")), url=url)

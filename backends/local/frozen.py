@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from backends.local.check import checked_evaluator
+from backends.local.device import default_budget
 from backends.local.encoding import RowTokenizer
 from backends.local.loading import load
 from backends.local.rows import LocalContexts, LocalPairs, LocalRows, common_prefix
@@ -31,8 +32,8 @@ class Source:
     """The device that computes."""
     revision: str | None
     """The revision on the hub (none: the latest)."""
-    token_budget: int
-    """The most tokens of one micro-batch."""
+    token_budget: int | None = None
+    """The most tokens of one micro-batch (none: what suits the device, and on a GPU its free memory)."""
 
 
 class FrozenModel:
@@ -46,7 +47,8 @@ class FrozenModel:
         self.source = source
         loaded = load(source.name, source.kind, source.device, dtype, source.revision)
         self.model, self.tokenizer, self.kind, self.fingerprint = loaded
-        self.evaluator = checked_evaluator(self.model, self.kind, self.max_length, source.token_budget)
+        budget = source.token_budget or default_budget(self.model, source.device)
+        self.evaluator = checked_evaluator(self.model, self.kind, self.max_length, budget)
         self.row_tokenizer = RowTokenizer(self.tokenizer, self.max_length, self.kind == "causal")
 
     @property

@@ -112,7 +112,10 @@ def _ways(scores: Evaluator) -> Iterator[Forward]:
     """Yield the ways to compute a forward pass, from the faster to the simpler."""
     structure = scores.forward.structure
     if scores.forward.packed is not None:
-        yield Forward(structure, packed_trunk(structure, scores.words, cut_last=False))
+        packed = packed_trunk(structure, scores.words, cut_last=False)
+        if scores.forward.kernel is not None:
+            yield Forward(structure, packed, scores.forward.kernel)
+        yield Forward(structure, packed)
     yield Forward(structure, None)
 
 
