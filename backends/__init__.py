@@ -15,6 +15,7 @@ BACKENDS: Table = {
     "local": ("backends.local:LocalBackend", "a model on this machine: bundled, a folder, or of the hub"),
     "http": ("backends.http:HttpBackend", "a model behind bbt serve"),
     "pool": ("backends.pool:PoolBackend", "several endpoints of one model, as one"),
+    "ray": ("backends.ray:RayBackend", "any backend of these in actors of a Ray cluster"),
     "text-api": ("backends.openai:TextBackend", "an OpenAI-compatible API that takes text: prompts of words"),
     "vllm": ("backends.openai:VLLMBackend", "a causal LM behind vLLM, sent embeddings"),
 }

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from bbt.methods import label as label_of
 from bbt.predictor import Predictor, open_backend
 from bbt.runs.estimate import Estimate, estimated, speed_of_last
 from bbt.runs.estimate_texts import estimated_texts
-from bbt.runs.folder import RunFolder, read_result, write_result
+from bbt.runs.folder import OUTPUTS, RunFolder, read_result, write_result
 from bbt.runs.observer import Observer, watching
 from bbt.runs.progress import shown_progress
 from bbt.runs.report import selected_line
@@ -36,8 +37,6 @@ from bbt.tasks.tables import Table, Tables
 
 LOG = logging.getLogger(__name__)
 RUNS = Path("runs")
-OUTPUTS = "outputs.jsonl"
-"""The file of a run folder that holds what was generated on the test rows, beside their references."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +113,10 @@ def tune(
 def tune_rows(config: Config, split: Split | None, backend: Backend, observer: Observer | None = None) -> Outcome:
     """Run in memory on the rows of `split`, or on those that the config names."""
     method = load_method(config)
-    observer = watching(config.observers, observer)
-    experiment = make_experiment(config, backend, observer=observer, split=split)
-    done = _trained_and_tested(config, method, experiment)
+    with _watched(config, observer) as observer:
+        experiment = make_experiment(config, backend, observer=observer, split=split)
+        done = _trained_and_tested(config, method, experiment)
+        observer.finished(done.result)
     return Outcome(config, done.result, done.classifier)
 
 
@@ -168,14 +168,17 @@ def _configured(config: Config | Mapping[str, Any] | Path | str | None, **given:
     return make_config(merged(config or {}, over))
 
 
-def run(config: Config, runs: Path | str = RUNS, observer: Observer | None = None) -> Outcome:
-    """Run in a new run folder under `runs`; whatever stops it, `resume` goes on from there.
+def run(
+    config: Config, runs: Path | str = RUNS, observer: Observer | None = None, backend: Backend | None = None
+) -> Outcome:
+    """Run in a new run folder under `runs`; whatever stops it, `resume` goes on from there. `backend` is the config's
+    model where that is open already.
 
     A config that cannot be run (a BbtError before the first generation) leaves no folder behind.
     """
     runs = Path(runs)
     text = to_yaml(config)
-    backend = open_backend(config.model)
+    backend = backend or open_backend(config.model)
     name = config.name or f"{config.task.name.replace(':', '-')}-{label_of(config)}-seed{config.seed}"
     with RunFolder.create(runs, name, text) as folder:
         try:
@@ -187,9 +190,14 @@ def run(config: Config, runs: Path | str = RUNS, observer: Observer | None = Non
 
 
 def resume(
-    path: Path | str, queries: int | None = None, observer: Observer | None = None, ceiling: float | None = None
+    path: Path | str,
+    queries: int | None = None,
+    observer: Observer | None = None,
+    ceiling: float | None = None,
+    backend: Backend | None = None,
 ) -> Outcome:
-    """Go on with a run as if it had never stopped; `queries` extends its budget first, `ceiling` its money.
+    """Go on with a run as if it had never stopped; `queries` extends its budget first, `ceiling` its money. `backend`
+    is the run's model where that is open already.
 
     Methods whose log is no checkpoint (trainings) begin again from their seed, unless they have finished.
 
@@ -207,7 +215,7 @@ def resume(
             raise RunError(f"{path}: {config.method.name} has no budget to extend.")
         elif folder.log.of("result"):
             return Outcome(config, read_result(folder), Predictor(path).classifier, path)
-        return _in_folder(config, open_backend(config.model), folder, observer)
+        return _in_folder(config, backend or open_backend(config.model), folder, observer)
 
 
 def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
@@ -236,18 +244,31 @@ def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
 
 def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:
     """Train, test and save in the run's folder."""
-    observer = watching(config.observers, observer)
-    observer.opened(folder.path)
-    method = load_method(config)
-    experiment = make_experiment(config, backend, folder.log, observer)
-    if not method.replays:
-        folder.log.forget()
-    done = _trained_and_tested(config, method, experiment)
-    _save(done.classifier, folder.path)
-    if done.outputs:
-        write_lines(folder.path / OUTPUTS, done.outputs)
-    folder.write_result(done.result)
+    with _watched(config, observer) as observer:
+        observer.opened(folder.path)
+        method = load_method(config)
+        experiment = make_experiment(config, backend, folder.log, observer)
+        if not method.replays:
+            folder.log.forget()
+        done = _trained_and_tested(config, method, experiment)
+        _save(done.classifier, folder.path)
+        if done.outputs:
+            write_lines(folder.path / OUTPUTS, done.outputs)
+        folder.write_result(done.result)
+        observer.finished(done.result)
     return Outcome(config, done.result, done.classifier, folder.path)
+
+
+@contextmanager
+def _watched(config: Config, observer: Observer | None) -> Iterator[Observer]:
+    """A context with the observer given and those that the config names; a run that stops tells them so."""
+    observer = watching(config.observers, observer)
+    observer.configured(resolved_tree(config))
+    try:
+        yield observer
+    except BaseException:
+        observer.finished(None)
+        raise
 
 
 def _trained_and_tested(config: Config, method: Method, experiment: Experiment) -> Tested:

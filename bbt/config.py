@@ -64,7 +64,7 @@ class Config(Strict):
     calibration: CalibrationKind = "fitted"
     """How class biases are found: see `bbt.scoring.calibration`."""
     observers: tuple[str, ...] = ()
-    """Observers of the user's own, as `module:Class`."""
+    """Observers: our trackers by name (bbt ls observers), or the user's own as `module:Class`."""
     sections: dict[str, dict[str, Any]] = Field({}, exclude=True)
     """What the user gave of `SECTIONS`, by name."""
     defaults: dict[str, dict[str, Any]] = Field({}, exclude=True)

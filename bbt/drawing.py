@@ -1,6 +1,8 @@
-"""Figures for files are drawn by matplotlib without a window."""
+"""Figures for files and pages are drawn by matplotlib without a window."""
 
+import io
 import os
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -30,3 +32,23 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def png_bytes(figure: "Figure") -> bytes:
+    """The figure as PNG."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    return picture.getvalue()
+
+
+def svg_text(figure: "Figure") -> str:
+    """The figure as SVG that is the same each time. It has no background, and what would be black has the color of the
+    text around it, so that it goes with a light page and with a dark one."""
+    import matplotlib as mpl
+
+    text = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with mpl.rc_context({"svg.hashsalt": "bbt", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata=nothing, transparent=True)
+    drawn = text.getvalue().replace("#000000", "currentColor")
+    return re.sub(r'<g id="[^"]*">', "<g>", drawn[drawn.index("<svg") :])  # several may stand in one page

@@ -131,7 +131,8 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         except LabelWordError as error:
             if self.label_words is not None:
                 raise
-            raise LabelWordError(f"{error} Without label_words the classes' names are taken.") from error
+            names_are_taken = f"Without label_words the classes' names are taken.{_numbered(classes)}"
+            raise LabelWordError(f"{error} {names_are_taken}") from error
         self.classes_, self.config_, self.result_ = classes, config, outcome.result
         self._fitted: Classifier | dict[str, bytes] = labelling(outcome.classifier)
         self._opened: OpenModel | None = opened
@@ -222,9 +223,9 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(words, Mapping):
             missing = [str(one) for one in classes if one not in words]
             if missing:
-                raise ConfigError(f"label_words has no word for {', '.join(missing)}.")
+                raise ConfigError(f"label_words has no word for {', '.join(missing)}.{_numbered(classes)}")
             return [words[one] for one in classes]
-        if isinstance(words, str) or len(words) != len(classes):
+        if isinstance(words, str) or not isinstance(words, Sequence) or len(words) != len(classes):
             shown = ", ".join(map(str, classes))
             raise ConfigError(
                 f"label_words is {words!r}, expected one word for each of the classes {shown}, or a dict."
@@ -299,6 +300,16 @@ def _rows_of_texts(X: Any) -> list[tuple[str, ...]]:  # noqa: N803
             shape = f"{len(row)} values" if len(row) == n else f"{len(row)} values, the first one {n}"
             raise DataError(f"X[{i}] holds {shape}; expected one text a row, or two.")
     return [tuple(checked_text(_plain(value), f"X[{i}]") for value in row) for i, row in enumerate(rows)]
+
+
+def _numbered(classes: NDArray[Any]) -> str:
+    """Tell, where the classes are the numbers from 0 on, who may have numbered them; else nothing."""
+    if classes.tolist() != list(range(len(classes))):
+        return ""
+    return (
+        " scikit-learn numbers the classes in some of its tools (VotingClassifier, cross_val_predict with "
+        "probabilities): there give label_words as a list, in the order of the sorted classes."
+    )
 
 
 def _plain(value: Any) -> Any:

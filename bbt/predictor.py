@@ -1,7 +1,6 @@
 """A `Predictor` puts what a run has trained to use on new texts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,17 @@ from backends import load_backend
 from bbt.backend import Backend
 from bbt.config import Config, read_run_config
 from bbt.errors import BackendError, ConfigError, DataError
+from bbt.experiment.answers import Answers
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.generators import Generator, labelling, writing
 from bbt.methods.saved import is_soft_prompt, load_trained
 from bbt.prompts.soft import SoftPrompt
 from bbt.scoring.ledger import Ledger
-from bbt.scoring.losses import log_softmax, predicted
 from bbt.settings import ModelConfig
 from bbt.tasks import Example, GenerationTask, Task
 from bbt.tasks.examples import checked_text
 from bbt.tasks.task import labels_of
-from bbt.types import Labels, RowScores
+from bbt.types import RowScores
 
 
 def open_backend(config: ModelConfig) -> Backend:
@@ -41,26 +40,6 @@ def _opened(backend: str, model: str, options: Mapping[str, Any]) -> Backend:
             "a saved prompt belongs to its own."
         )
     return load_backend(backend, model=model, **options)
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a classifier says of B examples."""
-
-    labels: Labels
-    """(B,) labels, -1 where all K scores are equal."""
-    probabilities: NDArray[np.float64]
-    """(B, K) probabilities of the label words."""
-
-    def named(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """The label and the probabilities of each example by the K `names`; the label is None where it is -1."""
-        return [
-            {
-                "label": names[label] if label >= 0 else None,
-                "probabilities": {name: float(p) for name, p in zip(names, row, strict=True)},
-            }
-            for label, row in zip(self.labels, self.probabilities, strict=True)
-        ]
 
 
 def sound_scores(classifier: Classifier, examples: Sequence[Example]) -> RowScores:
@@ -130,8 +109,7 @@ class Predictor:
         Raises:
             BackendError: the model's scores of a row are NaN.
         """
-        scores = sound_scores(labelling(self.classifier), examples)
-        return Answers(predicted(scores), np.exp(log_softmax(scores)))
+        return Answers.of(sound_scores(labelling(self.classifier), examples))
 
     def evaluate(self, task: Task, examples: Sequence[Example]) -> dict[str, float]:
         """The task's metrics on examples, in the predictor's own template and label words.

@@ -283,6 +283,9 @@ class OptimizerConfig(PopulationConfig):
     """The rule by which CMA-ES adapts sigma."""
     learning_rate: float = Field(0.1, gt=0)
     """The zeroth-order estimate's step in units of sigma0."""
+    asynchronous: bool = False
+    """Whether a generation is whichever candidates are scored first, while half a generation more is under way, so that
+    none waits for a straggler. Each candidate is then scored by a call of its own; several are at work at a time."""
 
     @field_validator("bounds")
     @classmethod

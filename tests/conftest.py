@@ -24,10 +24,12 @@ def tiny_folder(tmp_path_factory):
 @pytest.fixture
 def tiny_backend(tiny_folder):
     """name -> a fresh LocalBackend over the tiny model, in full precision unless told otherwise."""
+    from tiny_models import DEVICE
+
     from backends.local import LocalBackend
 
     def make(name, **options):
-        return LocalBackend(model=str(tiny_folder(name)), **{"precision": "fp32", "device": "cpu", **options})
+        return LocalBackend(model=str(tiny_folder(name)), **{"precision": "fp32", "device": DEVICE, **options})
 
     return make
 
@@ -69,3 +71,14 @@ def serve(reference):
 
     with ExitStack() as stack:
         yield lambda name="gpt2", **settings: stack.enter_context(serving(make_peer(reference(name), **settings)))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A Ray cluster of two nodes of two CPUs each on this machine, beside a head that works on nothing, which this
+    process has joined."""
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    from ray_nodes import started
+
+    with started(ray) as cluster:
+        yield cluster

@@ -5,6 +5,7 @@ import pytest
 import torch
 from reference import Reference, normalised
 from test_local_backend import BEFORE, TEXTS, is_packed
+from tiny_models import DEVICE
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from backends.local import LocalBackend
@@ -86,7 +87,7 @@ def make(tiny_folder, tmp_path):
 @every_model
 def test_scores_are_those_of_a_plain_forward(name, make, random_prompts):
     folder, kind = make(name)
-    backend = LocalBackend(str(folder), precision="fp32", device="cpu")
+    backend = LocalBackend(str(folder), precision="fp32", device=DEVICE)
     prompts = random_prompts(2, 5, backend.info.hidden_size, scale=0.5)
     expected = BEFORE.expected(Reference(folder, kind), prompts)
     np.testing.assert_allclose(normalised(BEFORE.scores(backend, prompts)), expected, atol=1e-4)
@@ -98,7 +99,7 @@ def test_scores_are_those_of_a_plain_forward(name, make, random_prompts):
 @pytest.mark.parametrize("name", ["phi3", "llama"])
 def test_a_row_does_not_depend_on_the_longest_beside_it(name, make, random_prompts):
     folder, _ = make(name)
-    backend, prompts = LocalBackend(str(folder), precision="fp32", device="cpu"), random_prompts(2, 5, scale=0.5)
+    backend, prompts = LocalBackend(str(folder), precision="fp32", device=DEVICE), random_prompts(2, 5, scale=0.5)
     together = BEFORE.scores(backend, prompts)
     alone = [BEFORE.scores(backend, prompts, [pair])[:, 0] for pair in TEXTS]
     lengths = backend.encode(BEFORE.rows(), ("bad", "great")).lengths
@@ -109,7 +110,7 @@ def test_a_row_does_not_depend_on_the_longest_beside_it(name, make, random_promp
 @pytest.mark.parametrize("name", ["electra", "bart"])
 def test_deep_prompts_where_they_have_a_place(name, make, random_prompts):
     folder, _ = make(name)
-    backend = LocalBackend(str(folder), precision="fp32", device="cpu")
+    backend = LocalBackend(str(folder), precision="fp32", device=DEVICE)
     rows = backend.encode(BEFORE.rows(), ("bad", "great"))
     assert backend.info.n_layers == 3
     deep = random_prompts(6, 5, backend.info.hidden_size).reshape(2, 3, 5, -1)
@@ -123,7 +124,7 @@ def test_deep_prompts_where_they_have_a_place(name, make, random_prompts):
 
 def test_an_anchor_is_projected_as_the_words_are(make, random_prompts):
     folder, kind = make("electra")
-    backend, reference = LocalBackend(str(folder), precision="fp32", device="cpu"), Reference(folder, kind)
+    backend, reference = LocalBackend(str(folder), precision="fp32", device=DEVICE), Reference(folder, kind)
     anchor, offsets = random_prompts(1, 5, 16), random_prompts(2, 5, 16, scale=0.5, seed=1)
     expected = BEFORE.expected(reference, np.repeat(anchor, 2, axis=0), after_layernorm=offsets)
     found = normalised(BEFORE.scores(backend, anchor + offsets, anchor=anchor))
@@ -132,7 +133,7 @@ def test_an_anchor_is_projected_as_the_words_are(make, random_prompts):
 
 def test_an_encoder_decoder_is_no_masked_lm(tiny_folder):
     with pytest.raises(BackendError, match="an encoder-decoder model and no masked LM") as refused:
-        LocalBackend(str(tiny_folder("bart")), kind="masked", precision="fp32", device="cpu")
+        LocalBackend(str(tiny_folder("bart")), kind="masked", precision="fp32", device=DEVICE)
     assert "\n" not in str(refused.value)
 
 

@@ -14,6 +14,7 @@ import yaml
 from bbt.cli.compare import compare
 from bbt.compare.finished import read
 from bbt.compare.plan import cells, load_plan
+from bbt.compare.processes import Processes
 from bbt.compare.work import Watcher, Work
 from bbt.errors import ConfigError
 from bbt.methods import load_method, resolved_tree
@@ -268,10 +269,10 @@ def test_what_a_backend_prints_goes_into_no_comparison_s_way(plan, tmp_path, mon
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(tmp_path)]))
     base = {**TREE["base"], "model": {"backend": "chatty:Chatty", "name": "toy"}}
     cell = cells(load_plan(plan(base=base, tasks=FILMS, seeds=[0], budgets=[8])))[1]
-    assert Work(tmp_path / "runs", 1, Watcher()).do([cell]) == []
+    assert Work(tmp_path / "runs", Processes(1), Watcher()).do([cell]) == []
     assert read(cell, tmp_path / "runs") is not None
     broken = cells(load_plan(plan(base={**base, "optimizer": {"population_size": 20}}, tasks=FILMS, seeds=[0])))[1]
-    (failure,) = Work(tmp_path / "others", 1, Watcher()).do([broken])
+    (failure,) = Work(tmp_path / "others", Processes(1), Watcher()).do([broken])
     assert failure.reason.startswith("budget.queries is 8"), "the error is the log's last line, whatever was printed"
 
 

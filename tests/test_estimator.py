@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from serving import serving
 from sklearn.base import clone
+from sklearn.ensemble import VotingClassifier
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -42,10 +43,11 @@ FAILURES_OF_TEXT_ONLY = {
     **dict.fromkeys(WANT_TEXTS.split(), TEXT_ONLY),
     "check_estimator_sparse_array": "for an estimator of 1-D data the check makes 1-D arrays that it cannot convert",
 }
+BY_MACHINE = "equal to 1e-5 and not always to 1e-7: a model's float32 depends on its batch"
 FAILURES_WITH_NUMBERS_AS_TEXT = {
     "check_classifiers_train": "the manual prompt of a random model cannot tell texts of numbers apart",
-    "check_methods_sample_order_invariance": "equal to 1e-5 and not to 1e-7: a model's float32 depends on its batch",
-    "check_methods_subset_invariance": "equal to 1e-5 and not to 1e-7: a model's float32 depends on its batch",
+    "check_methods_sample_order_invariance": BY_MACHINE,
+    "check_methods_subset_invariance": BY_MACHINE,
 }
 
 
@@ -109,7 +111,8 @@ def test_scikit_learns_own_checks(kind, expected, classifier):
     failed = {check["check_name"]: repr(check["exception"]) for check in checks if check["status"] == "failed"}
     assert failed == {}
     statuses = {check["check_name"]: check["status"] for check in checks}  # the last of several of one name
-    assert [name for name in expected if statuses.get(name) == "passed"] == [], "take these off the list"
+    passed = [name for name, why in expected.items() if statuses.get(name) == "passed" and why != BY_MACHINE]
+    assert passed == [], "take these off the list"
 
 
 def test_it_gives_the_numbers_of_tune(classifier):
@@ -144,6 +147,13 @@ def test_a_cross_validation_and_a_grid_load_the_model_once(classifier, loads):
     grid.fit(np.array(TEXTS), LABELS)
     assert grid.best_params_["template"] in ("{text} {mask}", "{text} it was {mask}")
     assert len(loads) == 1
+
+
+def test_tools_that_number_the_classes_take_words_in_their_order(classifier):
+    voters = [("prompt", classifier(method="manual", label_words=["bad", "great"]))]
+    expected = voters[0][1].fit(TEXTS, LABELS).predict(TEXTS)
+    found = VotingClassifier(voters, voting="soft").fit(TEXTS, LABELS).predict(TEXTS)
+    assert found.tolist() == expected.tolist()
 
 
 def test_other_arguments_are_another_model(classifier, loads, tiny_folder):
@@ -260,6 +270,9 @@ def test_the_seed_is_the_random_state(classifier):
         ({"X": [("a", "b", "c")] * 8}, {}, DataError, "holds 3 values"),
         ({}, {"label_words": {"great": "great"}}, ConfigError, "no word for bad"),
         ({}, {"label_words": ["great"]}, ConfigError, "one word for each of the classes bad, great"),
+        ({}, {"label_words": 5}, ConfigError, "label_words is 5, expected one word for each"),
+        ({"y": [1, 0] * 4}, {}, LabelWordError, "numbers the classes .* give label_words as a list"),
+        ({"y": [1, 0] * 4}, {"label_words": {"bad": "bad"}}, ConfigError, "no word for 0, 1. scikit-learn numbers"),
         ({}, {"settings": {"seed": 3}}, ConfigError, "seed is no part of settings"),
         ({}, {"method": "black-bocks"}, ConfigError, "Did you mean 'black-box'"),
         ({}, {"dev": 1.5}, DataError, "between 0 and 1, got 1.5"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from serving import serving
+from tiny_models import DEVICE
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -82,3 +83,16 @@ def test_remote_tunes_through_a_server_and_the_load_test_counts_its_answers(tiny
     assert set(eval(lines[0])) == {"manual", "manual calibrated", "untuned", "tuned"}
     assert re.fullmatch(r"a query: \d+ bytes up, \d+ bytes down", lines[1])
     assert re.search(r"answers: \{'200': \d+\}\nlatency, seconds: p50 ", said)
+
+
+def test_the_check_of_a_gpu_prints_every_figure(tmp_path: Path) -> None:
+    printed = run("gpu_check.py", "--tiny", "--device", DEVICE, cwd=tmp_path)
+    assert "failed" not in printed
+    assert "not measured" not in printed
+    for figure in (
+        "a search of 17 queries, s",
+        "outside the backend",
+        "deep prompts: times plain",
+        "share of the matrix",
+    ):
+        assert figure in printed

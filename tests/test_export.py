@@ -3,6 +3,7 @@ that bbt gives."""
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from bbt.tasks import Example, Task, Template
 
 TEXTS = ["a film so bad that it was great", "the plot is worse", "I liked it ; you did not", "Zoë, 3 % ?"]
 PAIR = "it was slow"
+CARRY = Path(__file__).parents[1] / "docs/how-to/carry.md"
 WORDS, NAMES, BIASES = ("bad", "great"), ("down", "up"), (-0.25, 0.25)
 FIRST = "{prompt} . {text} . It was {mask}"
 START = "{start}{text} . It was {mask}"
@@ -80,9 +82,9 @@ def scores_of(classifier, texts):
     return classifier.scores([Example(text, 0, PAIR) for text in texts], Ledger())
 
 
-def assert_same(page, expected):
+def assert_same(page, expected, tolerance=1e-5):
     assert list(page) == list(NAMES)
-    np.testing.assert_allclose(list(page.values()), expected, atol=1e-5)
+    np.testing.assert_allclose(list(page.values()), expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "t5", "bart"])
@@ -105,6 +107,16 @@ def test_the_pages_lines_give_the_numbers_of_bbt(name, template, to, classifier,
         probabilities, names = run_page(tmp_path / to, monkeypatch, text)
         np.testing.assert_allclose(names["scores"], scores, atol=1e-5)  # logits of the label words, and class biases
         assert_same(probabilities, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "to"), [("bert", "peft"), ("gpt2", "peft"), ("gpt2", "transformers"), ("gpt2", "vllm")]
+)
+def test_the_documentation_shows_the_lines_of_the_pages(name, to, classifier, tmp_path):
+    ours = classifier(name)
+    export(ours, ours.backend, to, tmp_path)
+    (lines,) = re.findall(r"```python\n(.*?)```", (tmp_path / "README.md").read_text(), flags=re.S)
+    assert lines in CARRY.read_text(encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's own, of its own call

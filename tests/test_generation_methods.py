@@ -19,8 +19,8 @@ from bbt.experiment.generators import SoftPromptGenerator
 from bbt.methods import load_method
 from bbt.methods.in_context import InContextGenerator
 from bbt.predictor import Predictor
+from bbt.runs.convergence import curve
 from bbt.runs.log import EventLog
-from bbt.runs.report import _curve
 from bbt.scoring.judge import Verdict
 from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example
@@ -188,7 +188,7 @@ def test_the_losses_of_a_training_are_drawn(setting, tmp_path):
     folder = run(setting("prompt-tuning", steps=5, dev_every=2, batch_size=1), tmp_path / "runs").folder
     events = EventLog(folder / "events.jsonl").of("steps")
     assert [len(event["losses"]) for event in events] == [2, 2, 1]
-    queries, losses, best = _curve(events)
+    queries, losses, best = curve(events)
     assert queries == [0.5, 1, 1.5, 2, 2]  # two train rows, a row a step
     assert best == np.minimum.accumulate(losses).tolist()
 

@@ -20,6 +20,7 @@ from backends.openai import TextBackend, VLLMBackend
 from bbt.api import tune
 from bbt.config import make_config
 from bbt.errors import EndpointError
+from bbt.export import export
 from bbt.scoring.losses import log_softmax
 from bbt.tasks.configured import make_split, make_task
 
@@ -86,12 +87,23 @@ def test_vllm_takes_halves(precision, tolerance, vllm, local, problem):
     assert difference(remote.label_scores(population, encoded(remote, problem, 5)), expected) < tolerance
 
 
-def test_vllm_gives_the_same_search(vllm):
+def test_vllm_gives_the_same_search():
     here = tune(CONFIG).result
-    there = tune({**CONFIG, "model": {"backend": "vllm", "name": "gpt2-mini", "options": {"url": vllm()._url}}}).result
+    served = {"backend": "vllm", "name": "gpt2-mini", "options": {"url": address("BBT_TEST_VLLM_URL")}}
+    there = tune({**CONFIG, "model": served}).result
     assert there["selected"]["loss"] == pytest.approx(here["selected"]["loss"], abs=1e-3)
     assert there["test"]["untuned"] == pytest.approx(here["test"]["untuned"], abs=0.011)
     assert there["test"]["tuned"] == pytest.approx(here["test"]["tuned"], abs=0.03)
+
+
+def test_the_lines_of_an_export_ask_vllm_for_the_numbers_of_bbt(local, tmp_path, monkeypatch):
+    from test_export import TEXTS, assert_same, classifier_of, probabilities_of, run_page
+
+    ours, url = classifier_of(local, prompts(local, 1, 5)[0]), address("BBT_TEST_VLLM_URL")
+    export(ours, local, "vllm", tmp_path)
+    served = {"http://localhost:8000": url, '"model": facts["model"]': '"model": "gpt2-mini"'}
+    for text, expected in zip(TEXTS[:3], probabilities_of(ours, TEXTS[:3]), strict=True):
+        assert_same(run_page(tmp_path, monkeypatch, text, **served)[0], expected, tolerance=1e-4)
 
 
 def test_vllm_scores_words_by_token_ids(vllm, local, problem):

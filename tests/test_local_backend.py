@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference, normalised
-from tiny_models import ARCHITECTURES, CAUSAL, MASKED
+from tiny_models import ARCHITECTURES, CAUSAL, DEVICE, MASKED
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, Gemma2Config
 
 from backends.local import LocalBackend
@@ -120,7 +120,7 @@ def test_a_model_that_wants_more_of_its_attention_is_not_packed(config, tiny_fol
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder("gpt2"), model_max_length=64)
     tokenizer.save_pretrained(tmp_path)
     AutoModelForCausalLM.from_config(unusual(config, len(tokenizer))).save_pretrained(tmp_path)
-    backend, prompts = LocalBackend(str(tmp_path), precision="fp32", device="cpu"), random_prompts(2, 5)
+    backend, prompts = LocalBackend(str(tmp_path), precision="fp32", device=DEVICE), random_prompts(2, 5)
     assert not is_packed(backend)
     expected = BEFORE.expected(Reference(tmp_path, "causal"), prompts)
     np.testing.assert_allclose(normalised(BEFORE.scores(backend, prompts)), expected, atol=1e-4)
@@ -373,7 +373,7 @@ def prompts_near_words(backend, n, seed=0):
 
 
 def test_a_bundled_model_scores_as_in_plain_transformers(bundled):
-    backend = LocalBackend(model=bundled.name, precision="fp32", device="cpu")
+    backend = LocalBackend(model=bundled.name, precision="fp32", device=DEVICE)
     prompts, texts = prompts_near_words(backend, 2), bundled.texts[:6]
     expected = bundled.case.expected(bundled.reference, prompts, texts)
     scores = bundled.case.scores(backend, prompts, texts)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
+from tiny_models import DEVICE
 
 import bbt
 from backends.local import LocalBackend, backend, precision
@@ -38,7 +39,7 @@ def population_scores(model, prompts, anchor=None):
 
 @pytest.mark.parametrize("name", bundled_models())
 def test_half_precision_ranks_the_candidates_of_a_bundled_model(name):
-    source = Source(name, None, torch.device("cpu"), None, 4096)
+    source = Source(name, None, torch.device(DEVICE), None, 4096)
     half, full = (FrozenModel(source, dtype) for dtype in (torch.bfloat16, torch.float32))
     assert precision.disagreement(half, full) is None
 
@@ -114,7 +115,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(agreement, half_precision_chi
     settings = {
         "task": {"name": "sst2", "label_words": ["bad", "great"]},
         "data": {"k": 4},
-        "model": {"name": str(tiny_folder("bert")), "options": {"device": "cpu"}},
+        "model": {"name": str(tiny_folder("bert")), "options": {"device": DEVICE}},
         "prompt": {"n_prompt_tokens": 3, "intrinsic_dim": 10, "n_screened": 1},
         "optimizer": {"population_size": 6},
         "budget": {"queries": 24, "dev_every": 12},
@@ -125,7 +126,7 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(agreement, half_precision_chi
     start = json.loads((part.folder / "events.jsonl").read_text().splitlines()[0])
     goes_on = resume(part.folder, queries=24)
     assert start["info"]["precision"] == goes_on.result["precision"] == whole.result["precision"]
-    assert start["info"]["embedding_std"] == LocalBackend(str(tiny_folder("bert")), device="cpu").info.embedding_std
+    assert start["info"]["embedding_std"] == LocalBackend(str(tiny_folder("bert")), device=DEVICE).info.embedding_std
     found, expected = goes_on.classifier.prompt.embeddings, whole.classifier.prompt.embeddings
     assert found.tobytes() == expected.tobytes()
 
@@ -133,8 +134,8 @@ def test_a_resumed_run_is_the_same_to_the_last_bit(agreement, half_precision_chi
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
 def test_the_head_rounds_nothing(name, tiny_backend):
     """What stands between trunk and decoder is in fp32, and the model's own stays in half precision."""
-    model, words = tiny_backend(name, precision="bf16").model, torch.arange(20)
-    exact, states = copy.deepcopy(model).float(), torch.randn(3, 32).bfloat16()
+    model, words = tiny_backend(name, precision="bf16").model, torch.arange(20, device=DEVICE)
+    exact, states = copy.deepcopy(model).float(), torch.randn(3, 32, device=DEVICE).bfloat16()
     expected = Head(exact, structure_of(exact), whole=True).of(words)(states.float())
     found = Head(model, structure_of(model)).of(words)(states)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -1,8 +1,4 @@
-import numpy as np
-import pytest
-
-from bbt.runs.log import EventLog
-from bbt.runs.report import _curve, cost_rows, plot_convergence, result_rows, selected_line
+from bbt.runs.report import cost_rows, result_rows, selected_line
 
 RESULT = {
     "test": {"manual": {"f1": 0.5, "accuracy": 0.25}, "tuned": {"f1": 0.875, "accuracy": 0.75}},
@@ -20,11 +16,6 @@ RESULT = {
     },
     "peak_memory_mb": 1234.5,
 }
-GENERATIONS = [
-    {"event": "generation", "losses": [3.0, None, 2.0], "ledger": {"train_queries": 8}},
-    {"event": "dev", "metrics": [0.5, 0.75], "losses": [1.0, 0.9], "ledger": {"train_queries": 8}},
-    {"event": "generation", "losses": [2.5, 1.0, 4.0], "ledger": {"train_queries": 11}},
-]
 
 
 def test_the_closing_table_has_each_metric_of_each_prompt_in_percent():
@@ -46,18 +37,3 @@ def test_costs_are_printed_with_train_and_dev_queries_apart():
 def test_the_selected_candidate_is_named():
     line = selected_line(RESULT)
     assert line == "selected: mean at query 300, dev metric 93.75, dev loss 0.2500"
-
-
-def test_the_curve_numbers_queries_and_leaves_broken_candidates_out():
-    queries, losses, best = _curve([e for e in GENERATIONS if e["event"] == "generation"])
-    assert queries == [6, 8, 9, 10, 11]  # five queries went to screening
-    assert losses == [3.0, 2.0, 2.5, 1.0, 4.0]
-    np.testing.assert_array_equal(best, np.minimum.accumulate(losses))
-
-
-@pytest.mark.parametrize("n_events", [0, 1, 3])
-def test_the_plot_is_a_png_of_any_log(tmp_path, n_events):
-    log, path = EventLog(), tmp_path / "plot.png"
-    log.events = GENERATIONS[:n_events]
-    plot_convergence(log, path, "title")
-    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

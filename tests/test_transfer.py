@@ -153,7 +153,7 @@ def test_attempt_learns_and_keeps_its_sources(attempt):
         assert all(parameter.grad.abs().max() > 0 for parameter in subject.parameters)
         optimizer.step()
     assert losses[-1] < 0.9 * losses[0]
-    for path, kept in zip(method.sources, subject.classifier().mixture.sources, strict=True):
+    for path, kept in zip(method.sources, subject.trained().mixture.sources, strict=True):
         np.testing.assert_array_equal(SoftPrompt.load(Path(path)).embeddings, kept)
 
 

@@ -1,5 +1,6 @@
 """Random-weight models of every supported architecture, with real fast tokenizers, as folders on disk."""
 
+import os
 import string
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+DEVICE = os.environ.get("BBT_TEST_DEVICE", "cpu")
+"""Where the tests of local models compute: cpu, or cuda to prove a GPU's path by the same tests."""
 MASKED = ("bert", "roberta", "distilbert")
 CAUSAL = ("gpt2", "llama")
 ENCODER_DECODER = ("t5", "mt5", "bart")

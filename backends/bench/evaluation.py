@@ -52,10 +52,14 @@ def ours(work: Generations, seed: int) -> Evaluation:
     for layer in work.layers:
         with done.timing("optimizer"):
             latents = work.optimizer.ask()
-        with done.timing("projection"):
-            prompts = work.prompts(latents, layer, seed)
-        with done.timing("scoring"):
-            scores = work.scores(prompts)
+        if work.sends_latents:
+            with done.timing("scoring"):
+                scores = work.backend.latent_scores(latents, work.space, work.encoded)
+        else:
+            with done.timing("projection"):
+                prompts = work.prompts(latents, layer, seed)
+            with done.timing("scoring"):
+                scores = work.scores(prompts)
         with done.timing("loss"):
             losses = work.losses(scores)
         with done.timing("optimizer"):

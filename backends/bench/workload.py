@@ -121,6 +121,11 @@ class Generations:
         deep[:, layer] = prompts if layer == 0 else prompts - self.space.p0
         return deep
 
+    @property
+    def sends_latents(self) -> bool:
+        """Whether z travels to the model, as in a search on a GPU: p0 + A z is then a part of scoring."""
+        return not self.workload.deep and self.backend.info.device.startswith("cuda")
+
     def scores(self, prompts: Prompts) -> Scores:
         """The scores (n, B, K) of a turn's prompts."""
         score = getattr(self.backend, "deep_label_scores" if self.workload.deep else "label_scores")

@@ -1,7 +1,8 @@
 """Attention over packed sequences lets each token see its own sequence and the prefix of its candidate.
 
 Registered with transformers as an attention implementation, so that it serves every model that lets its attention
-be chosen. Within a sequence it is PyTorch's fused attention, for all sequences of one length at once.
+be chosen. Within a sequence it is PyTorch's fused attention, for all sequences of one length at once; a GPU's kernel
+for sequences of unequal lengths takes all of them (`unequal`).
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from backends.local.batching import Group
+from backends.local.unequal import LARGEST_HEAD, Lines, attend
 
 NAME = "bbt_packed"
 
@@ -39,6 +41,8 @@ class Attending:
     """Whether nothing is attended to, since keys and values are all that is wanted."""
     kept: list[tuple[Tensor, Tensor]] | None = None
     """Where there is a list, keys and values of all tokens are put into it."""
+    lines: Lines | None = None
+    """Where the sequences begin, for a kernel that takes all of them (none: they attend length by length)."""
 
 
 def attention(
@@ -60,12 +64,19 @@ def attention(
         raise NotImplementedError(f"{type(module).__name__} is not plain attention")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     reads = packed.given is not None
-    key, value = packed.given or tuple(_every_head(states, query.shape[1]) for states in (key, value))
+    if packed.given is not None:
+        key, value = packed.given
+    elif packed.lines is None:
+        key, value = (_every_head(states, query.shape[1]) for states in (key, value))
     if packed.kept is not None:
         packed.kept.append((key, value))
     if packed.only_keys:
         return value.new_zeros(()).expand(1, query.shape[2], query.shape[1], value.shape[-1]), None
     causal = bool(getattr(module, "is_causal", False)) and not reads
+    if packed.lines is not None:
+        if query.shape[-1] > LARGEST_HEAD or query.shape[-1] != value.shape[-1]:
+            raise NotImplementedError(f"heads of {query.shape[-1]} and {value.shape[-1]} are not those of the kernel")
+        return attend(query, key, value, packed, scaling, causal), None
     out = torch.empty(query.shape[2], query.shape[1], value.shape[-1], dtype=query.dtype, device=query.device)
     asked = token = 0
     for group in packed.groups:
@@ -160,4 +171,4 @@ def _explicit(
 
 def of_candidates(states: Tensor, group: Group) -> Tensor:
     """The keys or values (1, heads, P, head size) of one sequence for each candidate -> (n, heads, N, head size)."""
-    return _by_sequence(states[0], group)[:, :, 0].contiguous()
+    return _by_sequence(states[0], group)[:, :, 0]

@@ -1,6 +1,7 @@
 """A `LocalBackend` puts whole populations through the forward pass of a `transformers` model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from backends.local.device import HeldSpace, has_room_for
 from backends.local.encoder_decoder_gradient import TrainableEncoderDecoder
 from backends.local.encoding import ordinary_ids
 from backends.local.features import causal_log_likelihoods, hidden_states, masked_log_likelihoods
@@ -22,9 +24,8 @@ from backends.local.rows import LocalContexts, LocalPairs, LocalRows, clipped_st
 from backends.local.source import Kind
 from bbt.backend import Decoding, Features, ModelInfo, PlainText, Row
 from bbt.errors import BackendError
-from bbt.types import DeepPrompts, Prompts, RowScores, Scores, TokenIds
-
-TOKEN_BUDGETS = {"cpu": 4096, "cuda": 65536}
+from bbt.spaces.soft import PromptSpace
+from bbt.types import AnyPrompts, DeepPrompts, Latents, Prompts, RowScores, Scores, TokenIds
 
 
 class LocalBackend:
@@ -42,7 +43,11 @@ class LocalBackend:
             it.
         revision: the revision on the hub (none: the latest).
         token_budget: the most tokens of one micro-batch, which bounds the memory of an evaluation (none: as many as
-            stay in a CPU's caches, or keep a GPU busy: `TOKEN_BUDGETS`). It is halved for good when memory runs out.
+            stay in a CPU's caches, or keep a GPU busy and fit into its free memory: `default_budget`). It is halved for
+            good when memory runs out.
+        at_once: the most candidates that are scored together (none: all of a call). In float32 a candidate's last bits
+            may depend on those beside it; with this they depend on the share that it falls in, and are those of
+            `backend: ray` with the same `at_once`.
 
     Raises:
         BackendError: the model cannot be loaded, or its scores are not those of a plain forward pass.
@@ -57,13 +62,15 @@ class LocalBackend:
         precision: str = "auto",
         revision: str | None = None,
         token_budget: int | None = None,
+        at_once: int | None = None,
     ) -> None:
         where = resolve_device(device)
-        budget = token_budget or TOKEN_BUDGETS.get(where.type, 16384)
-        source = Source(model, kind, where, revision, budget)
+        source = Source(model, kind, where, revision, token_budget)
         found = settled(source, resolve_precision(precision, where), on_trial=precision == "auto")
         self._frozen, self._embedding_std = found.model, found.embedding_std
         self._evaluator, self._words = self._frozen.evaluator, self._frozen.words
+        self._at_once = at_once
+        self._space: HeldSpace | None = None
 
     @property
     def token_budget(self) -> int:
@@ -85,6 +92,19 @@ class LocalBackend:
         """The module that an evaluation calls once for each micro-batch before the rows' head, for whoever measures
         it."""
         return self._evaluator.trunk
+
+    @contextmanager
+    def step_by_step(self) -> Iterator[None]:
+        """A context in which no evaluation goes through a CUDA graph, for whoever watches the model's modules."""
+        graphs = self._evaluator.graphs
+        was = graphs is not None and graphs.enabled
+        if graphs:
+            graphs.enabled = False
+        try:
+            yield
+        finally:
+            if graphs:
+                graphs.enabled = was
 
     @cached_property
     def info(self) -> ModelInfo:
@@ -116,6 +136,20 @@ class LocalBackend:
         """
         self._check(prompts, encoded)
         return self._scores(prompts[:, None], encoded)
+
+    def latent_scores(self, latents: Latents, space: PromptSpace, encoded: LocalRows) -> Scores:
+        """The scores (n, B, K) of latents (n, d) in a space; see `LatentBackend`.
+
+        On a GPU that has room for it the space of the last call stays there, and z travels; otherwise the host makes
+        the prompts.
+        """
+        self._check(space.p0, encoded)
+        held, device = self._space, self._frozen.source.device
+        if held is None or held.space is not space:
+            held = self._space = HeldSpace(space, device) if has_room_for(space, device) else None
+        if held is None or not len(latents):
+            return self.label_scores(space.prompts(latents), encoded)
+        return self._evaluator.latent_scores(latents, held, encoded)
 
     def _check(self, prompts: Prompts, encoded: LocalRows | LocalPairs | LocalContexts) -> None:
         expected = (encoded.n_prompt_tokens, self._words.shape[1])
@@ -192,7 +226,8 @@ class LocalBackend:
             BackendError: prompts of another shape, or one sequence alone does not fit into memory.
         """
         self._check(prompts, encoded)
-        return self._frozen.target_evaluator.log_likelihoods(prompts, encoded)
+        score = self._frozen.target_evaluator.log_likelihoods
+        return np.concatenate([score(share, encoded) for share in self._shares(prompts)])
 
     def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> LocalContexts:
         """Tokenise what is written on from; see `GenerationBackend.encode_contexts`."""
@@ -254,4 +289,9 @@ class LocalBackend:
     def _scores(self, prompts: DeepPrompts, encoded: LocalRows) -> Scores:
         if not len(prompts):
             return np.empty((0, encoded.n_examples, len(encoded.label_ids)), dtype=np.float32)
-        return self._evaluator.label_scores(prompts, encoded)
+        return np.concatenate([self._evaluator.label_scores(share, encoded) for share in self._shares(prompts)])
+
+    def _shares(self, prompts: AnyPrompts) -> list[AnyPrompts]:
+        """The candidates that are scored together, in their order; without any, one empty share."""
+        step = self._at_once or max(1, len(prompts))
+        return [prompts[start : start + step] for start in range(0, max(1, len(prompts)), step)]

@@ -120,6 +120,23 @@ def laid_out(batch: MicroBatch, starts: Index, lengths: Sequence[int], reads: Se
     return Layout(tuple(groups), cat(sources), cat(candidates), cat(positions), cat(read), (cat(who), cat(which)))
 
 
+def by_candidate(layout: Layout) -> Layout:
+    """The same sequences, candidate after candidate instead of length after length. `groups` then no longer says in
+    which order they lie."""
+    tokens = np.argsort(layout.candidates, kind="stable")
+    order = np.argsort(layout.sequences[0], kind="stable")
+    moved_to = np.empty_like(tokens)
+    moved_to[tokens] = np.arange(len(tokens))
+    return replace(
+        layout,
+        source=layout.source[tokens],
+        candidates=layout.candidates[tokens],
+        positions=layout.positions[tokens],
+        read=moved_to[layout.read[order]],
+        sequences=(layout.sequences[0][order], layout.sequences[1][order]),
+    )
+
+
 def reading_on(layout: Layout, counts: Sequence[int]) -> Layout:
     """The same tokens; of each row so many are read, from the one that was read on."""
     candidates, rows = layout.sequences

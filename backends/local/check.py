@@ -19,6 +19,7 @@ from backends.local.head import Head
 from backends.local.packing import packed_trunk
 from backends.local.rows import LocalRows
 from backends.local.structure import Structure, structure_of, word_embeddings
+from backends.local.unequal import kernel_for
 from bbt.draws import stable_choice
 from bbt.errors import BackendError
 
@@ -58,6 +59,8 @@ def checked_evaluator(model: Any, kind: str, max_length: int, token_budget: int)
         evaluator = Evaluator(forward, head, words, token_budget)
         if all(_agrees(evaluator, case, label_ids, kind) for case in cases):
             return evaluator
+        if forward.kernel is not None:
+            logger.warning("%s: attention of unequal lengths in one call is not used here.", type(model).__name__)
     raise BackendError(
         f"{type(model).__name__} is a kind of model that bbt cannot score with: its label scores were not those of a "
         "plain forward pass of transformers."
@@ -66,15 +69,19 @@ def checked_evaluator(model: Any, kind: str, max_length: int, token_budget: int)
 
 def _ways(model: Any, structure: Structure, words: Tensor) -> Iterator[tuple[Forward, Head]]:
     """Yield the ways to evaluate the model, from the fastest to the simplest."""
-    decoder = model.get_output_embeddings()
+    decoder, kernel = model.get_output_embeddings(), kernel_for(words)
     has_rows = isinstance(decoder, nn.Linear) and decoder.out_features >= len(words)
     for whole in (False, True) if has_rows else (True,):
         head = Head(model, structure, whole)
         for cut_last in (True, False):
             try:
-                yield Forward(structure, packed_trunk(structure, words, cut_last)), head
+                packed = packed_trunk(structure, words, cut_last)
             except Exception as error:  # an unknown architecture may raise anything
                 logger.info("%s cannot be packed: %s", type(model).__name__, error)
+                continue
+            if kernel is not None:
+                yield Forward(structure, packed, kernel), head
+            yield Forward(structure, packed), head
         yield Forward(structure, None), head
 
 

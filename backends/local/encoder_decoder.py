@@ -6,9 +6,9 @@ encoder sees neither packed rows nor kept prefixes, because every token attends 
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from backends.local.batching import MicroBatch, micro_batches
 from backends.local.encoding import TokenRow, prompt_id
 from backends.local.forward import Forward
 from backends.local.head import Head
+from backends.local.plans import Plan
 from backends.local.rows import LocalPairs, LocalRows, Shared
 from backends.local.structure import Structure, replaced, word_embeddings
 from backends.local.targets import TargetEvaluator
@@ -109,14 +110,13 @@ class Contexts:
     places: list[int]
     """The places that the targets, one context's after the other's, have in their split."""
 
-    @cached_property
-    def lengths(self) -> list[int]:
-        """For each context, the tokens that it takes in a micro-batch: its own, and for each target those of which the
-        decoder keeps keys and values."""
-        return [
+    def __post_init__(self) -> None:
+        # The tokens of each context, and for each of its targets those of which the decoder keeps keys and values.
+        self.lengths = [
             len(row.ids) + sum(len(row.ids) + len(row.decoder) + len(target) for target in targets)
             for row, targets in zip(self.rows, self.targets, strict=True)
         ]
+        self.plans: dict[Hashable, list[Plan]] = {}
 
 
 def contexts_of(pairs: LocalPairs) -> Iterator[Contexts]:
@@ -185,7 +185,7 @@ class EncoderDecoderEvaluator(TargetEvaluator):
         if len(prompts):
             for contexts in contexts_of(pairs):
                 compute = partial(self._of_contexts, prompts, contexts)
-                found[:, contexts.places] = self._fitting(contexts.lengths, compute)
+                found[:, contexts.places] = self._fitting(contexts, compute)
         return found
 
     @torch.inference_mode()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from backends.local.attention import Attending, of_candidates
 from backends.local.batching import Group
 from backends.local.structure import Structure, first_position, replaced
+from backends.local.unequal import Kernel, Lines
 
 KeysAndValues: TypeAlias = dict[int, tuple[Tensor, Tensor]]
 """By layer: keys and values, each (n, heads, N, head size)."""
@@ -31,6 +32,8 @@ class Pass:
     """(S,) tokens whose last hidden states are wanted."""
     places: Tensor
     """(M,) tokens that are prompts'."""
+    lines: Lines | None = None
+    """Where the sequences begin, if a kernel for unequal lengths attends."""
     offsets: dict[int, Tensor] = field(default_factory=dict)
     """By layer, what is added (M, H) at the prompts' places to the states that enter it."""
     first: int = 0
@@ -94,7 +97,7 @@ class Layer(nn.Module):
         """The layer's output for all tokens."""
         left = call.left[self._index] if call.left else None
         kept: list[tuple[Tensor, Tensor]] | None = [] if call.only_keys else None
-        output = self.layer(hidden, *args, packed=Attending(call.groups, left, kept=kept), **kwargs)
+        output = self.layer(hidden, *args, packed=Attending(call.groups, left, kept=kept, lines=call.lines), **kwargs)
         if kept:
             self.keep(call, *kept[0])
         return output
@@ -102,7 +105,10 @@ class Layer(nn.Module):
     def keep(self, call: Pass, keys: Tensor, values: Tensor) -> None:
         """Leave in the pass the keys and values that a pass over prefixes is made for."""
         (group,) = call.groups
-        call.kept[self._index] = of_candidates(keys, group), of_candidates(values, group)
+        keys, values = of_candidates(keys, group), of_candidates(values, group)
+        if call.lines is None:  # else the kernel takes them as they lie
+            keys, values = keys.contiguous(), values.contiguous()
+        call.kept[self._index] = keys, values
 
     def given_back(self, hidden: Tensor) -> Any:
         """The hidden states in the form of the layer's output."""
@@ -123,11 +129,13 @@ class LastLayer(Layer):
     def packed(self, hidden: Tensor, call: Pass, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The layer's output where it is read, and zeros elsewhere, since models count on as many tokens as before."""
         kept: list[tuple[Tensor, Tensor]] = []
-        self.keys_only(hidden, *args, packed=Attending(call.groups, only_keys=True, kept=kept), **kwargs)
+        keys_only = Attending(call.groups, only_keys=True, kept=kept, lines=call.lines)
+        self.keys_only(hidden, *args, packed=keys_only, **kwargs)
         if call.only_keys:
             self.keep(call, *kept[0])
             return self.given_back(hidden)
-        attending = Attending(call.groups, call.left[self._index] if call.left else None, given=kept[0])
+        left = call.left[self._index] if call.left else None
+        attending = Attending(call.groups, left, given=kept[0], lines=call.lines)
         some = {name: _at(value, call) for name, value in kwargs.items()}
         output = self.layer(_at(hidden, call), *(_at(value, call) for value in args), packed=attending, **some)
         found = output[0] if isinstance(output, tuple) else output
@@ -144,10 +152,13 @@ def _at(value: Any, call: Pass) -> Any:
 
 
 class Forward:
-    """The forward passes through a model's trunk: through `packed` if there is a packed copy of it, else apart."""
+    """The forward passes through a model's trunk: through `packed` if there is a packed copy of it, else apart.
 
-    def __init__(self, structure: Structure, packed: nn.Module | None) -> None:
-        self.structure, self.packed = structure, packed
+    A packed trunk's attention goes through the `kernel` for sequences of unequal lengths if there is one.
+    """
+
+    def __init__(self, structure: Structure, packed: nn.Module | None, kernel: Kernel | None = None) -> None:
+        self.structure, self.packed, self.kernel = structure, packed, kernel
         self._first_position = first_position(structure.trunk)
 
     @torch.inference_mode()

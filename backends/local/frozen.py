@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backends.local.answers import AnswerTokenizer, row_tokenizer
 from backends.local.check import checked_evaluator
+from backends.local.device import default_budget
 from backends.local.encoder_decoder_check import checked_encoder_decoder
 from backends.local.evaluation import Evaluator
 from backends.local.loading import load
@@ -33,8 +34,8 @@ class Source:
     """The device that computes."""
     revision: str | None
     """The revision on the hub (none: the latest)."""
-    token_budget: int
-    """The most tokens of one micro-batch."""
+    token_budget: int | None = None
+    """The most tokens of one micro-batch (none: what suits the device, and on a GPU its free memory)."""
 
 
 class FrozenModel:
@@ -50,12 +51,13 @@ class FrozenModel:
         self.model, self.tokenizer, self.kind, self.fingerprint = loaded
         parts = self.model.config, self.model.generation_config if self.model.can_generate() else None
         self.row_tokenizer = row_tokenizer(self.kind, self.tokenizer, self.max_length, *parts)
+        budget = source.token_budget or default_budget(self.model, source.device)
         self.evaluator: Evaluator
         if isinstance(self.row_tokenizer, AnswerTokenizer):
             frame = self.row_tokenizer.frame
-            self.evaluator = checked_encoder_decoder(self.model, frame, self.max_length, source.token_budget)
+            self.evaluator = checked_encoder_decoder(self.model, frame, self.max_length, budget)
         else:
-            self.evaluator = checked_evaluator(self.model, self.kind, self.max_length, source.token_budget)
+            self.evaluator = checked_evaluator(self.model, self.kind, self.max_length, budget)
 
     @property
     def words(self) -> Tensor:

@@ -34,24 +34,26 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The precision by its name; `auto` takes bf16 where the chip has matrix units for it, else fp32.
+    """The precision by its name; `auto` takes bf16 where the chip has instructions for its products, else fp32.
 
     Raises:
         BackendError: an unknown precision.
     """
     if precision == "auto":
-        return torch.bfloat16 if _has_bf16_matrix_units(device) else torch.float32
+        return torch.bfloat16 if _is_fast_in_bf16(device) else torch.float32
     if precision not in PRECISIONS:
         raise BackendError(unknown("precision", precision, ("auto", *PRECISIONS)))
     return PRECISIONS[precision]
 
 
-def _has_bf16_matrix_units(device: torch.device) -> bool:
+def _is_fast_in_bf16(device: torch.device) -> bool:
+    """Whether the chip has bf16 products of its own: GPUs from Ampere on, CPUs with AMX or AVX512-BF16. Without them a
+    CPU converts every number first, and fp32 is the faster one."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    # PyTorch's name for "has AMX tiles" is private; without it fp32 is the safe answer.
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return device.type == "cpu" and amx is not None and bool(amx())
+    # PyTorch's names for these are private; without them fp32 is the safe answer.
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 class Loaded(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 from backends.local.evaluation import is_out_of_memory
 from backends.local.frozen import FrozenModel, Source
 from backends.local.loading import load
+from backends.local.shapes import PREFIX
 from backends.local.structure import word_embeddings
 from bbt.backend import Row, Segment
 from bbt.draws import stable_choice, stable_normal
@@ -164,7 +165,9 @@ def _full_embedding_std(source: Source, half: FrozenModel) -> float:
     """The standard deviation of the fp32 word embeddings. The weights are loaded for it where the stored ones may be
     finer than the half ones."""
     try:
-        model = load(source.name, source.kind, torch.device("cpu"), torch.float32, source.revision).model
+        # Random weights of billions are drawn in a second on a GPU, and in minutes on a CPU.
+        device = source.device if source.name.startswith(PREFIX) else torch.device("cpu")
+        model = load(source.name, source.kind, device, torch.float32, source.revision).model
     except (MemoryError, RuntimeError):
         return half.embedding_std
     return float(word_embeddings(model).double().std().item())

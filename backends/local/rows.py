@@ -1,6 +1,6 @@
 """`LocalRows` are the rows of one split, tokenised, with the head for its label words."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backends.local.encoding import Tokenised, TokenPair, TokenRow
 from backends.local.head import LabelHead
+from backends.local.plans import Plan
 from bbt.types import DeepPrompts
 
 KEPT_BYTES = 2**28
@@ -34,11 +35,18 @@ class Shared:
         return bool((prompts[:, : self.layer] == self.lower).all())
 
 
-class LaidRows(Protocol):
-    """Tokenised rows, end to end: what an evaluation lays out and embeds."""
+class Planned(Protocol):
+    """Rows whose work is cut into micro-batches."""
 
     lengths: list[int]
     """The number of tokens of each row (B,)."""
+    plans: dict[Hashable, list[Plan]]
+    """The plans of micro-batches that are kept, by kind."""
+
+
+class LaidRows(Planned, Protocol):
+    """Tokenised rows, end to end: what an evaluation lays out and embeds."""
+
     reads: list[int]
     """The position in each row (B,) whose hidden state is read, or the first one of several."""
     tokens: NDArray[np.int64]
@@ -80,6 +88,7 @@ class LocalRows:
         self.reads = [row.read for row in self.rows]
         self.tokens = np.concatenate([row.ids for row in self.rows])
         self.starts = np.cumsum([0, *self.lengths])
+        self.plans: dict[Hashable, list[Plan]] = {}
 
     @cached_property
     def ids(self) -> list[Tensor]:
@@ -123,6 +132,7 @@ class PairRows:
         self.counts = [len(pair.target) for pair in self.pairs]
         self.tokens = np.concatenate([np.array(row, np.int64) for row in ids])
         self.starts = np.cumsum([0, *self.lengths])
+        self.plans: dict[Hashable, list[Plan]] = {}
 
 
 @dataclass
@@ -187,9 +197,14 @@ def common_prefix(rows: Sequence[TokenRow]) -> int:
     return next((i for i in range(shortest) if any(row.ids[i] != first[i] for row in rows)), shortest)
 
 
+def differing(prompts: DeepPrompts) -> NDArray[np.bool_]:
+    """Find the layers (L,) at which candidates (n, L, T, H) differ."""
+    return np.asarray((prompts != prompts[:1]).any(axis=(0, 2, 3)))
+
+
 def lowest_difference(prompts: DeepPrompts) -> int:
     """Find the lowest layer at which candidates (n, L, T, H) differ; it is the topmost if they are all the same."""
-    differ = (prompts != prompts[:1]).any(axis=(0, 2, 3))
+    differ = differing(prompts)
     return int(differ.argmax()) if differ.any() else len(differ) - 1
 
 

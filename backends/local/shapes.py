@@ -20,7 +20,21 @@ if TYPE_CHECKING:
 PREFIX = "random:"
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
 _T5 = {"vocab_size": 32128, "decoder_start_token_id": 0}
+_LLAMA = {"rms_norm_eps": 1e-5, "max_position_embeddings": 8192}
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+
+
+def _llama(n_words: int, hidden: int, wide: int, n_layers: int, n_heads: int, n_key_heads: int) -> dict[str, Any]:
+    """The sizes of a Llama shape as its configuration names them."""
+    return {
+        "vocab_size": n_words,
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": n_key_heads,
+    }
+
 
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert-base": ("bert", {}),
@@ -33,6 +47,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "t5-small": ("t5", _T5),
     "t5-base": ("t5", {**_T5, "d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}),
     "t5-large": ("t5", {**_T5, "d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_heads": 16}),
+    "smollm2-135m": ("llama", {**_LLAMA, **_llama(49152, 576, 1536, 30, 9, 3), "tie_word_embeddings": True}),
+    "smollm2-1.7b": ("llama", {**_LLAMA, **_llama(49152, 2048, 8192, 24, 32, 32), "tie_word_embeddings": True}),
+    "llama-3-8b": ("llama", {**_LLAMA, **_llama(128256, 4096, 14336, 32, 32, 8)}),
 }
 """By name, the model type and what differs from its default configuration, as the published files have it."""
 

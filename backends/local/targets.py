@@ -51,7 +51,7 @@ class TargetEvaluator(Evaluator):
         """
         found = np.empty((len(prompts), pairs.n_examples), np.float32)
         for unit in pairs.units:
-            found[:, unit.which] = self._fitting(unit.lengths, partial(self._of_unit, prompts[:, None], unit))
+            found[:, unit.which] = self._fitting(unit, partial(self._of_unit, prompts[:, None], unit))
         return found
 
     @torch.inference_mode()
@@ -112,7 +112,10 @@ def _ways(scores: Evaluator) -> Iterator[Forward]:
     """Yield the ways to compute a forward pass, from the faster to the simpler."""
     structure = scores.forward.structure
     if scores.forward.packed is not None:
-        yield Forward(structure, packed_trunk(structure, scores.words, cut_last=False))
+        packed = packed_trunk(structure, scores.words, cut_last=False)
+        if scores.forward.kernel is not None:
+            yield Forward(structure, packed, scores.forward.kernel)
+        yield Forward(structure, packed)
     yield Forward(structure, None)
 
 

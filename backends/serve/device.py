@@ -23,7 +23,7 @@ from bbt.types import Prompts, Scores
 T = TypeVar("T")
 
 PART_TOKENS = 65_536
-"""Tokens of a part: what keeps a GPU busy (`backends.local.backend.TOKEN_BUDGETS`), and some seconds of a CPU."""
+"""Tokens of a part: what keeps a GPU busy (`backends.local.device`), and some seconds of a CPU."""
 
 log = structlog.get_logger("bbt.serve")
 

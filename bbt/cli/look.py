@@ -12,6 +12,7 @@ from bbt.cli.common import AsJson, Runs, complain, print_result, print_table
 
 if TYPE_CHECKING:
     from bbt.names import Table
+    from bbt.runs.folder import RunFolder
 
 What: TypeAlias = Literal[
     "tasks", "models", "methods", "optimizers", "losses", "metrics", "observers", "backends", "runs"
@@ -48,14 +49,15 @@ def list_(
 def show(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     plot: Annotated[Path | None, typer.Option(help="Where the PNG goes (none: convergence.png in the run).")] = None,
+    html: Annotated[bool, typer.Option("--html", help="Write report.html in the run, a page of all there is.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print a run's table and draw its convergence as PNG.
+    """Print a run's table and draw its convergence as PNG, or write all of it as one HTML page.
 
-    Example: bbt show runs/quickstart
+    Example: bbt show runs/quickstart --html
     """
+    from bbt.runs.convergence import convergence_figure
     from bbt.runs.folder import RunFolder, read_result
-    from bbt.runs.report import plot_convergence
 
     folder = RunFolder(run, hold=False)
     target = plot or run / "convergence.png"
@@ -64,14 +66,26 @@ def show(
         print_result(result)
     drawn = None
     try:
-        plot_convergence(folder.log, target, run.name)
+        convergence_figure(folder.log.events, result, run.name).savefig(target, dpi=150)
         drawn = str(target)
     except Exception as error:  # the picture may fail in any way; the table counts
         complain(f"warning: no plot at {target}: {type(error).__name__}: {error}")
+    page = str(_write_page(folder)) if html else None
     if as_json:
-        print(json.dumps({**result, "plot": drawn}))
-    elif drawn:
-        print(f"plot: {drawn}")
+        print(json.dumps({**result, "plot": drawn, "page": page}))
+        return
+    for what, path in (("plot", drawn), ("page", page)):
+        if path:
+            print(f"{what}: {path}")
+
+
+def _write_page(folder: "RunFolder") -> Path:
+    from bbt.files import write_atomically
+    from bbt.runs.page import run_page
+
+    path = folder.path / "report.html"
+    write_atomically(path, run_page(folder))
+    return path
 
 
 def _tasks() -> list[tuple[str, str]]:

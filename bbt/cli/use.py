@@ -14,7 +14,7 @@ from bbt.cli.common import AsJson, Option, backend_options, print_table
 from bbt.errors import BbtError, ConfigError, DataError
 
 if TYPE_CHECKING:
-    from bbt.predictor import Answers, Predictor
+    from bbt.predictor import Predictor
     from bbt.tasks import Columns, Example, GenerationTask, Task
     from bbt.tasks.records import Placed
 
@@ -39,6 +39,7 @@ def evaluate(
 
     Example: bbt eval runs/quickstart --predictions answers.jsonl
     """
+    from bbt.files import write_lines
     from bbt.predictor import Predictor
     from bbt.tasks import GenerationTask
     from bbt.tasks.metrics import confusion, per_class
@@ -58,7 +59,7 @@ def evaluate(
     classes = dict(zip(names, per_class(gold, answers.labels, len(names)), strict=True))
     counts = confusion(gold, answers.labels, len(names)).tolist()
     if predictions:
-        _write_predictions(predictions, examples, names, answers)
+        write_lines(predictions, answers.beside(examples, names))
     if as_json:
         facts = {"task": own.name, "examples": len(examples), **metrics, "per_class": classes, "confusion": counts}
         print(json.dumps(facts))
@@ -143,17 +144,6 @@ def _rows(
     task = make_task(config.task, predictor.backend.info.kind)
     examples = own_test(config.data, task, data)
     return task, examples if data else limited(examples, config.evaluation.rows or None)
-
-
-def _write_predictions(path: Path, examples: "Sequence[Example]", names: Sequence[str], answers: "Answers") -> None:
-    """One JSON object a test row: its texts, its gold label's name, and the answer."""
-    from bbt.files import write_lines
-
-    rows = []
-    for example, answer in zip(examples, answers.named(names), strict=True):
-        pair = {"text_pair": example.text_pair} if example.text_pair else {}
-        rows.append({"text": example.text, **pair, "gold": names[example.label], **answer})
-    write_lines(path, rows)
 
 
 def predict(

@@ -1,7 +1,12 @@
 """`bbt compare`: methods x tasks x seeds from one plan; what is missing is run, then the tables and plots are made.
 
 plan          the YAML file -> cells, one a run and budget
-work, worker  cells -> finished run folders, a process a run
+work          cells -> finished run folders, by an executor
+job           how one run is made, wherever that is
+processes, worker
+              the executor of processes on this machine, and such a process
+cluster, cluster_worker, carried
+              the executor of a Ray cluster, a worker there, and what travels between them
 finished      run folders -> what each cell has come to
 comparison    a plan with what has finished of it: a table's rows and columns
 scores, costs, published

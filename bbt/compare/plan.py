@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
+from bbt.cluster import Resources
 from bbt.config import SECTIONS, Config, make_config, merged, read_tree, validated
 from bbt.errors import ConfigError, unknown
 from bbt.methods import load_method
@@ -40,6 +41,8 @@ class MethodEntry(Entry):
 
     tasks: tuple[str, ...] | None = None
     """The tasks that it is run on (none: all)."""
+    resources: Resources = Resources()
+    """What a run of it asks for, where that is not what the plan says."""
 
 
 class Only(Strict):
@@ -70,6 +73,8 @@ class Plan(Strict):
     """The tasks by the name that the tables give them."""
     methods: dict[str, MethodEntry | None] = Field(min_length=1)
     """The methods by the name that the tables give them, in the tables' order."""
+    resources: Resources = Resources()
+    """What each run asks of a cluster's node; its CPUs are its threads on this machine, too."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """The seeds with which every task is run by every method."""
     budgets: tuple[int, ...] = ()
@@ -113,6 +118,8 @@ class Cell:
     """The number, from 0 on, of the fold that is dev (none: this is no cross-validation)."""
     round: int = 0
     """The place of the budget among its task's, from 0 on."""
+    resources: Resources = field(default=Resources(), compare=False)
+    """What the run asks for."""
 
     @property
     def name(self) -> str:
@@ -161,13 +168,14 @@ def _cells_of(plan: Plan, task: str, method: str, folds: int | None) -> Iterator
     entry = plan.methods[method]
     if entry and entry.tasks is not None and task not in entry.tasks:
         return
+    resources = entry.resources.over(plan.resources) if entry else plan.resources
     for i, budget in enumerate(_budgets(plan, task, method)):
         for seed in plan.seeds_of(task):
             if budget is None or plan.only.get(budget, Only()).allows(task, method, seed):
                 for k in plan.k or (None,):
                     for fold in range(folds) if folds else (None,):
                         config = _config(plan, task, method, _axes(seed, budget, k, folds, fold))
-                        cell = Cell(task, method, seed, config, budget, k, fold, i)
+                        cell = Cell(task, method, seed, config, budget, k, fold, i, resources)
                         yield replace(cell, config=config.model_copy(update={"name": cell.name}))
 
 

@@ -1,7 +1,6 @@
 """The pictures of a comparison are SVG text: dev and test against cost, the spread over seeds, learning curves over
 k."""
 
-import io
 from collections.abc import Callable, Sequence
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from bbt.compare.comparison import Comparison
 from bbt.compare.finished import Finished, Point
-from bbt.drawing import new_figure
+from bbt.drawing import new_figure, svg_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +53,7 @@ def spread_plot(comparison: Comparison, task: str) -> str:
     for place, runs in enumerate(rows.values()):
         test = [100 * one.first_score for one in runs]
         axes.plot(test, [place] * len(test), "o", color=_color(comparison, runs[0].cell.method), alpha=0.6)
-        axes.plot([mean(test)], [place], "|", color="black", markersize=14)
+        axes.plot([mean(test)], [place], "|", color="#000000", markersize=14)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.invert_yaxis()
     axes.set(xlabel=f"test {_metric(comparison, task)} (%)", title=f"{task}: a dot a seed, a bar at the mean")
@@ -129,11 +128,6 @@ def _axes(height: float = 4.5) -> "tuple[Figure, Axes]":
 
 
 def _svg(figure: "Figure", legend: bool = True) -> str:
-    import matplotlib as mpl
-
     if legend:
-        figure.legend(loc="outside right upper", fontsize="small")
-    text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "bbt", "svg.fonttype": "none"}):
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+        figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    return svg_text(figure)

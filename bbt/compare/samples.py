@@ -4,10 +4,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from bbt.api import OUTPUTS
 from bbt.compare.comparison import Comparison
 from bbt.compare.finished import Finished
 from bbt.compare.table import NOTHING, Table
+from bbt.runs.folder import OUTPUTS
 
 N_ROWS = 3
 """The number of rows that are shown of each task."""

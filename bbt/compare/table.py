@@ -1,7 +1,6 @@
-"""A table of text can be written as Markdown, LaTeX or HTML."""
+"""A table of text can be written as Markdown or LaTeX; `bbt.pages` makes HTML of it."""
 
 from dataclasses import dataclass
-from html import escape
 
 NOTHING = "-"
 _LATEX = {"\\": r"\textbackslash{}", "→": r"$\rightarrow$", "±": r"$\pm$"} | {c: f"\\{c}" for c in "&%$#_{}"}
@@ -43,13 +42,6 @@ class Table:
             ]
         )
 
-    def html(self) -> str:
-        """HTML: a heading, the table and its notes."""
-        head, *rows = self._lines
-        body = [_html_row(head, "th"), *(_html_row(row, "td") for row in rows)]
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return "\n".join([f"<h2>{escape(self.title)}</h2>", "<table>", *body, "</table>", f"<ul>{notes}</ul>"])
-
     @property
     def _lines(self) -> tuple[tuple[str, ...], ...]:
         return (self.head, *self.rows)
@@ -57,7 +49,3 @@ class Table:
 
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
-
-
-def _html_row(cells: tuple[str, ...], tag: str) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"

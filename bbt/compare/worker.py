@@ -10,31 +10,29 @@ import os
 import sys
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import TextIO
 
-from bbt import api
-from bbt.config import make_config
+from bbt.compare.job import Job, run_cell
 from bbt.errors import BbtError
 from bbt.runs.observer import Observer, Progress
 
 
-class Lines(Observer):
-    """An observer that tells the parent how far the run is, twice a second at most."""
+class Teller(Observer):
+    """An observer that tells how much of its total a run has done, twice a second at most."""
 
-    def __init__(self, channel: TextIO) -> None:
-        self.channel, self.total, self.told = channel, 0, 0.0
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self._tell, self._total, self._told = tell, 0, 0.0
 
     def started(self, total: int, unit: str) -> None:
         """Remember the total."""
-        self.total = total
+        self._total = total
 
     def progressed(self, progress: Progress) -> None:
         """Tell the share that is done."""
-        if time.monotonic() - self.told > 0.5:
-            self.told = time.monotonic()
-            self.channel.write(json.dumps({"done": progress.done, "total": self.total}) + "\n")
-            self.channel.flush()
+        if time.monotonic() - self._told > 0.5:
+            self._told = time.monotonic()
+            self._tell(progress.done, self._total)
 
 
 def own_channel() -> TextIO:
@@ -52,26 +50,20 @@ def end_with_parent() -> None:
 
 def main() -> None:
     """Make, resume or extend one run; an error for people is one line, with exit code 2."""
-    job = json.loads(sys.stdin.readline())
+    job = Job(**json.loads(sys.stdin.readline()))
     threading.Thread(target=end_with_parent, daemon=True).start()
-    folder, observer = Path(job["folder"]), Lines(own_channel())
+    channel = own_channel()
+
+    def tell(done: int, total: int) -> None:
+        channel.write(json.dumps({"done": done, "total": total}) + "\n")
+        channel.flush()
+
     try:
-        if (folder / "config.yaml").is_file():
-            api.resume(folder, job["budget"], observer)
-        else:
-            _clear(folder)
-            api.run(make_config(job["config"]), folder.parent, observer)
+        run_cell(job, Teller(tell))
     except BbtError as error:
         sys.stdout.flush()  # so that the error is the log's last line
         sys.stderr.write(" ".join(str(error).split()) + "\n")
         sys.exit(2)
-
-
-def _clear(folder: Path) -> None:
-    """Remove what is left by a run that was killed before its config was written."""
-    if folder.is_dir():
-        (folder / "config.yaml.partial").unlink(missing_ok=True)
-        folder.rmdir()
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger()
+        self.log.listener = self.observer.recorded
         self.train = scorer_of(self.backend, self.task, self.split.train, self.ledger)
         self.dev = scorer_of(self.backend, self.task, self.split.dev, self.ledger)
         needs_free = self.calibration == "content-free"

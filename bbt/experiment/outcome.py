@@ -24,7 +24,7 @@ class Tested:
     result: dict[str, Any]
     """What `result.json` holds."""
     outputs: Sequence[dict[str, Any]] = ()
-    """A record for each test row where texts are generated: the row's own texts, its references and the output."""
+    """A record for each test row: its own texts, the gold label and the answer, or the references and the output."""
 
 
 def check_finite(experiment: Experiment, trained: Trained) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bbt.experiment.answers import Answers
 from bbt.experiment.classifiers import Classifier, calibrated
 from bbt.experiment.experiment import Experiment, Trained, content_free_rows
 from bbt.experiment.generators import labelling
@@ -34,14 +35,16 @@ def tested(experiment: Experiment, trained: Trained) -> Tested:
         test.update(_reference(e, name, labelling(reference), trained.biases.get(name), beside))
     scores = _test_scores(e, classifier, own)
     biases = _biases(e, classifier, scores, trained.verdict.biases, own)
-    test["tuned"] = _metrics(e.task, e.split.test, with_biases(scores, biases))
+    judged = with_biases(scores, biases)
+    test["tuned"] = _metrics(e.task, e.split.test, judged)
     outcome = calibrated(classifier, biases)
     also_test = {
         task.name: {**_metrics(task, rows, outcome.scores(rows, beside)), "examples": len(rows)}
         for task, rows in e.other_tests
     }
     figures = {"test": test, "also_test": also_test, "test_truncated": own.truncated}
-    return Tested(outcome, result_of(e, trained, costs, (own, beside), figures))
+    answers = Answers.of(judged).beside(e.split.test, e.task.label_names)
+    return Tested(outcome, result_of(e, trained, costs, (own, beside), figures), answers)
 
 
 def _reference(

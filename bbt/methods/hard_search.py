@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bbt.backend import Backend, HardBackend, require
+from bbt.errors import ConfigError
 from bbt.experiment.classifiers import Classifier, HardPromptClassifier
 from bbt.experiment.experiment import Trained
 from bbt.methods.base import Method
@@ -33,6 +34,8 @@ class HardSearch(PromptSearch):
 
     def __post_init__(self) -> None:
         require(self.experiment.backend, HardBackend)
+        if self._asynchronous:
+            raise ConfigError("optimizer.asynchronous is for soft prompts: of words none is to be scored twice.")
         super().__post_init__()
 
     def run(self) -> Trained:

@@ -21,6 +21,7 @@ from bbt.scoring.losses import load_loss
 from bbt.scoring.objective import Objective, TrainingLoss
 from bbt.scoring.scorers import scorer_of
 from bbt.scoring.spending import Spending
+from bbt.search.asynchronous import AsynchronousTuner, n_ahead
 from bbt.search.schedule import Schedule
 from bbt.search.tuner import Candidate, Tuner
 from bbt.settings import (
@@ -162,7 +163,8 @@ class PromptSearch(ABC):
 
     def _tuner(self) -> Tuner:
         e = self.experiment
-        return Tuner(
+        kind = AsynchronousTuner if self._asynchronous else Tuner
+        return kind(
             self._optimizer(),
             self.space,
             self.objective,
@@ -175,8 +177,14 @@ class PromptSearch(ABC):
         )
 
     def _optimizer_settings(self, intrinsic_dim: int, seed: int) -> Settings:
-        own = self.settings.optimizer.model_dump(exclude={"name"})
+        own = self.settings.optimizer.model_dump(exclude={"name", "asynchronous"})
         return Settings(intrinsic_dim, seed=seed, budget=self.settings.budget.queries, **own)
+
+    @property
+    def _asynchronous(self) -> bool:
+        """Whether a generation waits for no straggler."""
+        optimizer = self.settings.optimizer
+        return isinstance(optimizer, OptimizerConfig) and optimizer.asynchronous
 
     def _check_budget(self) -> None:
         """Refuse a budget with which nothing can be searched, unless a run has been made with it.
@@ -213,6 +221,7 @@ class PromptSearch(ABC):
         if e.references and not s.selection.baselines:
             tests += [(2, rows) for rows in judged]  # what the class biases of the references take
         population, n_judged = s.optimizer.population_size, 1 + s.selection.n_best
+        population += n_ahead(population) if self._asynchronous else 0
         spending = Spending(e.price, e.ledger, ceilings, train, judged, tests, population, n_judged)
         spending.check(self._n_screened)
         return spending

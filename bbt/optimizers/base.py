@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,15 @@ class Optimizer(Protocol):
     def mean(self) -> NDArray[np.float64]:
         """The point (d,) that the optimizer recommends now: its distribution's mean, or the best candidate seen where
         it has no distribution."""
+
+
+@runtime_checkable
+class AsynchronousOptimizer(Protocol):
+    """The protocol, beside `Optimizer`, of an optimizer that need not be told of candidates in the order in which it
+    has proposed them: `tell` takes any `population_size` of them, some of which may be older than the last ones."""
+
+    def ask_for(self, n: int) -> Latents:
+        """The next n candidates (n, d), as many as one likes."""
 
 
 class OwnGenerator:

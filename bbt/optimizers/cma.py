@@ -47,6 +47,7 @@ class FullCMA:
                 f"full CMA-ES in {d} dimensions would hold {d} x {d} matrices ({8 * d * d / 1e9:.1f} GB each); it "
                 f"takes up to {MAX_FULL_DIM}. Choose optimizer.name: cma-separable, whose cost is linear in d."
             )
+        self._two_point = settings.step_size_rule == "tpa"
         self._strategy = pycma().CMAEvolutionStrategy(np.zeros(d), settings.sigma0, self.options(settings))
 
     @classmethod
@@ -70,6 +71,17 @@ class FullCMA:
         """The next generation (n, d)."""
         with one_thread():
             return np.array(self._strategy.ask())
+
+    def ask_for(self, n: int) -> Latents:
+        """The next n candidates (n, d), drawn from the distribution as it is now.
+
+        Raises:
+            ConfigError: the step size is adapted by TPA, which compares two certain candidates of a generation.
+        """
+        if self._two_point:
+            raise ConfigError("optimizer.asynchronous goes with step_size_rule: csa, not with tpa.")
+        with one_thread():
+            return np.array(self._strategy.ask(n))
 
     def tell(self, latents: Latents, losses: Losses) -> None:
         """Update the distribution's mean, step size and covariance."""

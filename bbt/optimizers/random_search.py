@@ -18,8 +18,12 @@ class RandomSearch:
 
     def ask(self) -> Latents:
         """The next population (n, d)."""
+        return self.ask_for(self._settings.population_size)
+
+    def ask_for(self, n: int) -> Latents:
+        """The next n candidates (n, d)."""
         s = self._settings
-        latents = s.sigma0 * self._rng.standard_normal((s.population_size, s.intrinsic_dim))
+        latents = s.sigma0 * self._rng.standard_normal((n, s.intrinsic_dim))
         return latents if s.bounds is None else latents.clip(*s.bounds)
 
     def tell(self, latents: Latents, losses: Losses) -> None:

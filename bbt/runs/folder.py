@@ -3,7 +3,7 @@
 runs/<name>/config.yaml          the resolved configuration
             events.jsonl         one line an event, flushed to disk as it happens
             prompt.safetensors   the best prompt by dev, with its provenance
-            outputs.jsonl        where texts are generated: those on the test set beside their references
+            outputs.jsonl        the answers on the test rows, beside the gold labels or the references
             result.json          the outcome on the test set
 """
 
@@ -18,6 +18,9 @@ from filelock import FileLock, Timeout
 from bbt.errors import ConfigError, RunError
 from bbt.files import write_atomically
 from bbt.runs.log import EventLog
+
+OUTPUTS = "outputs.jsonl"
+"""The file of a run folder that holds the answers on the test rows."""
 
 
 class RunFolder:

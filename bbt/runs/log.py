@@ -5,7 +5,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class EventLog:
         if path and path.exists():
             self.events, self._complete = _read_events(path)
         self._to_recall = deque(self.events)
+        self.listener: Callable[[Event], None] = lambda event: None  # hears of each event, recalled or new
 
     def recall(self, kind: str, **expected: Any) -> Event | None:
         """Return the next recorded event, or None when the record is used up. Extensions of the budget are skipped.
@@ -45,6 +46,7 @@ class EventLog:
                     f"{event.get(key)!r}, is now {value!r}. The model, the data or a library has changed; start "
                     "a new run."
                 )
+        self.listener(event)
         return event
 
     def forget(self) -> None:
@@ -63,6 +65,10 @@ class EventLog:
             self._to_recall.popleft()
         return self._to_recall[0]["event"] if self._to_recall else None
 
+    def peek(self, kind: str, key: str) -> Any:
+        """Return what the next recorded event, if it is of this kind, has under a key; None where it has nothing."""
+        return self._to_recall[0].get(key) if self.upcoming == kind else None
+
     def append(self, event: Event) -> None:
         """Write one event and see it on disk.
 
@@ -76,6 +82,7 @@ class EventLog:
             except OSError as error:
                 what_to_do = f"Mend that, then bbt resume {self.path.parent}."
                 raise OSError(f"cannot write to {self.path}: {error}. {what_to_do}") from error
+        self.listener(event)
 
     def _write(self, path: Path, event: Event) -> None:
         if self._complete is not None:

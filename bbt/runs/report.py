@@ -1,12 +1,8 @@
-"""A run's tables for people are made here, and the picture of its convergence."""
+"""A run's tables for people are made here."""
 
-from pathlib import Path
 from typing import Any
 
-from bbt.drawing import new_figure
 from bbt.runs.estimate import Estimate
-from bbt.runs.log import EventLog
-from bbt.types import Event
 
 
 def result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -67,45 +63,3 @@ def selected_line(result: dict[str, Any]) -> str:
         f"selected: {best['who']} at query {best['train_queries']}, dev metric {100 * best['metric']:.2f}, "
         f"dev loss {best['loss']:.4f}{deploy}"
     )
-
-
-def plot_convergence(log: EventLog, path: Path, title: str) -> None:
-    """Draw the training loss of every candidate or step, the lowest so far, and the dev metric against train queries,
-    as PNG."""
-    queries, losses, best = _curve([event for event in log.events if event["event"] in ("generation", "steps")])
-    figure = new_figure(7.0, 4.0)
-    left = figure.add_subplot()
-    left.plot(queries, losses, ".", markersize=2, alpha=0.35, color="tab:blue", label="training loss")
-    left.plot(queries, best, color="tab:blue", label="best so far")
-    left.set(xlabel="train queries", ylabel="training loss", title=title)
-    right = left.twinx()
-    checks = log.of("dev")
-    right.plot(
-        [event["ledger"]["train_queries"] for event in checks],
-        [100 * max(event["metrics"]) for event in checks],
-        "o-",
-        markersize=3,
-        color="tab:orange",
-        label="best of each dev check",
-    )
-    right.set_ylabel("dev metric (%)")
-    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
-    figure.savefig(path, dpi=150)
-
-
-def _curve(events: list[Event]) -> tuple[list[float], list[float], list[float]]:
-    """Three lists over the candidates of finite loss, or over the steps of a training: each one's query number, its
-    loss, and the lowest loss so far. The steps between two dev checks lie evenly over what they have cost."""
-    queries, losses, best = list[float](), list[float](), list[float]()
-    spent, lowest = 0, float("inf")
-    for event in events:
-        now, n = event["ledger"]["train_queries"], len(event["losses"])
-        begun = now - n if event["event"] == "generation" else spent
-        for i, loss in enumerate(event["losses"]):
-            if loss is not None:
-                lowest = min(lowest, loss)
-                queries.append(begun + (now - begun) * (i + 1) / n)
-                losses.append(loss)
-                best.append(lowest)
-        spent = now
-    return queries, losses, best

@@ -39,14 +39,18 @@ class Verdict:
         return mine > theirs if by == "metric" else mine[1] > theirs[1]
 
     def clearly_better_than(self, other: "Verdict", by: str, margin: float, n_rows: int) -> bool:
-        """Whether this verdict is better by more than `margin` standard errors of the difference. The difference is
-        taken row by row, since both prompts were judged on the same rows. By the metric, the standard error is that of
-        the other's metric, taken as a share of the `n_rows` dev rows (Breiman et al. 1984, section 3.4.3)."""
+        """Whether this verdict is better by more than `margin` standard errors of the difference."""
+        lead, error = self.lead(other, by, n_rows)
+        return lead > margin * error
+
+    def lead(self, other: "Verdict", by: str, n_rows: int) -> tuple[float, float]:
+        """How far this verdict is ahead of the other, and the standard error of that. The difference of losses is taken
+        row by row, since both prompts were judged on the same rows. By the metric, the standard error is that of the
+        other's metric, taken as a share of the `n_rows` dev rows (Breiman et al. 1984, section 3.4.3)."""
         if by == "metric" or not (self.row_losses and other.row_losses):
-            error = np.sqrt(other.metric * (1.0 - other.metric) / n_rows)
-            return bool(self.metric > other.metric + margin * error)
+            return self.metric - other.metric, float(np.sqrt(other.metric * (1.0 - other.metric) / n_rows))
         gains = np.array(other.row_losses) - np.array(self.row_losses)
-        return bool(gains.mean() > margin * gains.std(ddof=min(1, len(gains) - 1)) / np.sqrt(len(gains)))
+        return float(gains.mean()), float(gains.std(ddof=min(1, len(gains) - 1)) / np.sqrt(len(gains)))
 
 
 def verdicts(

@@ -2,6 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
+from bbt.scoring.meter import Meter
+
 
 @dataclass
 class Ledger:
@@ -29,6 +31,15 @@ class Ledger:
     """Seconds in which the optimizer proposed candidates and took losses in; `seconds` does not hold them."""
     seconds: float = 0.0
     """Seconds spent on scoring train and dev prompts."""
+
+    def __post_init__(self) -> None:
+        self.meter = Meter()
+
+    def part(self) -> "Ledger":
+        """A ledger for a part of this run that is under way beside others; `add` it when it is done."""
+        part = Ledger()
+        part.meter = self.meter
+        return part
 
     def restore(self, snapshot: dict[str, float]) -> None:
         """Take over the counts of an earlier snapshot."""

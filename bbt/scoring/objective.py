@@ -1,6 +1,7 @@
 """The objective is the training loss of prompts, which the optimizer minimises."""
 
 from collections.abc import Callable
+from copy import copy
 from typing import Protocol
 
 from bbt.scoring.calibration import class_biases
@@ -21,6 +22,9 @@ class TrainingLoss(Protocol):
 
     def latent_losses(self, latents: Latents, space: Space) -> Losses:
         """Compute the losses (n,) of the prompts that latents (n, d) stand for in a space; see `losses`."""
+
+    def counted_in(self, ledger: Ledger) -> "TrainingLoss":
+        """The same loss, whose costs are counted in another ledger."""
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
         """Take note of losses (n,) of latents (n, d) that a resumed run has recorded."""
@@ -52,6 +56,13 @@ class Objective:
     def latent_losses(self, latents: Latents, space: Space) -> Losses:
         """Compute the losses (n,) of the prompts that latents (n, d) stand for in a space; see `losses`."""
         return self._judged(lambda scorer: scorer.latent_scores(latents, space))
+
+    def counted_in(self, ledger: Ledger) -> "Objective":
+        """The same loss, whose costs are counted in another ledger."""
+        other = copy(self)
+        other._ledger, other._scorer = ledger, self._scorer.counted_in(ledger)
+        other._content_free = self._content_free and self._content_free.counted_in(ledger)
+        return other
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
         """Take note of losses of latents that a resumed run has recorded; this objective needs none of them."""

@@ -1,8 +1,8 @@
 """A scorer puts the rows of a split to the backend under prompts, and counts what that costs."""
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from copy import copy
+from typing import TypeVar
 
 from bbt.backend import Backend, DeepBackend, Encoded, HardBackend, RemoteBackend, Traffic, require
 from bbt.scoring.ledger import Ledger
@@ -10,6 +10,8 @@ from bbt.spaces.soft import LatentBackend, PromptSpace, Space
 from bbt.tasks import Example, Task
 from bbt.tasks.task import labels_of
 from bbt.types import AnyPrompts, Labels, Latents, Prompts, Scores
+
+SameScorer = TypeVar("SameScorer", bound="Scorer")
 
 
 class Scorer:
@@ -53,6 +55,12 @@ class Scorer:
         other._truncated = self._truncated
         return other
 
+    def counted_in(self: SameScorer, ledger: Ledger) -> SameScorer:
+        """The same scorer, whose costs are counted in another ledger."""
+        other = copy(self)
+        other._ledger = ledger
+        return other
+
     def scores(self, prompts: AnyPrompts) -> Scores:
         """The scores (n, B, K) of soft prompts (n, T, H), deep ones (n, L, T, H) or hard ones (n, T), counted in the
         ledger.
@@ -77,20 +85,22 @@ class Scorer:
         if not (isinstance(backend, LatentBackend) and isinstance(space, PromptSpace)):
             return self.scores(space.prompts(latents))
         encoded = self.encoded(space.n_prompt_tokens)
-        return self._counted(latents.nbytes, encoded, lambda: backend.latent_scores(latents, space, encoded))
+        return self._counted(
+            len(latents) * space.p0.nbytes, encoded, lambda: backend.latent_scores(latents, space, encoded)
+        )
 
     def _counted(self, bytes_up: int, encoded: Encoded, score: Callable[[], Scores]) -> Scores:
-        """The scores (n, B, K), with what they cost in the ledger. Where the backend knows of no traffic, `bytes_up` is
-        counted; where it is not told what is billed, the rows' own tokens are counted, and one for each score."""
+        """The scores (n, B, K), with what they cost in the ledger. Where the backend knows of no traffic, the prompts'
+        `bytes_up` are counted; where it is not told what is billed, the rows' own tokens, and one for each score."""
         remote = self._backend if isinstance(self._backend, RemoteBackend) else None
-        before = replace(remote.traffic) if remote else Traffic()
-        start = time.perf_counter()
-        scores = score()
-        self._ledger.backend_seconds += time.perf_counter() - start
+        with self._ledger.meter.call(self._backend) as reading:
+            scores = score()
+        self._ledger.backend_seconds += reading.seconds
         self._ledger.examples += scores.shape[0] * scores.shape[1]
-        after = remote.traffic if remote else Traffic(bytes_up, scores.nbytes)
-        self._ledger.bytes_up += after.bytes_up - before.bytes_up
-        self._ledger.bytes_down += after.bytes_down - before.bytes_down
-        self._ledger.tokens_up += after.tokens_up - before.tokens_up or len(scores) * encoded.n_tokens
-        self._ledger.tokens_down += after.tokens_down - before.tokens_down or len(scores) * encoded.n_examples
+        spent = reading.traffic if remote else Traffic(bytes_up, scores.nbytes)
+        billed = remote.traffic if remote else Traffic()
+        self._ledger.bytes_up += spent.bytes_up
+        self._ledger.bytes_down += spent.bytes_down
+        self._ledger.tokens_up += spent.tokens_up if billed.tokens_up else len(scores) * encoded.n_tokens
+        self._ledger.tokens_down += spent.tokens_down if billed.tokens_down else len(scores) * encoded.n_examples
         return scores

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -158,6 +159,12 @@ class TargetObjective:
     def latent_losses(self, latents: Latents, space: Space) -> Losses:
         """Compute the losses (n,) of the prompts that latents (n, d) stand for in a space; see `losses`."""
         return self.losses(space.prompts(latents))
+
+    def counted_in(self, ledger: Ledger) -> "TargetObjective":
+        """The same loss, whose costs are counted in another ledger."""
+        other = copy(self)
+        other._ledger, other._scorer = ledger, self._scorer.counted_in(ledger)
+        return other
 
     def recall(self, latents: Latents, space: Space, losses: Losses) -> None:
         """Take note of losses of latents that a resumed run has recorded; this objective needs none of them."""

@@ -75,6 +75,12 @@ class Schedule:
         """Whether the last budget holds another generation."""
         return spent + self.population_size <= max(self.budgets)
 
+    def room(self, spent: int) -> int:
+        """The train queries, in whole generations, that the budget which ends next has still room for."""
+        n = self.population_size
+        ends = [budget for budget in self.budgets if spent + n <= budget]
+        return (min(ends) - spent) // n * n if ends else n
+
     def _ends_a_budget(self, before: int, spent: int) -> bool:
         """Whether one of the budgets held the last generation and does not hold another."""
         n = self.population_size

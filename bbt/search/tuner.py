@@ -119,9 +119,9 @@ class Tuner:
 
     def _generation(self) -> None:
         start = time.perf_counter()
-        latents = self.optimizer.ask()
+        latents = self._propose()
         asked = time.perf_counter()
-        losses = self._losses(latents)
+        latents, losses = self._first(latents)
         scored = time.perf_counter()
         self.optimizer.tell(latents, penalised(losses))
         self.ledger.optimizer_seconds += asked - start + time.perf_counter() - scored
@@ -129,20 +129,34 @@ class Tuner:
         best = self.best.verdict.metric if self.best else None
         self.on_progress(Progress(self.ledger.train_queries, float(losses.min()), best))
 
-    def _losses(self, latents: Latents) -> Losses:
-        """The training losses (n,) of a generation (n, d), recalled or scored."""
-        checksum = _checksum(latents)
-        recorded = self.log.recall("generation", candidates=checksum)
-        if recorded:
-            self.ledger.restore(recorded["ledger"])
-            losses = decode_losses(recorded["losses"])
-            self.objective.recall(latents, self.space, losses)
-            return losses
-        start = time.perf_counter()
-        losses = self.objective.latent_losses(latents, self.space)
-        self.ledger.seconds += time.perf_counter() - start
-        self._append("generation", candidates=checksum, losses=encode_losses(losses))
+    def _propose(self) -> Latents:
+        """Ask the optimizer for a generation (n, d)."""
+        return self.optimizer.ask()
+
+    def _first(self, latents: Latents) -> tuple[Latents, Losses]:
+        """The candidates (n, d) of which the optimizer is told, here all that it has proposed, and their training
+        losses (n,), recalled or scored."""
+        losses = self._recalled(latents)
+        if losses is None:
+            start = time.perf_counter()
+            losses = self.objective.latent_losses(latents, self.space)
+            self.ledger.seconds += time.perf_counter() - start
+            self._record(latents, losses)
+        return latents, losses
+
+    def _recalled(self, latents: Latents) -> Losses | None:
+        """The losses (n,) that are recorded of a generation (n, d); None where the record ends."""
+        recorded = self.log.recall("generation", candidates=_checksum(latents))
+        if recorded is None:
+            return None
+        self.ledger.restore(recorded["ledger"])
+        losses = decode_losses(recorded["losses"])
+        self.objective.recall(latents, self.space, losses)
         return losses
+
+    def _record(self, latents: Latents, losses: Losses, **facts: object) -> None:
+        """Record the losses (n,) of a generation (n, d), and what else there is to be known of it."""
+        self._append("generation", candidates=_checksum(latents), **facts, losses=encode_losses(losses))
 
     def _remember(self, latents: Latents, losses: Losses) -> None:
         """Keep the candidates of lowest training loss since the last check."""
