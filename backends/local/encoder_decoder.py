@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from backends.local.batching import MicroBatch, micro_batches
+from backends.local.batching import micro_batches
 from backends.local.encoding import TokenRow, prompt_id
 from backends.local.forward import Forward
 from backends.local.head import Head
@@ -153,8 +153,9 @@ class EncoderDecoderEvaluator(TargetEvaluator):
         scores = torch.empty(len(vectors), rows.n_examples, len(rows.label_ids), device=vectors.device)
         lengths = [len(row.ids) + len(row.decoder) for row in rows.rows]
         for batch in micro_batches(lengths, len(vectors), budget, padded=True):
-            some = [rows.rows[i] for i in batch.rows]
-            states = self._trunk(*self._inputs(vectors[batch.chosen, 0], some), *self._decoder_inputs(batch, some))
+            n, some = batch.stop - batch.start, [rows.rows[i] for i in batch.rows]
+            ids, last = decoder_inputs(some, self.words.device)
+            states = self._trunk(*self._inputs(vectors[batch.chosen, 0], some), ids.repeat(n, 1), last.repeat(n))
             scores[batch.chosen, list(batch.rows)] = rows.head(states).unflatten(0, (-1, len(some)))
         return scores
 
@@ -168,12 +169,6 @@ class EncoderDecoderEvaluator(TargetEvaluator):
         embeddings[:, soft] = prompts[:, prompt_id(ids[soft])].to(embeddings.dtype)
         mask = (torch.arange(ids.shape[1], device=device) < lengths[:, None]).long()
         return embeddings.flatten(0, 1), mask.repeat(n, 1)
-
-    def _decoder_inputs(self, batch: MicroBatch, rows: Sequence[TokenRow]) -> tuple[Tensor, Tensor]:
-        """The ids (n * b, M) that the decoder is given, and the places (n * b,) of each row's last one."""
-        n = batch.stop - batch.start
-        ids, last = decoder_inputs(rows, self.words.device)
-        return ids.repeat(n, 1), last.repeat(n)
 
     def log_likelihoods(self, prompts: Prompts, pairs: LocalPairs) -> RowScores:
         """Compute the log-likelihoods (n, B) of the targets in nats under soft prompts (n, T, H).
