@@ -1,18 +1,23 @@
 """Gradients, demonstrations and instructions where the answer is a text: against PEFT, and that they learn."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_generation import EXAMPLES, QUESTIONS, task, tree
 from toy import shared_config
+from typer.testing import CliRunner
 
 from bbt.api import estimate, run, tune
 from bbt.backend import Decoding
 from bbt.baselines.peft_training import peft_imported
 from bbt.baselines.training import Training
 from bbt.build import make_experiment
+from bbt.cli import app
+from bbt.compare.plan import cells, load_plan
+from bbt.config import load_config
 from bbt.errors import ConfigError
 from bbt.experiment.generators import SoftPromptGenerator
 from bbt.methods import load_method
@@ -248,3 +253,21 @@ def test_other_rows_are_tested_too(setting, tmp_path):
     assert found["token_f1"] == task(metrics=("token_f1",)).text_metric(texts, examples)
     assert found["perplexity"] == pytest.approx(generator.target_scores(examples, Ledger()).perplexity)
     assert found["perplexity"] != pytest.approx(result["perplexity"]["tuned"])
+
+
+def test_the_ready_configs_and_plans_can_be_read():
+    root = Path(__file__).parents[1]
+    configs = {path.stem: load_config(path) for path in (root / "configs/generation").glob("*.yaml")}
+    methods = {name: load_method(one) for name, one in configs.items()}
+    documents = methods["squad-gpt2-documents"]
+    asked = documents.prompt.n_prompt_tokens, documents.learning_rate, documents.batch_size
+    assert (*asked, documents.gradient_accumulation) == (20, 1e-4, 6, 4)
+    for plan in ("generation", "generation-smollm2"):
+        assert len(cells(load_plan(root / f"examples/plans/{plan}.yaml"))) == 4 * 8 * 5
+
+
+def test_the_loss_curve_of_a_training_is_a_png(setting, tmp_path):
+    folder = run(setting("prompt-tuning", steps=3), tmp_path / "runs").folder
+    said = CliRunner().invoke(app, ["show", str(folder), "--plot", str(tmp_path / "curve.png")])
+    assert said.exit_code == 0
+    assert (tmp_path / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
