@@ -41,7 +41,7 @@ def setting(tmp_path, tiny_folder):
 
     def make(method, name="gpt2", **settings):
         prompt = {"n_prompt_tokens": 3, "n_screened": 1, "instruction": settings.pop("instruction", None)}
-        sections = {"prompt": prompt, "evaluation": {"rows": 4, "references": False}}
+        sections = {"prompt": prompt, "evaluation": {"rows": 4, "references": False}, "seed": settings.pop("seed", 0)}
         return shared_config(tree(tmp_path, tiny_folder(name), method={"name": method, **settings}, **sections))
 
     return make
@@ -156,12 +156,15 @@ def test_adapters_are_there_when_text_is_written(variant, tiny_backend, setting)
     assert found != backend.generate(NO_PROMPT, contexts, decoding)
 
 
-def test_accumulated_batches_of_unequal_targets_are_one_large_batch(setting, last_wins):
-    found = [
-        tune(setting("prompt-tuning", steps=2, batch_size=size, gradient_accumulation=n, learning_rate=0.1)).classifier
-        for size, n in ((2, 1), (1, 2))
-    ]
-    np.testing.assert_allclose(*(one.prompt.embeddings for one in found), atol=1e-4)
+def test_accumulated_batches_of_unequal_targets_are_one_large_batch(setting, last_wins, tiny_backend):
+    found = []
+    for size, n in ((2, 1), (1, 2)):
+        parts = {"batch_size": size, "gradient_accumulation": n}
+        own = setting("prompt-tuning", seed=1, steps=2, learning_rate=0.1, **parts)
+        found.append(tune(own).classifier.prompt.embeddings)
+    np.testing.assert_allclose(*found, atol=1e-4)
+    rows = task().rows(make_experiment(own, tiny_backend("gpt2")).split.train, 0)
+    assert len({*tiny_backend("gpt2").encode_pairs(rows).n_target_tokens}) == 2
 
 
 def test_the_learning_rate_rises_and_falls_as_its_settings_say(setting):
