@@ -19,12 +19,15 @@ PUBLISHED = {
     "gpt2": 124_439_808,
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
+    "smollm2-135m": 134_515_008,
+    "smollm2-1.7b": 1_711_376_384,
+    "llama-3-8b": 8_030_261_248,
 }
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape_has_the_size_of_the_published_model(name):
-    auto = AutoModelForCausalLM if name.startswith("gpt2") else AutoModelForMaskedLM
+    auto = AutoModelForCausalLM if SHAPES[name][0] in ("gpt2", "llama") else AutoModelForMaskedLM
     with torch.device("meta"):
         model = auto.from_config(random_config(name))
     assert sum(weight.numel() for weight in model.parameters()) == PUBLISHED[name]

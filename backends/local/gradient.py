@@ -14,7 +14,6 @@ from backends.local.encoding import prompt_id
 from backends.local.generation import Prefix, generated
 from backends.local.head import Head
 from backends.local.structure import structure_of
-from backends.local.targets import log_likelihoods
 from bbt.backend import Decoding, Row
 from bbt.types import RowScores
 
@@ -99,7 +98,8 @@ class TrainableModel:
         ids = [torch.tensor((*pair.context.ids, *pair.target[:-1]), device=device) for pair in pairs]
         with self._autocast():
             logits: Tensor = self._head.of_vocabulary()(self._states(ids, prompt)[which, at])
-        return logits.new_zeros(len(pairs)).index_add(0, which, log_likelihoods(logits, targets))
+        found = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+        return logits.new_zeros(len(pairs)).index_add(0, which, found)
 
     @torch.no_grad()
     def target_scores(self, encoded: "LocalPairs") -> RowScores:
