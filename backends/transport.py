@@ -140,6 +140,12 @@ class Transport:
         attempts = "1 attempt" if not self._retries else f"{self._retries + 1} attempts"
         raise EndpointError(f"{self._whom}: {fault}; given up after {attempts}. Is it running?")
 
+    def count_tokens(self, up: int, down: int) -> None:
+        """Count tokens that the endpoint bills, or says that it has generated."""
+        with self._lock:
+            self.traffic.tokens_up += up
+            self.traffic.tokens_down += down
+
     def _attempt(self, method: str, path: str, accept: Collection[int], **content: Any) -> Response:
         """One attempt: an answer below 400, or the error that says whether another may help."""
         timeout = (min(CONNECT_TIMEOUT, self._timeout), self._timeout)

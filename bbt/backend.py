@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.errors import BackendError
+from bbt.errors import BackendError, ConfigError
 from bbt.types import DeepPrompts, Prompts, RowScores, Scores, TokenIds
 
 
@@ -274,7 +274,25 @@ class Decoding:
     top_p: float = 1.0
     """The probability that the likeliest tokens, from which is drawn, have together."""
     seed: int = 0
-    """The seed of the draw; rows of one batch are drawn one after the other."""
+    """The seed of the draw. What is drawn for a row depends on it and on the row's own tokens."""
+
+    def __post_init__(self) -> None:
+        """Check that text can be generated so.
+
+        Raises:
+            ConfigError: a number out of its range, an empty stop string, or beams that are to be sampled.
+        """
+        for name, sound, expected in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("stop", "" not in self.stop, "strings that are not empty"),
+            ("n_beams", self.n_beams >= 1, "1 or more"),
+            ("n_beams", self.n_beams == 1 or not self.sample, "1 where tokens are sampled"),
+            ("temperature", 0 < self.temperature < float("inf"), "a number above 0"),
+            ("top_p", 0 < self.top_p <= 1, "a number above 0, and 1 at most"),
+            ("seed", 0 <= self.seed < 2**32, "0 or more, and below 2^32"),
+        ):
+            if not sound:
+                raise ConfigError(f"decoding.{name} is {getattr(self, name)!r}: expected {expected}.")
 
 
 @runtime_checkable

@@ -1,8 +1,8 @@
 """A tuned prompt is written here for those who do not have bbt: for PEFT, transformers or vLLM, or as bare vectors.
 
-Every folder holds `classifier.json` (the text to tokenise, label words and their ids, class biases, template, model; or
-how text is generated where that is the answer), and a README.md with the lines that use it. Where the manual prompt is
-the best of a run there are no vectors.
+Every folder holds `classifier.json` (the text to tokenise, label words and their ids, class biases, where labels are
+read from many words their weights, template, model; or how text is generated where that is the answer), and a README.md
+with the lines that use it. Where the manual prompt is the best of a run there are no vectors.
 """
 
 from dataclasses import replace
@@ -44,7 +44,7 @@ _ANSWER_AFTER_IDS = {
 }
 _ANSWER_AFTER_EMBEDDINGS = {"causal": "written[0]", "encoder-decoder": "written[0], skip_special_tokens=True"}
 _SCORED = """\
-scores = logits[read, facts["label_ids"]] + torch.tensor(facts["biases"])
+scores = {weighed}logits[read, facts["label_ids"]] + torch.tensor(facts["biases"])
 probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
 """
 _IMPORTS = "import json\nfrom pathlib import Path\n\nimport torch\n"
@@ -58,7 +58,7 @@ _PEFT = """\
 from peft import PeftModel
 from transformers import {auto}, AutoTokenizer
 
-{loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"]), ".").eval()
+{loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"], dtype=torch.float32), ".").eval()
 with torch.no_grad():
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids){given}).logits[0]
 {read}{scored}"""
@@ -66,7 +66,7 @@ _TRANSFORMERS = """\
 from safetensors.torch import load_file
 from transformers import {auto}, AutoTokenizer
 
-{loaded}model = {auto}.from_pretrained(facts["model"]).eval()
+{loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
 prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
 embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
 with torch.no_grad():
@@ -75,7 +75,7 @@ with torch.no_grad():
 _MANUAL = """\
 from transformers import {auto}, AutoTokenizer
 
-{loaded}model = {auto}.from_pretrained(facts["model"]).eval()
+{loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
 with torch.no_grad():
     logits = model(input_ids=ids{given}).logits[0]
 {read}{scored}"""
@@ -96,7 +96,7 @@ asked = {{"logprobs": 1, "logprob_token_ids": facts["label_ids"], "return_tokens
 body = {{"model": facts["model"], "prompt_embeds": [base64.b64encode(buffer.getvalue()).decode()], **asked}}
 answer = requests.post(url, json={{**body, "max_tokens": 1, "temperature": 0}}).json()
 told = answer["choices"][0]["logprobs"]["top_logprobs"][0]
-scores = torch.tensor([told[f"token_id:{{i}}"] for i in facts["label_ids"]]) + torch.tensor(facts["biases"])
+scores = {weighed}torch.tensor([told[f"token_id:{{i}}"] for i in facts["label_ids"]]) + torch.tensor(facts["biases"])
 probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
 """
 _ANSWERED = """\
@@ -108,7 +108,7 @@ _PEFT_WRITES = """\
 from peft import PeftModel
 from transformers import {auto}, AutoTokenizer
 
-{loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"]), ".").eval()
+{loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"], dtype=torch.float32), ".").eval()
 torch.manual_seed(facts["seed"])
 written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **facts["generation"])
 answer = tokenizer.decode({after_ids})
@@ -117,7 +117,7 @@ _TRANSFORMERS_WRITES = """\
 from safetensors.torch import load_file
 from transformers import {auto}, AutoTokenizer
 
-{loaded}model = {auto}.from_pretrained(facts["model"]).eval()
+{loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
 prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
 embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
 mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
@@ -128,7 +128,7 @@ answer = tokenizer.decode({after_embeddings})
 _MANUAL_WRITES = """\
 from transformers import {auto}, AutoTokenizer
 
-{loaded}model = {auto}.from_pretrained(facts["model"]).eval()
+{loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
 torch.manual_seed(facts["seed"])
 written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **facts["generation"])
 answer = tokenizer.decode({after_ids})
@@ -206,12 +206,14 @@ def _write_vectors(folder: Path, vectors: Prompts, facts: dict[str, Any]) -> Non
 def _page(to: Target, facts: dict[str, Any]) -> str:
     """Write the README's text: what the folder is, and the lines that use it when they are run in it."""
     kind, writes = facts["kind"], "generation" in facts
+    weighed = 'torch.tensor(facts["weights"]) @ ' if "weights" in facts else ""
     soft, manual = (_WRITES[to], _MANUAL_WRITES) if writes else (_LINES[to], _MANUAL)
     lines = (soft if facts["n_virtual_tokens"] else manual).format(
         auto=_AUTO[kind],
         loaded=_LOADED,
         read=_READ[kind],
-        scored=_SCORED,
+        scored=_SCORED.format(weighed=weighed),
+        weighed=weighed,
         given=_GIVEN[kind],
         answered=_ANSWERED,
         after_ids=_ANSWER_AFTER_IDS.get(kind),

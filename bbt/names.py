@@ -22,8 +22,7 @@ def resolved(what: str, name: str, table: Table) -> Any:
         ConfigError: no such name (the nearest is suggested), or a module or attribute that is not there.
     """
     if ":" not in name and name not in table:
-        known = unknown(what, name, table) if table else f"unknown {what} {name!r}."
-        raise ConfigError(f"{known} Or give module:Name of your own.")
+        raise ConfigError(f"{unknown(what, name, table)} Or give module:Name of your own.")
     module, _, attribute = (name if ":" in name else table[name][0]).partition(":")
     try:
         return getattr(import_module(module), attribute)

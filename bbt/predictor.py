@@ -126,11 +126,13 @@ class Predictor:
         return isinstance(self.classifier, Generator)
 
     def written(self, task: GenerationTask, examples: Sequence[Example]) -> tuple[dict[str, float], list[str]]:
-        """The task's metrics on examples with targets, their perplexity among them, and what is generated."""
+        """The task's metrics on examples with targets, their perplexity among them if the model tells it, and what is
+        generated."""
         generator = writing(self.classifier)
         texts = generator.texts(examples, Ledger())
-        perplexity = generator.target_scores(examples, Ledger()).perplexity
-        return {**task.evaluate_texts(texts, examples), "perplexity": perplexity}, texts
+        scores = generator.target_scores(examples, Ledger())
+        told = {} if scores is None else {"perplexity": scores.perplexity}
+        return {**task.evaluate_texts(texts, examples), **told}, texts
 
     def worded(self, task: Task) -> Task:
         """The task in the predictor's own template and label words.

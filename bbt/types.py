@@ -1,7 +1,7 @@
 """Aliases of array types, and the letters that every docstring uses.
 
 n candidates, T prompt tokens, H hidden size, L layers, d intrinsic dimension, D = T * H,
-B examples, K label words.
+B examples, K label words, M label words and further words.
 """
 
 from typing import Any, TypeAlias

@@ -20,8 +20,10 @@ def add_node(cluster, memory=MEMORY, **wanted):
 def started(ray):
     from ray.cluster_utils import Cluster
 
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])  # workers inherit it
+    # What workers inherit: where the tests are, and a priority like this process has (by default they have less).
+    wanted = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "RAY_worker_niceness": "0"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 * 2**20},
@@ -37,7 +39,8 @@ def started(ray):
             warnings.simplefilter("ignore", ResourceWarning)
             ray.shutdown()
             cluster.shutdown()
-        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def until(ready, seconds=60):

@@ -58,11 +58,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(backend, keys=None, tls=(None, None), **limits) -> Iterator[str]:
+def serving(backend, keys=None, tls=(None, None), trained=None, **limits) -> Iterator[str]:
     """A server of this backend on a thread, with files of a certificate and its key if it is given `tls`; gives its
     address."""
     port = free_port()
-    app = create_app(backend, keys or Keys(), Limits(**limits))
+    app = create_app(backend, keys or Keys(), Limits(**limits), trained)
     certificate, key = tls
     server = uvicorn.Server(server_config(app, "127.0.0.1", port, ssl_certfile=certificate, ssl_keyfile=key))
     thread = threading.Thread(target=server.run)

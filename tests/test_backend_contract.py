@@ -3,6 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -13,10 +14,18 @@ from backends import BACKENDS
 from backends.http import HttpBackend
 from backends.openai import VLLMBackend
 from backends.pool import PoolBackend
-from bbt.backend import Backend
+from bbt.backend import Backend, Decoding, GenerationBackend, TargetBackend
 from bbt.errors import BackendError, LabelWordError
 from bbt.tasks.template import Template
-from bbt.testing import BACKEND_CHECKS, ToyBackend, ToyRows, check_backend, check_reads_prompts_as_words
+from bbt.testing import (
+    BACKEND_CHECKS,
+    GENERATION_CHECKS,
+    TARGET_CHECKS,
+    ToyBackend,
+    ToyRows,
+    check_backend,
+    check_reads_prompts_as_words,
+)
 from bbt.testing.toy import HIDDEN
 
 TEMPLATE = Template("{prompt} . {text} . It was {mask}")
@@ -87,6 +96,62 @@ def test_every_backend_keeps_the_contract(backend, check):
 
 def test_a_prompt_of_words_scores_as_the_words_do(backend):
     check_reads_prompts_as_words(backend, WORDS)
+
+
+CAUSAL_KINDS = [(kind, name) for kind, name in KINDS if name in CAUSAL]
+
+
+@pytest.mark.parametrize("backend", CAUSAL_KINDS, ids="-".join, indirect=True)
+@pytest.mark.parametrize("check", TARGET_CHECKS, ids=lambda check: check.__name__)
+def test_every_backend_of_a_causal_model_scores_targets(backend, check):
+    assert isinstance(backend, TargetBackend)
+    check(backend)
+
+
+@pytest.mark.parametrize("backend", CAUSAL_KINDS, ids="-".join, indirect=True)
+@pytest.mark.parametrize("check", GENERATION_CHECKS, ids=lambda check: check.__name__)
+def test_every_backend_of_a_causal_model_writes(backend, check):
+    assert isinstance(backend, GenerationBackend)
+    check(backend)
+
+
+@pytest.mark.parametrize("backend", CAUSAL_KINDS, ids="-".join, indirect=True)
+def test_every_backend_says_of_targets_and_texts_what_the_local_one_does(backend, tiny_backend, request):
+    kind, name = request.node.callspec.params["backend"]
+    local, rows = tiny_backend(name), answered(("bad", "bad film", "great", "I liked it", "story\n"), N_TOKENS)
+    mine = prompts(backend, 3)
+    found, expected = (b.target_log_likelihoods(mine, b.encode_pairs(rows)) for b in (backend, local))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    for decoding in (Decoding(8), Decoding(8, stop=("o",)), Decoding(8, sample=True, seed=3)):
+        if decoding.sample and kind == "vllm":
+            continue  # it draws by a generator of its own
+        texts = [b.generate(mine[:1], b.encode_contexts(rows, 8), decoding) for b in (backend, local)]
+        assert texts[0] == texts[1]
+    manual = answered(("bad film", "great"), 0)
+    found, expected = (b.target_log_likelihoods(mine[:1, :0], b.encode_pairs(manual)) for b in (backend, local))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    texts = [b.generate(mine[:1, :0], b.encode_contexts(manual, 8), Decoding(8)) for b in (backend, local)]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("kind", ["local", "http", "pool"])
+def test_a_masked_model_says_that_it_can_do_neither(kind, tiny_backend, server):
+    url, model = server("bert")
+    made = {
+        "local": lambda: tiny_backend("bert"),
+        "http": lambda: HttpBackend(model, url=url),
+        "pool": lambda: PoolBackend(model, endpoints=[{"url": url}]),
+    }
+    backend, rows = made[kind](), answered(("bad",), N_TOKENS)
+    with pytest.raises(BackendError, match=r"only a causal LM .* scores targets"):
+        backend.encode_pairs(rows)
+    with pytest.raises(BackendError, match=r"only a causal LM .* generates text"):
+        backend.encode_contexts(rows, 4)
+
+
+def answered(targets, n_tokens):
+    template = Template("{prompt} {source} . It was {target}")
+    return [template.render(text, "", n_tokens, target) for text, target in zip(cycle(TEXTS), targets, strict=False)]
 
 
 def test_the_toy_backend_keeps_the_contract():

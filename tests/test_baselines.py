@@ -36,7 +36,7 @@ TEMPLATE = "{prompt} . {text} . It was {mask}"
 def setting(tiny_folder):
     """(architecture, method, its settings) -> a config on eight rows."""
 
-    def make(name, method, precision="fp32", template=TEMPLATE, init="vocabulary", **settings):
+    def make(name, method, precision="fp32", template=TEMPLATE, init="vocabulary", n_screened=1, **settings):
         task = {"name": "sst2", "template": template, "label_words": WORDS}
         return shared_config(
             {
@@ -44,7 +44,7 @@ def setting(tiny_folder):
                 "data": {"k": 4},
                 "model": {"name": str(tiny_folder(name)), "options": {"precision": precision, "device": "cpu"}},
                 "method": {"name": method, **({} if method == "auto-prompt" else {"batch_size": 8}), **settings},
-                "prompt": {"n_prompt_tokens": 4, "n_screened": 1, "init": init},
+                "prompt": {"n_prompt_tokens": 4, "n_screened": n_screened, "init": init},
                 "evaluation": {"rows": 10, "references": False},
             }
         )
@@ -258,6 +258,11 @@ def test_accumulated_batches_are_one_large_batch(setting, last_wins):
     np.testing.assert_allclose(whole, parts, atol=1e-5)
     np.testing.assert_allclose(*losses, atol=1e-5)
     assert found[0].result["cost"]["train_queries"] == found[1].result["cost"]["train_queries"] == 2
+
+
+def test_what_the_start_has_cost_is_counted_beside_the_steps(setting):
+    outcome = tune(setting("bert", "prompt-tuning", steps=2, n_screened=3))
+    assert outcome.result["cost"]["train_queries"] == 3 + 2
 
 
 def test_adafactor_takes_the_rate_as_it_is(setting, last_wins):

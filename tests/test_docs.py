@@ -12,6 +12,7 @@ import yaml
 
 from backends import BACKENDS
 from bbt.cli import app
+from bbt.compare.plan import load_plan
 from bbt.config import make_config
 from bbt.methods import METHODS, load_method
 from bbt.optimizers import OPTIMIZERS
@@ -29,9 +30,9 @@ def blocks(page, language):
 
 
 def commands():
-    """(page, words) of every console line that begins with `bbt`."""
+    """(page, words) of every line of a console that begins with `bbt`."""
     for page in TOLD:
-        for block in blocks(page, "console"):
+        for block in blocks(page, "(?:console|bash)"):
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True)
                 if words[:1] == ["bbt"]:
@@ -55,18 +56,22 @@ def test_a_command_goes_through_the_parser(words):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_block_of_yaml_is_a_config_and_one_of_python_is_python(page):
+def test_a_block_of_yaml_is_a_config_or_a_plan_and_one_of_python_is_python(page, tmp_path):
     for block in blocks(page, "yaml"):
-        if block.startswith("--8<--"):
-            continue
-        load_method(make_config(yaml.safe_load(block)))
+        tree = {} if block.startswith("--8<--") else yaml.safe_load(block)
+        if "methods" in tree:
+            (tmp_path / "plan.yaml").write_text(block, encoding="utf-8")
+            load_plan(tmp_path / "plan.yaml")
+        else:
+            load_method(make_config(tree))
     for block in blocks(page, "python"):
         ast.parse(block)
 
 
 def test_every_part_has_its_place():
     sections = re.findall(r"^#+ .*$", "\n".join(p.read_text() for p in ROOT.glob("docs/methods/*.md")), flags=re.M)
-    told = set(re.findall(r"`([^`]+)`", "\n".join(sections)))
+    names = [re.findall(r"`([^`]+)`", section) for section in sections]
+    told = {found[0] for found in names if len(found) == 1}  # a page of several names them all in its title
     assert [name for name in (*METHODS, *OPTIMIZERS) if name not in told] == []
     assert named(METHODS, "docs/methods/index.md") == []
     assert named(BACKENDS, "docs/how-to/*.md") == []

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from serving import serving
 from tiny_models import DEVICE
+from transformers import AutoModelForMaskedLM
+
+from bbt.baselines.peft_training import peft_imported
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -26,6 +30,19 @@ def test_quickstart_tunes_saves_and_predicts(tmp_path: Path) -> None:
     assert set(eval(lines[0])) == {"manual", "manual calibrated", "untuned", "tuned"}
     assert eval(lines[1])[0]["label"] in ("negative", "positive")
     assert (tmp_path / "sst2-tuned/prompt.safetensors").is_file()
+
+
+def test_a_dataframe_becomes_probabilities_and_a_folder_that_plain_peft_loads(tmp_path: Path) -> None:
+    probabilities, exported = run("dataframe.py", cwd=tmp_path).rsplit("\n", 2)[:2]
+    rows = [[float(p) for p in row.strip(" []").split()] for row in probabilities.splitlines()]
+    assert [len(row) for row in rows] == [4, 4]
+    assert [sum(row) for row in rows] == pytest.approx([1.0, 1.0], abs=0.01)
+    assert exported == "True"
+    facts = json.loads((tmp_path / "carried/classifier.json").read_text())
+    plain = AutoModelForMaskedLM.from_pretrained(facts["model"])
+    with peft_imported():
+        tuned = PeftModel.from_pretrained(plain, tmp_path / "carried")
+    assert tuned.peft_config["default"].num_virtual_tokens == facts["n_virtual_tokens"] > 0
 
 
 def test_bundle_data_keeps_the_reference_split(tmp_path: Path) -> None:

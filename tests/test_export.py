@@ -14,6 +14,7 @@ from tiny_models import ARCHITECTURES, CAUSAL, HIDDEN
 
 import bbt
 from backends.http import HttpBackend
+from backends.local import LocalBackend
 from bbt.backend import Decoding
 from bbt.baselines.peft_training import peft_imported
 from bbt.errors import BackendError, ConfigError, PromptError
@@ -107,6 +108,35 @@ def test_the_pages_lines_give_the_numbers_of_bbt(name, template, to, classifier,
         probabilities, names = run_page(tmp_path / to, monkeypatch, text)
         np.testing.assert_allclose(names["scores"], scores, atol=1e-5)  # logits of the label words, and class biases
         assert_same(probabilities, expected)
+
+
+@pytest.mark.parametrize("to", ["peft", "transformers"])
+def test_weights_kept_in_half_precision_score_as_ours_do(to, tmp_path, monkeypatch, random_prompts):
+    backend = LocalBackend("minilm-mlm", precision="fp32")  # its file holds 16 bits a number
+    ours = classifier_of(backend, random_prompts(1, 3, backend.info.hidden_size)[0])
+    export(ours, backend, to, tmp_path)
+    _, names = run_page(tmp_path, monkeypatch, TEXTS[0])
+    np.testing.assert_allclose(names["scores"], scores_of(ours, TEXTS[:1])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("to", ["peft", "transformers"])
+def test_labels_that_are_read_from_many_words_are_read_so_elsewhere(
+    to, tiny_backend, random_prompts, tmp_path, monkeypatch
+):
+    backend = tiny_backend("bert")
+    weights = np.array([[1.0, 0.0, 0.5, -0.5], [0.0, 1.0, -2.0, 2.0]], np.float32)
+    plain = classifier_of(backend, random_prompts(1, 3)[0], weights=weights, words=("film", "plot"))
+    ours = SoftPromptClassifier.loaded(plain.prompt, backend)
+    export(ours, backend, to, tmp_path / to)
+    _, names = run_page(tmp_path / to, monkeypatch, TEXTS[0])
+    np.testing.assert_allclose(names["scores"], scores_of(ours, TEXTS)[0], atol=1e-5)
+    assert (
+        np.abs(scores_of(ours, TEXTS) - scores_of(classifier_of(backend, plain.prompt.embeddings), TEXTS)).max() > 0.1
+    )
+    if to == "peft":
+        read = SoftPrompt.from_peft(tmp_path / to)
+        np.testing.assert_array_equal(read.weights, weights)
+        assert read.words == ("film", "plot")
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,10 @@ def test_the_user_s_method_keeps_the_contract(here, importable, tmp_path):
         (lambda: load_metric("accuraci"), "unknown metric 'accuraci'. Did you mean 'accuracy'?.* module:Name"),
         (lambda: watching(["my_loss:brier"], None), "observer 'my_loss:brier' is no subclass of bbt.Observer"),
         (lambda: watching(["json:JSONEncoder"], None), "observer 'json:JSONEncoder' is no subclass of bbt.Observer"),
-        (lambda: watching(["tensorbord"], None), "unknown observer 'tensorbord'. Or give module:Name"),
+        (
+            lambda: watching(["tensorbord"], None),
+            "unknown observer 'tensorbord'. Did you mean 'tensorboard'?.* module:",
+        ),
         (
             lambda: load_method(make_config({"method": {"name": "my_task:TONE"}})),
             "method 'my_task:TONE' is no subclass of bbt.methods.Method",

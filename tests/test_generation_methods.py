@@ -1,6 +1,7 @@
 """Gradients, demonstrations and instructions where the answer is a text: against PEFT, and that they learn."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +9,16 @@ import torch
 from test_generation import EXAMPLES, QUESTIONS, task, tree
 from toy import shared_config
 from transformers import AutoTokenizer
+from typer.testing import CliRunner
 
 from bbt.api import estimate, run, tune
 from bbt.backend import Decoding
 from bbt.baselines.peft_training import peft_imported
 from bbt.baselines.training import Training
 from bbt.build import make_experiment
+from bbt.cli import app
+from bbt.compare.plan import cells, load_plan
+from bbt.config import load_config
 from bbt.errors import ConfigError
 from bbt.experiment.generators import SoftPromptGenerator
 from bbt.methods import load_method
@@ -37,7 +42,7 @@ def setting(tmp_path, tiny_folder):
 
     def make(method, name="gpt2", **settings):
         prompt = {"n_prompt_tokens": 3, "n_screened": 1, "instruction": settings.pop("instruction", None)}
-        sections = {"prompt": prompt, "evaluation": {"rows": 4, "references": False}}
+        sections = {"prompt": prompt, "evaluation": {"rows": 4, "references": False}, "seed": settings.pop("seed", 0)}
         return shared_config(tree(tmp_path, tiny_folder(name), method={"name": method, **settings}, **sections))
 
     return make
@@ -166,12 +171,15 @@ def test_adapters_are_there_when_text_is_written(variant, tiny_backend, setting)
     assert found != backend.generate(NO_PROMPT, contexts, decoding)
 
 
-def test_accumulated_batches_of_unequal_targets_are_one_large_batch(setting, last_wins):
-    found = [
-        tune(setting("prompt-tuning", steps=2, batch_size=size, gradient_accumulation=n, learning_rate=0.1)).classifier
-        for size, n in ((2, 1), (1, 2))
-    ]
-    np.testing.assert_allclose(*(one.prompt.embeddings for one in found), atol=1e-4)
+def test_accumulated_batches_of_unequal_targets_are_one_large_batch(setting, last_wins, tiny_backend):
+    found = []
+    for size, n in ((2, 1), (1, 2)):
+        parts = {"batch_size": size, "gradient_accumulation": n}
+        own = setting("prompt-tuning", seed=1, steps=2, learning_rate=0.1, **parts)
+        found.append(tune(own).classifier.prompt.embeddings)
+    np.testing.assert_allclose(*found, atol=1e-4)
+    rows = task().rows(make_experiment(own, tiny_backend("gpt2")).split.train, 0)
+    assert len({*tiny_backend("gpt2").encode_pairs(rows).n_target_tokens}) == 2
 
 
 def test_the_learning_rate_rises_and_falls_as_its_settings_say(setting):
@@ -263,3 +271,21 @@ def test_other_rows_are_tested_too(setting, tmp_path):
     assert found["token_f1"] == task(metrics=("token_f1",)).text_metric(texts, examples)
     assert found["perplexity"] == pytest.approx(generator.target_scores(examples, Ledger()).perplexity)
     assert found["perplexity"] != pytest.approx(result["perplexity"]["tuned"])
+
+
+def test_the_ready_configs_and_plans_can_be_read():
+    root = Path(__file__).parents[1]
+    configs = {path.stem: load_config(path) for path in (root / "configs/generation").glob("*.yaml")}
+    methods = {name: load_method(one) for name, one in configs.items()}
+    documents = methods["squad-gpt2-documents"]
+    asked = documents.prompt.n_prompt_tokens, documents.learning_rate, documents.batch_size
+    assert (*asked, documents.gradient_accumulation) == (20, 1e-4, 6, 4)
+    for plan in ("generation", "generation-smollm2"):
+        assert len(cells(load_plan(root / f"examples/plans/{plan}.yaml"))) == 4 * 8 * 5
+
+
+def test_the_loss_curve_of_a_training_is_a_png(setting, tmp_path):
+    folder = run(setting("prompt-tuning", steps=3), tmp_path / "runs").folder
+    said = CliRunner().invoke(app, ["show", str(folder), "--plot", str(tmp_path / "curve.png")])
+    assert said.exit_code == 0
+    assert (tmp_path / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -215,3 +215,14 @@ def test_auto_takes_bf16_where_a_cpu_has_instructions_for_it(amx, avx, expected,
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
     assert loading.resolve_precision("auto", torch.device("cpu")) is torch.float32
+
+
+def test_a_model_that_one_device_has_no_room_for_says_what_to_do(tiny_backend, monkeypatch):
+    def full(model, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.to", full)
+    with pytest.raises(
+        BackendError, match=r"takes 0\.0 GB in float32, for which .* has no room.*precision: bf16.*vLLM"
+    ):
+        tiny_backend("bert")

@@ -43,7 +43,7 @@ def crew(tmp_path):
         options = {"backend": f"ray_toy:{kind}", "notes": str(tmp_path), "actor": SMALL, "patience": 60, **options}
         made.append(load_backend("ray", model="toy", actors=actors, **options))
         if wait:
-            until(lambda: sum(member.ready for member in made[-1]._crew._members) == actors)
+            until(lambda: made[-1].n_ready == actors)
         return made[-1]
 
     yield make

@@ -15,7 +15,6 @@ from bbt.cli import main
 from bbt.cluster import Resources
 from bbt.compare import cluster as cluster_module
 from bbt.compare.cluster import RayCluster
-from bbt.compare.finished import read
 from bbt.compare.job import Job, run_cell
 from bbt.compare.plan import cells, load_plan
 from bbt.compare.work import Watcher, Work, missing
@@ -100,7 +99,6 @@ def assert_as_here(path, runs, here):
         run_cell(Job.of(cell, here), Observer())
     for cell in cells(load_plan(path)):
         assert facts(cell.folder(runs)) == facts(cell.folder(here)), str(cell)
-        assert read(cell, runs) is not None
 
 
 def notes(tmp_path, what):
@@ -108,13 +106,13 @@ def notes(tmp_path, what):
 
 
 def test_a_plan_larger_than_the_cluster_comes_to_what_it_comes_to_here(plan, tmp_path, ray_cluster):
-    """Nine runs on four CPUs, some for two; a model is loaded once a worker and not once a run."""
+    """Ten runs on four CPUs, some for two; a model is loaded once a worker and not once a run."""
     methods = {
         "manual": {"method": {"name": "manual"}},
         "cma": {"optimizer": {"name": "cma"}},
         "random": {"optimizer": {"name": "random"}, "resources": {"cpu": 2, "memory": "100MB"}},
     }
-    path = plan(methods=methods, seeds=[0, 1, 2], budgets=[10, 18], resources={"memory": "50MB"})
+    path = plan(methods=methods, seeds=[0, 1], budgets=[10, 18], resources={"memory": "50MB"})
     assert {str(cell.resources) for cell in cells(load_plan(path))} == {
         "CPU 1, memory 5e+07",
         "CPU 2, memory 1e+08",
@@ -122,7 +120,7 @@ def test_a_plan_larger_than_the_cluster_comes_to_what_it_comes_to_here(plan, tmp
     failures, told = on_ray(path, tmp_path / "ray")
     assert failures == []
     assert sorted(told.began_) == sorted(told.ended_) == sorted(map(str, cells(load_plan(path))))
-    assert len(notes(tmp_path, "made")) < 15
+    assert len(notes(tmp_path, "made")) < 10
     assert_as_here(path, tmp_path / "ray", tmp_path / "here")
     assert not list((tmp_path / "ray").glob(".cluster-*"))
 
@@ -132,7 +130,7 @@ def test_without_a_shared_folder_what_a_run_leaves_comes_back(plan, tmp_path, ra
     monkeypatch.setattr(cluster_module, "_marked", lambda runs: nullcontext(tmp_path / "nowhere"))
     path = plan(budgets=[10, 18], methods={"cma": {}, "broken": {"data": {"k": 17}}})
     failures, _ = on_ray(path, tmp_path / "ray")
-    assert [failure.reason[:27] for failure in failures] == ["bundled sst2 holds seeds 0 "]
+    assert [failure.reason[:24] for failure in failures] == ["bundled sst2 holds seeds"]
     sound = plan(budgets=[10, 18], methods={"cma": {}})
     assert_as_here(sound, tmp_path / "ray", tmp_path / "here")
 
@@ -149,7 +147,7 @@ def test_a_run_that_fails_says_why_and_leaves_its_log(plan, tmp_path, ray_cluste
 def test_a_node_killed_in_mid_run_changes_nothing(plan, tmp_path, ray_cluster):
     """Its run goes on from its log on a node that joins."""
     doomed = add_node(ray_cluster, memory=64 * 2**30)
-    path = plan(options={"seconds": 0.03}, budgets=[202], resources={"memory": "40GB"})
+    path = plan(options={"seconds": 0.1}, budgets=[122], resources={"memory": "40GB"})
     log = tmp_path / "ray/films/cma-seed0/events.jsonl"
     events = []
 
@@ -158,15 +156,17 @@ def test_a_node_killed_in_mid_run_changes_nothing(plan, tmp_path, ray_cluster):
             super().moved(cell, done, total)
             if self.moves == 2:
                 events.append(log.read_bytes().count(b"generation"))
-                add_node(ray_cluster, memory=64 * 2**30)
                 ray_cluster.remove_node(doomed, allow_graceful=False)
+                events.append(add_node(ray_cluster, memory=64 * 2**30))
 
     told = Killer()
     assert Work(tmp_path / "ray", RayCluster(), told).do(cells(load_plan(path))) == []
-    assert told.began_ == told.ended_ == ["films/cma-seed0 at 202 queries"]
-    assert 0 < events[0] < 50
+    generations, joined = events
+    ray_cluster.remove_node(joined, allow_graceful=False)
+    assert told.began_ == told.ended_ == ["films/cma-seed0 at 122 queries"]
+    assert 0 < generations < 30
     assert len(notes(tmp_path, "made")) == 2
-    assert_as_here(plan(budgets=[202]), tmp_path / "ray", tmp_path / "here")
+    assert_as_here(plan(budgets=[122]), tmp_path / "ray", tmp_path / "here")
 
 
 def test_a_worker_out_of_memory_is_given_another_try(plan, tmp_path, ray_cluster, monkeypatch):
@@ -200,7 +200,7 @@ def alive(tmp_path):
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_driver_that_is_stopped_leaves_nothing_running_and_goes_on(plan, tmp_path, ray_cluster, how):
-    path = plan(options={"seconds": 0.03}, budgets=[202])
+    path = plan(options={"seconds": 0.1}, budgets=[122])
     log = tmp_path / "ray/films/cma-seed0/events.jsonl"
     stopped = driver(path, tmp_path / "ray", ray_cluster)
     until(lambda: log.is_file() and log.read_bytes().count(b"generation") > 3)
@@ -210,9 +210,9 @@ def test_a_driver_that_is_stopped_leaves_nothing_running_and_goes_on(plan, tmp_p
         assert stopped.returncode == 130
         assert "stopped; nothing is lost" in said
     until(lambda: not alive(tmp_path))
-    assert log.read_bytes().count(b"generation") < 50
+    assert log.read_bytes().count(b"generation") < 30
     assert on_ray(path, tmp_path / "ray")[0] == []
-    assert_as_here(plan(budgets=[202]), tmp_path / "ray", tmp_path / "here")
+    assert_as_here(plan(budgets=[122]), tmp_path / "ray", tmp_path / "here")
 
 
 def test_more_than_any_node_has_is_refused(plan, tmp_path, ray_cluster):
@@ -243,7 +243,7 @@ def test_without_ray_one_line_names_the_extra(plan, tmp_path, monkeypatch, capsy
         with pytest.raises(SystemExit) as left:
             main()
         assert left.value.code == 2
-        assert capsys.readouterr().err == "a cluster needs the package ray: pip install 'bbt-prompt[ray]'.\n"
+        assert capsys.readouterr().err == "bbt: a cluster needs the package ray: pip install 'bbt-prompt[ray]'.\n"
 
 
 def alone(tmp_path):

@@ -124,7 +124,8 @@ def test_nothing_answers_with_weights_or_gradients(caller):
     """Every route there is, named: a new one has to be thought about here."""
     paths = caller.get("/openapi.json").json()["paths"]
     asked = {"/v1/model", "/v1/tokens", "/v1/embeddings", "/v1/rows", "/v1/prompts", "/v1/spaces", "/v1/scores"}
-    assert set(paths) == asked | {"/healthz", "/metrics"}
+    answers = {"/v1/pairs", "/v1/likelihoods", "/v1/contexts", "/v1/texts"}
+    assert set(paths) == asked | answers | {"/healthz", "/metrics"}
 
 
 # Who is let in

@@ -16,19 +16,49 @@ from hypothesis import strategies as st
 from serving import chunked, raw_request, serving
 
 from backends.wire import pack
+from bbt.predictor import Predictor
+from bbt.prompts import SoftPrompt
 
 N = int(os.environ.get("BBT_BAD_REQUESTS", "300"))
 SETTINGS = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
-ROUTES = ("model", "tokens", "embeddings", "rows", "prompts", "spaces", "scores", "nothing")
+ROUTES = (
+    *("model", "tokens", "embeddings", "rows", "prompts", "spaces", "scores", "nothing"),
+    *("pairs", "likelihoods", "contexts", "texts", "classify"),
+)
 BODY = {"rows": [[{"kind": "prompt", "n_tokens": 2}, {"kind": "text", "text": "a film"}, {"kind": "mask"}]]}
+PAIRS = {"rows": [[*BODY["rows"][0][:-1], {"kind": "target", "text": "bad film"}]]}
+
+
+SOUND = {"texts": {"decoding": {"max_new_tokens": 4}}}
 
 
 @pytest.fixture(scope="module")
-def url(tiny_folder):
+def url(tiny_folder, tmp_path_factory):
+    """A masked model, with a prompt for it that classifies."""
     from backends.local import LocalBackend
 
     local = LocalBackend(str(tiny_folder("bert")), precision="fp32", device="cpu")
-    with serving(local, embedded_tokens=10**6) as address:
+    file = tmp_path_factory.mktemp("prompt") / "prompt.safetensors"
+    prompt_of(local).save(file)
+    with serving(
+        local, trained=Predictor(file, {"precision": "fp32", "device": "cpu"}), embedded_tokens=10**6
+    ) as address:
+        yield address
+
+
+def prompt_of(backend):
+    info, words = backend.info, ("bad", "great")
+    return SoftPrompt(
+        np.zeros((2, 32), np.float32), info.name, info.fingerprint, "{prompt} {text} {mask}", words, words
+    )
+
+
+@pytest.fixture(scope="module")
+def writer(tiny_folder):
+    """A causal model."""
+    from backends.local import LocalBackend
+
+    with serving(LocalBackend(str(tiny_folder("gpt2")), precision="fp32", device="cpu"), new_tokens=64) as address:
         yield address
 
 
@@ -146,6 +176,60 @@ def test_json(url, session, known, route, changes):
     )
 
 
+segments = st.lists(
+    st.lists(
+        st.fixed_dictionaries(
+            {"kind": st.sampled_from(["text", "target", "prompt", "literal", "whole", "start"])},
+            optional={"text": strings, "n_tokens": numbers},
+        ),
+        max_size=5,
+    ),
+    max_size=3,
+)
+
+
+@settings(max_examples=N // 3, **SETTINGS)
+@given(
+    route=st.sampled_from(("pairs", "contexts", "texts", "classify")),
+    changes=st.dictionaries(
+        st.sampled_from(["rows", "max_new_tokens", "prompt", "decoding", "texts", "text_pairs", "x"]),
+        st.one_of(json_values, segments, st.lists(strings, max_size=3)),
+        max_size=3,
+    ),
+    decoding=st.dictionaries(
+        st.sampled_from(["max_new_tokens", "stop", "n_beams", "sample", "temperature", "top_p", "seed", "x"]),
+        st.one_of(numbers, json_values, st.booleans(), st.lists(strings, max_size=3)),
+        max_size=4,
+    ),
+)
+def test_json_for_targets_texts_and_labels(url, writer, session, route, changes, decoding):
+    contexts = session.post(writer + "/v1/contexts", json={**PAIRS, "max_new_tokens": 8}).json()["id"]
+    prompt = session.post(writer + "/v1/prompts?n_prompt_tokens=2", data=pack(np.zeros((1, 2, 32)))).json()["id"]
+    good = {
+        "pairs": PAIRS,
+        "contexts": {**PAIRS, "max_new_tokens": 8},
+        "texts": {"rows": contexts, "prompt": prompt, "decoding": {"max_new_tokens": 4, **decoding}},
+        "classify": {"texts": ["a film"]},
+    }[route]
+    address = url if route == "classify" else writer
+    headers = {"Content-Type": "application/json"}
+    assert session.post(f"{address}/v1/{route}", json={**good, **SOUND.get(route, {})}).ok
+    assert_no_fault_of_the_server(
+        session.post(f"{address}/v1/{route}", data=_json({**good, **changes}), headers=headers)
+    )
+    assert session.post(f"{url}/v1/{route}", data=_json(good), headers=headers).status_code < 500  # of the other kind
+
+
+@settings(max_examples=max(10, N // 30), **SETTINGS)
+@given(
+    query=st.dictionaries(st.sampled_from(["rows", "space", "join", "x"]), strings.filter(str.isascii), max_size=3),
+    body=st.binary(max_size=300).map(lambda b: pack(np.frombuffer(b[: len(b) // 4 * 4], "f4"))),
+)
+def test_numbers_for_targets(writer, session, query, body):
+    rows = session.post(writer + "/v1/pairs", json=PAIRS).json()["id"]
+    assert_no_fault_of_the_server(session.post(writer + "/v1/likelihoods", params={"rows": rows, **query}, data=body))
+
+
 @settings(max_examples=max(10, N // 30), **SETTINGS)
 @given(
     route=st.sampled_from(("embeddings", "rows", "prompts?n_prompt_tokens=2", "scores?rows=" + "0" * 16)),
@@ -204,7 +288,7 @@ def _json(value):
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
 def test_what_the_openapi_page_allows_and_forbids(url, mode):
     operations = [found.ok() for found in schemathesis.openapi.from_url(url + "/openapi.json").get_all_operations()]
-    assert len(operations) == 9
+    assert len(operations) == 14
     takes_input = [operation for operation in operations if operation.method.upper() == "POST"]
     for operation in takes_input if mode.is_negative else operations:
 

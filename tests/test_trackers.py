@@ -267,3 +267,14 @@ def test_a_missing_package_is_one_line_that_names_the_extra(name, tmp_path, monk
 
 def test_a_config_has_dotted_keys():
     assert flat({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
+
+
+def test_the_how_to_page_s_own_tracker_is_told_all(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "trackers.md").read_text()
+    names: dict[str, type[Tracker]] = {}
+    exec(page.split("```python\n")[-1].split("```")[0], names)
+    bbt.tune(TREE, observer=names["Printed"](), progress=False)
+    said = capsys.readouterr().out
+    assert said.startswith("begun: sst2-black-box-seed0\n")
+    assert "'train/loss': " in said
+    assert "| tuned | " in said

@@ -8,8 +8,9 @@ import pytest
 import torch
 from reference import normalised
 from test_local_backend import BEFORE, SAME_FOR_BOTH, SENTIMENT, TEXTS
-from tiny_models import ARCHITECTURES, CAUSAL
+from tiny_models import ARCHITECTURES, CAUSAL, DEVICE
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends.local import unequal
 from bbt.backend import Segment
@@ -115,6 +116,29 @@ def test_targets_of_several_tokens_go_the_same_way(name, kernel, tiny_backend, r
     np.testing.assert_allclose(found, plain.target_log_likelihoods(prompts, plain.encode_pairs(rows)), atol=1e-4)
 
 
+@pytest.mark.parametrize("name", CAUSAL)
+def test_several_targets_of_a_context_go_beside_it(name, kernel, tiny_backend, random_prompts, monkeypatch):
+    """Micro-batches whose trees need masks attend length by length, the others by the kernel."""
+    prompt, said = Segment("prompt", n_tokens=5), Segment("literal", " . It was ")
+    rows = [
+        (prompt, Segment("literal", " . "), Segment("text", text), said, Segment("target", target))
+        for (text, _), targets in zip(
+            TEXTS[:3], (("a good film", "not bad , or"), ("bad",), ("great , or not",)), strict=True
+        )
+        for target in targets
+    ]
+    prompts = random_prompts(3, 5)
+    backend = tiny_backend(name, token_budget=30)
+    encoded = backend.encode_pairs(rows)
+    assert [tree.is_chain for tree in encoded.forest.trees] == [False, True, True]
+    kernel.clear()
+    found = backend.target_log_likelihoods(prompts, encoded)
+    assert kernel
+    monkeypatch.undo()
+    plain = tiny_backend(name)
+    np.testing.assert_allclose(found, plain.target_log_likelihoods(prompts, plain.encode_pairs(rows)), atol=1e-4)
+
+
 @every_architecture
 def test_a_kernel_that_is_wrong_or_fails_is_not_used(
     name, tiny_backend, reference, random_prompts, monkeypatch, caplog
@@ -135,6 +159,58 @@ def test_a_kernel_that_is_wrong_or_fails_is_not_used(
         assert "attention of unequal lengths in one call is not used here" in caplog.text
         found = normalised(BEFORE.scores(backend, prompts))
         np.testing.assert_allclose(found, BEFORE.expected(reference(name), prompts), atol=1e-4)
+
+
+class Watch(TorchDispatchMode):
+    """Notes what a GPU would make the host wait for or copy from its memory: numbers, counted places, constants."""
+
+    WAITS = (
+        "_local_scalar_dense",
+        "nonzero",
+        "lift_fresh",
+        "is_nonzero",
+        "masked_select",
+        "unique",
+        "repeat_interleave",
+    )
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if any(name.startswith(wait) for wait in self.WAITS):
+            self.seen.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+@every_architecture
+@pytest.mark.parametrize("anchored", [False, True])
+def test_an_evaluation_makes_the_host_wait_once(name, anchored, tiny_backend, random_prompts):
+    """It is then fit for a CUDA graph: what comes before the scores are taken back is watched, a kernel's place being
+    taken by what asks for nothing."""
+
+    def kernel(q, k, v, *rest):
+        return q.clone(), q[..., 0].float()
+
+    if anchored and name in CAUSAL:
+        pytest.skip("a causal LM has no LayerNorm after its embeddings")
+    backend = tiny_backend(name)
+    anchor = random_prompts(1, 5, seed=1) if anchored else None
+    encoded = backend.encode(BEFORE.rows(), SENTIMENT, anchor)
+    watch, vectors = Watch(), random_prompts(3, 5)
+    backend.label_scores(vectors, encoded)
+    backend._evaluator.forward.kernel = kernel
+    encoded.plans.clear()
+    backend.label_scores(vectors, encoded)
+    given = torch.from_numpy(vectors)[:, None].to(DEVICE)
+    with torch.inference_mode(), watch:
+        scores = backend._evaluator._scores_of_block(given, encoded, None, backend.token_budget)
+    assert not watch.seen
+    with watch:
+        scores.sum().item()
+    assert watch.seen == {"_local_scalar_dense"}
 
 
 def test_a_cpu_and_full_precision_have_no_kernel():

@@ -52,6 +52,10 @@ class Peer:
         """Status and body for one request."""
         if body["model"] != self.name:
             return refusal(404, f"The model `{body['model']}` does not exist.")
+        if "prompt_embeds" in body and (body.get("echo") or not body["max_tokens"]):
+            return refusal(400, "echo and max_tokens of 0 do not go with prompt_embeds")
+        if "use_beam_search" in body or "best_of" in body:
+            return refusal(400, "not supported")
         if "prompt_embeds" in body and not self.embeds:
             return refusal(400, "You must set `--enable-prompt-embeds` to input `prompt_embeds`.")
         prompts = body.get("prompt_embeds") or body["prompt"]
@@ -59,14 +63,17 @@ class Peer:
         if len(prompts) > 1024 or len(body.get("logprob_token_ids") or ()) > 128:
             return refusal(400, "which is greater than max allowed")
         try:
-            inputs = [self._embeddings(prompt, "prompt_embeds" in body) for prompt in prompts]
+            inputs = [self._embeddings(prompt, "prompt_embeds" in body, body["max_tokens"]) for prompt in prompts]
         except ValueError as error:
             return refusal(400, str(error))
         if not all(item.isfinite().all() for item in inputs):
             self.poisoned = True
         if self.poisoned:
             return refusal(400, "Out of range float values are not JSON compliant: nan")
-        choices = [{"index": i, **self._choice(item, body)} for i, item in enumerate(inputs)]
+        if body.get("echo"):
+            choices = [{"index": i, **self._echo(ids)} for i, ids in enumerate(prompts)]
+        else:
+            choices = [{"index": i, **self._choice(item, body)} for i, item in enumerate(inputs)]
         usage = {"prompt_tokens": sum(map(len, inputs)), "completion_tokens": body["max_tokens"] * len(inputs)}
         return 200, {"object": "text_completion", "choices": choices, "usage": usage}
 
@@ -84,7 +91,7 @@ class Peer:
                 choice["logprobs"] = as_in_chat(choice["logprobs"])
         return status, answer
 
-    def _embeddings(self, prompt, embedded):
+    def _embeddings(self, prompt, embedded, n_new):
         if embedded:
             raw = base64.b64decode(prompt, validate=True)
             tensor = torch.load(io.BytesIO(raw), weights_only=True).float()
@@ -96,7 +103,7 @@ class Peer:
             ids = prompt if isinstance(prompt, list) else self.tokenizer(prompt)["input_ids"][self.wrong_ids :]
             tensor = self.model.get_input_embeddings()(torch.tensor(ids))
             tensor = tensor.roll(1, dims=1) if self.other_words else tensor
-        if len(tensor) >= self.max_length:
+        if len(tensor) + n_new > self.max_length:
             raise ValueError(f"This model's maximum context length is {self.max_length} tokens.")
         return tensor
 
@@ -119,15 +126,32 @@ class Peer:
             "top_logprobs": [{token: None if token in least else value for token, value in values.items()}],
         }
         told = as_in_chat(told) if self.chat_lists else told
-        return {"text": self._continued(embeddings, body["max_tokens"]), "logprobs": told if self.tells else None}
+        return {"text": self._continued(embeddings, body), "logprobs": told if self.tells else None}
 
-    def _continued(self, embeddings, n_tokens):
-        """The most likely text of so many tokens."""
-        ids = []
-        for _ in range(n_tokens):
-            ids.append(int(self.model(inputs_embeds=embeddings[None]).logits[0, -1].argmax()))
+    @torch.no_grad()
+    def _echo(self, ids):
+        """The log-probability of each token of the prompt."""
+        log_probs = self.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+        values = [None, *(log_probs[i, token].item() for i, token in enumerate(ids[1:]))]
+        names = [f"token_id:{i}" for i in ids]
+        return {"text": self.tokenizer.decode(ids), "logprobs": {"tokens": names, "token_logprobs": values}}
+
+    def _continued(self, embeddings, body):
+        """The text that goes on: the most likely one, or one drawn by the request's seed."""
+        ids, generator = [], torch.Generator().manual_seed(body.get("seed") or 0)
+        for _ in range(body["max_tokens"]):
+            logits = self.model(inputs_embeds=embeddings[None]).logits[0, -1]
+            if body.get("temperature"):
+                probabilities = (logits / body["temperature"]).softmax(-1)
+                ids.append(int(torch.multinomial(probabilities, 1, generator=generator)))
+            else:
+                ids.append(int(logits.argmax()))
+            if ids[-1] == self.model.config.eos_token_id and "stop" in body:
+                ids.pop()
+                break
             embeddings = torch.cat([embeddings, self.model.get_input_embeddings()(torch.tensor(ids[-1:]))])
-        return self.tokenizer.decode(ids)
+        text = self.tokenizer.decode(ids)
+        return text[: min((at for at in map(text.find, body.get("stop") or ()) if at >= 0), default=len(text))]
 
 
 def as_in_chat(told):

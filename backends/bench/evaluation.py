@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from backends.bench.plain import PlainLoop
+from backends.bench.plain import PlainScores
 from backends.bench.workload import Generations
 from bbt.types import Latents, Losses, Scores
 
@@ -70,7 +70,7 @@ def ours(work: Generations, seed: int) -> Evaluation:
     return done
 
 
-def plainly(work: Generations, loop: PlainLoop, population: list[Latents], seed: int) -> Evaluation:
+def plainly(work: Generations, loop: PlainScores, population: list[Latents], seed: int) -> Evaluation:
     """Evaluate the same candidates one at a time: project one, score it, take its loss."""
     done = Evaluation(latents=population)
     for layer, latents in zip(work.layers, population, strict=True):

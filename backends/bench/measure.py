@@ -8,15 +8,15 @@ import numpy as np
 import torch
 
 from backends.bench.evaluation import PARTS, Evaluation, ours, plainly
+from backends.bench.likelihoods import generations
 from backends.bench.memory import peak_memory_mb
 from backends.bench.parts import scoring_shares
-from backends.bench.plain import PlainLoop
+from backends.bench.plain import PlainScores
 from backends.bench.rates import MatrixRate, operations
 from backends.bench.workload import Generations, Workload
 from backends.local.graphs import AFTER
 from backends.local.loading import load
 from backends.local.precision import rank_correlation
-from bbt.scoring.losses import log_softmax
 
 Against = Literal["plain", "plain-fp32"]
 
@@ -29,12 +29,12 @@ def measure(
     `against` the plain loop, in the same precision or in fp32, on the first `plain_queries` candidates of each
     generation (none: all of them; the time of one does not depend on their number).
     """
-    work = Generations(workload)
+    work = generations(workload)
     device = torch.device(work.backend.info.device)
     memory, executed = _warmed_up(work, device)
     rate = MatrixRate(work.backend.model, n_tokens=4096)
     with work.backend.step_by_step():
-        shares = scoring_shares(lambda: ours(work, seed=1), work.backend.trunk, work.encoded.head, device)
+        shares = scoring_shares(lambda: ours(work, seed=1), work.trunk, work.head, device)
     for _ in range(AFTER if device.type == "cuda" else 0):  # so that what becomes a graph is one
         ours(work, seed=1)
     loop = _plain_loop(work, against) if against else None
@@ -52,7 +52,7 @@ def measure(
         "memory_before_mb": memory[0],
         "peak_memory_mb": memory[1],
         "matrix_rate": {"shape": rate.shape, "operations_per_second": _spread(rates)},
-        "against": {"loop": against, **_compared(mine, plain)} if against else None,
+        "against": {"loop": against, **_compared(work, mine, plain)} if against else None,
     }
 
 
@@ -67,12 +67,12 @@ def _warmed_up(work: Generations, device: torch.device) -> tuple[tuple[float, fl
     return peak_memory_mb(first, device), executed
 
 
-def _plain_loop(work: Generations, against: Against) -> PlainLoop:
+def _plain_loop(work: Generations, against: Against) -> PlainScores:
     """The plain loop over the model as transformers loaded it, or over the same in fp32, warmed up on one candidate."""
     w, backend, model = work.workload, work.backend, work.backend.model
     if against == "plain-fp32" and model.dtype != torch.float32:
         model = load(w.model, backend.info.kind, torch.device(backend.info.device), torch.float32, None).model
-    loop = PlainLoop(model, work.encoded.rows, work.encoded.label_ids.tolist())
+    loop = work.plain_loop(model)
     loop.scores(work.prompts(np.zeros((1, w.intrinsic_dim)), 0)[0])
     return loop
 
@@ -80,7 +80,7 @@ def _plain_loop(work: Generations, against: Against) -> PlainLoop:
 def _facts(work: Generations) -> dict[str, Any]:
     """The facts of what was measured."""
     w, info = work.workload, work.backend.info
-    lengths = [len(row.ids) for row in work.encoded.rows]
+    lengths = work.row_lengths
     return {
         "model": w.model,
         "architecture": info.architecture,
@@ -124,14 +124,14 @@ def _parts(mine: Sequence[Evaluation], shares: dict[str, float]) -> dict[str, fl
     return {part: 1e3 * s / len(mine[0].losses) for part, s in seconds.items()}
 
 
-def _compared(mine: Sequence[Evaluation], plain: Sequence[Evaluation]) -> dict[str, Any]:
+def _compared(work: Generations, mine: Sequence[Evaluation], plain: Sequence[Evaluation]) -> dict[str, Any]:
     """The speed-up pair by pair, and how far the scores (less their free constants) and the rankings agree."""
     pairs = list(zip(mine, plain, strict=True))
     differences, correlations = [], []
     for a, b in pairs:
         for ours_, plain_, our_losses, plain_losses in zip(a.scores, b.scores, a.losses, b.losses, strict=True):
             n = len(plain_)
-            differences.append(np.abs(log_softmax(ours_[:n]) - log_softmax(plain_)).max())
+            differences.append(np.abs(work.normalised(ours_[:n]) - work.normalised(plain_)).max())
             correlations.append(rank_correlation(our_losses[:n], plain_losses) if n > 2 else float("nan"))
     return {
         "queries_per_second": _spread([b.queries_per_second for b in plain]),

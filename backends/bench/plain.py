@@ -5,7 +5,7 @@ every position. Attention is what `transformers` takes by itself, so that only o
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from backends.local.encoder_decoder import decoder_inputs
 from backends.local.encoding import TokenRow, prompt_id
 from bbt.types import Prompts, Scores
+
+
+class PlainScores(Protocol):
+    """A loop that scores candidates one by one with `transformers` alone."""
+
+    def scores(self, prompt: Prompts) -> Scores:
+        """The scores (B, ...) of one prompt (T, H)."""
 
 
 class PlainLoop:

@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from torch import nn
 
+from backends.bench.plain import PlainLoop, PlainScores
 from backends.local import LocalBackend
+from backends.local.rows import LocalRows
 from bbt.draws import stable_choice
 from bbt.errors import ConfigError
 from bbt.optimizers import Settings, make_optimizer
-from bbt.scoring.losses import cross_entropy
+from bbt.scoring.losses import cross_entropy, log_softmax
 from bbt.spaces.soft import PromptSpace, normal_scale, random_projection
 from bbt.tasks import Example, Task
 from bbt.tasks.builtin import builtin_task
@@ -31,9 +35,11 @@ class Workload:
     model: str = "minilm-mlm"
     """A bundled name, a folder, a hub name, or `random:SHAPE`."""
     task: str = "sst2"
-    """The task that gives template and label words, and its 16-shot training rows where it is bundled."""
+    """The task that gives template and label words, and its 16-shot training rows where it is bundled. Of one whose
+    answer is a text, the likelihoods of the answers are measured."""
     data: Path | None = None
-    """A file of the task's rows, of which 16 a class are taken (none: the bundled rows)."""
+    """A file of the task's rows, of which 16 a class are taken, or the first 32 (none: the bundled rows, or made
+    ones)."""
     lengths: tuple[int, ...] = ()
     """Rows of so many tokens of text are made instead (empty: the task's rows are taken)."""
     n_rows: int | None = None
@@ -73,24 +79,50 @@ class Workload:
 
 
 class Generations:
-    """A workload on its backend, which yields one turn of candidates after another."""
+    """A workload of label scores on its backend, which yields one turn of candidates after another."""
 
     def __init__(self, workload: Workload) -> None:
-        backend = LocalBackend(
-            workload.model,
-            device=workload.device,
-            precision=workload.precision,
-            token_budget=workload.token_budget,
-        )
-        self.workload, self.backend = workload, backend
-        task = builtin_task(workload.task, backend.info.kind)
-        examples = workload.examples(task)
-        self.labels = labels_of(examples)
-        self.encoded = backend.encode(task.rows(examples, workload.n_prompt_tokens), task.label_words)
-        if workload.deep and not hasattr(backend, "deep_label_scores"):
+        self.workload, self.backend = workload, local_backend(workload)
+        self.encoded = self._encoded()
+        if workload.deep and not hasattr(self.backend, "deep_label_scores"):
             raise ConfigError("this backend takes no deep prompts.")
         settings = Settings(workload.intrinsic_dim, workload.population_size)
         self.optimizer = make_optimizer(workload.optimizer, settings)
+
+    def _encoded(self) -> Any:
+        """The rows, tokenised."""
+        task = builtin_task(self.workload.task, self.backend.info.kind)
+        examples = self.workload.examples(task)
+        self.labels = labels_of(examples)
+        return self.backend.encode(task.rows(examples, self.workload.n_prompt_tokens), task.label_words)
+
+    @property
+    def row_lengths(self) -> list[int]:
+        """The number of tokens of each row."""
+        return list(self._rows.lengths)
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The module that an evaluation calls before the head, once for each micro-batch."""
+        return self.backend.trunk
+
+    @property
+    def head(self) -> nn.Module:
+        """The module that makes the scores of hidden states."""
+        return self._rows.head
+
+    @property
+    def _rows(self) -> LocalRows:
+        assert isinstance(self.encoded, LocalRows), "label words are scored on such rows"
+        return self.encoded
+
+    def plain_loop(self, model: Any) -> PlainScores:
+        """The plain loop over a model of transformers, on the same rows."""
+        return PlainLoop(model, self._rows.rows, self._rows.label_ids.tolist())
+
+    def normalised(self, scores: Scores) -> Scores:
+        """The scores (n, B, K) without what they leave free, so that those of two models can be compared."""
+        return log_softmax(scores)
 
     @cached_property
     def space(self) -> PromptSpace:
@@ -134,3 +166,10 @@ class Generations:
     def losses(self, scores: Scores) -> Losses:
         """The losses (n,) of a turn's scores (n, B, K)."""
         return cross_entropy(scores, self.labels)
+
+
+def local_backend(workload: Workload) -> LocalBackend:
+    """The backend that a workload asks for."""
+    return LocalBackend(
+        workload.model, device=workload.device, precision=workload.precision, token_budget=workload.token_budget
+    )

@@ -2,21 +2,25 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 from requests import Response
 
 from backends.transport import AnswerError, Transport, read_json
 from backends.wire import MEDIA_TYPE, WireError, pack, unpack
 from bbt import errors
-from bbt.backend import ModelInfo, Traffic
+from bbt.backend import Decoding, ModelInfo, Traffic
 from bbt.errors import BbtError, EndpointError
 from bbt.spaces.soft import PromptSpace
-from bbt.types import Prompts, Scores
+from bbt.types import Prompts
 
 T = TypeVar("T")
+
+WRITTEN_AT_ONCE = 128
+"""The most rows that one request has written on, so that no answer takes long."""
 
 TOLD = (400, 403, 404, 409, 422)
 """States whose body names the fault."""
@@ -42,6 +46,8 @@ class Takes:
     """Candidates n of one request."""
     sequences: int
     """Rows times candidates of one request."""
+    new_tokens: int
+    """Rows times new tokens of one request for texts."""
     kept_spaces: int
     """Prompt spaces that a key has registered; the least used goes first."""
 
@@ -49,6 +55,10 @@ class Takes:
     def rows_at_once(self) -> int:
         """The rows of a registration, few enough to be scored under at least one candidate."""
         return min(self.rows, self.sequences)
+
+    def contexts_at_once(self, max_new_tokens: int) -> int:
+        """The rows of a registration that are written on by one request."""
+        return max(1, min(self.rows, WRITTEN_AT_ONCE, self.new_tokens // max_new_tokens))
 
     def candidates_at_once(self, candidate: tuple[int, ...], n_rows: int) -> int:
         """The number of candidates of this shape that one request may hold on so many rows."""
@@ -69,6 +79,8 @@ class RowsId:
     """Tokens of all rows, prompt tokens included."""
     n_truncated: int
     """Rows whose text was cut."""
+    n_target_tokens: tuple[int, ...] = ()
+    """Tokens of each row's target, where rows have one."""
 
 
 class Client:
@@ -107,16 +119,17 @@ class Client:
         read = lambda response: unpack(response.content, hidden_size)[None]  # noqa: E731
         return self._ask("POST", "/v1/embeddings", read, json=words)
 
-    def register_rows(self, body: dict[str, Any], anchor: str | None = None) -> RowsId:
-        """Register rows and label words that are to be scored with an `anchor`; the server refuses where the model can
-        have none."""
-        path = "/v1/rows" + (f"?anchor={anchor}" if anchor else "")
-        return RowsId(**self._ask("POST", path, read_json, json=body))
+    def register_rows(self, route: str, body: dict[str, Any], anchor: str | None = None) -> RowsId:
+        """Register rows at `rows`, `pairs` or `contexts`. Rows may be scored with an `anchor`; the server refuses where
+        the model can have none."""
+        path = f"/v1/{route}" + (f"?anchor={anchor}" if anchor else "")
+        found = self._ask("POST", path, read_json, json=body)
+        return RowsId(**{**found, "n_target_tokens": tuple(found.get("n_target_tokens", ()))})
 
-    def register_prompt(self, prompt: Prompts) -> str:
+    def register_prompt(self, prompt: Prompts, counted: bool = False) -> str:
         """Register a prompt (1, T, H) and return its id."""
         path = f"/v1/prompts?n_prompt_tokens={prompt.shape[1]}"
-        return str(self._ask("POST", path, read_json, data=pack(prompt))["id"])
+        return str(self._ask("POST", path, read_json, counted=counted, data=pack(prompt))["id"])
 
     def register_space(self, space: PromptSpace) -> str:
         """Register a space that was drawn by its recipe, and return its id.
@@ -138,25 +151,54 @@ class Client:
         return str(self._ask("POST", "/v1/spaces", read_json, json=body)["id"])
 
     def scores(
-        self, arrays: NDArray[Any], rows: RowsId, n_labels: int, space: str | None, anchor: str | None
-    ) -> Scores:
-        """The scores (n, B, K) of latents (n, d) in a space, or of prompts (n, T, H).
+        self,
+        route: str,
+        arrays: NDArray[Any],
+        rows: RowsId,
+        shape: tuple[int, ...],
+        space: str | None,
+        anchor: str | None,
+    ) -> NDArray[np.float32]:
+        """What `scores` or `likelihoods` answers for latents (n, d) in a space, or for prompts (n, T, H): an array
+        (n, *shape).
 
         Raises:
             NotRegisteredError: an id that the server does not know (any more).
         """
-        path = f"/v1/scores?rows={rows.id}"
+        path = f"/v1/{route}?rows={rows.id}"
         path += f"&space={space}" if space else ""
         path += f"&anchor={anchor}" if anchor else ""
         path += "&join=true" if self._join else ""
 
-        def read(response: Response) -> Scores:
-            scores = unpack(response.content, rows.n_examples, n_labels)
+        def read(response: Response) -> NDArray[np.float32]:
+            scores = unpack(response.content, *shape)
             if len(scores) != len(arrays):
                 raise AnswerError(f"scores of {len(scores)} candidates instead of {len(arrays)}")
             return scores
 
         return self._ask("POST", path, read, counted=True, data=pack(arrays))
+
+    def texts(self, rows: RowsId, prompt: str | None, decoding: Decoding) -> list[str]:
+        """The texts that the model writes after registered contexts; their tokens are counted.
+
+        Raises:
+            NotRegisteredError: as `scores`.
+        """
+
+        def read(response: Response) -> tuple[list[str], int]:
+            answer = read_json(response)
+            try:
+                texts, n_tokens = [str(text) for text in answer["texts"]], int(answer["n_tokens"])
+            except (TypeError, KeyError, ValueError) as error:
+                raise AnswerError("an answer without texts") from error
+            if len(texts) != rows.n_examples:
+                raise AnswerError(f"{len(texts)} texts for {rows.n_examples} rows")
+            return texts, n_tokens
+
+        body = {"rows": rows.id, "prompt": prompt, "decoding": asdict(decoding)}
+        texts, n_tokens = self._ask("POST", "/v1/texts", read, counted=True, json=body)
+        self._transport.count_tokens(rows.n_tokens, n_tokens)
+        return texts
 
     def _ask(self, method: str, path: str, read: Callable[[Response], T], counted: bool = False, **content: Any) -> T:
         def sound(response: Response) -> T:

@@ -22,6 +22,7 @@ from backends.local.plain import plain_text
 from backends.local.precision import settled
 from backends.local.rows import LocalContexts, LocalPairs, LocalRows, clipped_std
 from backends.local.source import Kind
+from backends.local.targets import TargetEvaluator
 from bbt.backend import Decoding, Features, ModelInfo, PlainText, Row
 from bbt.errors import BackendError
 from bbt.spaces.soft import PromptSpace
@@ -92,6 +93,11 @@ class LocalBackend:
         """The module that an evaluation calls once for each micro-batch before the rows' head, for whoever measures
         it."""
         return self._evaluator.trunk
+
+    @property
+    def target_evaluator(self) -> TargetEvaluator:
+        """What scores targets of several tokens, for whoever measures it."""
+        return self._frozen.target_evaluator
 
     @contextmanager
     def step_by_step(self) -> Iterator[None]:

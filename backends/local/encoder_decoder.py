@@ -23,7 +23,7 @@ from backends.local.head import Head
 from backends.local.plans import Plan
 from backends.local.rows import LocalPairs, LocalRows, Shared
 from backends.local.structure import Structure, replaced, word_embeddings
-from backends.local.targets import TargetEvaluator
+from backends.local.targets import POSITIONS_AT_ONCE, TargetEvaluator
 from bbt.types import Prompts, RowScores
 
 Target: TypeAlias = tuple[int, ...]
@@ -219,8 +219,14 @@ class EncoderDecoderEvaluator(TargetEvaluator):
         lengths = torch.tensor([len(target) for target in targets], device=device).repeat(n)
         real = torch.arange(ids.shape[1], device=device) < lengths[:, None]
         found = torch.zeros(ids.shape, device=device)
-        found[real] = self._of_tokens(states[real], ids[real])
+        parts_of = zip(*(torch.split(one[real], POSITIONS_AT_ONCE) for one in (states, ids)), strict=True)
+        found[real] = torch.cat([self._foretold(some, tokens) for some, tokens in parts_of])
         return found.sum(1).view(n, -1)
+
+    def _foretold(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """The log-likelihoods (P,) of tokens (P,) that come next after hidden states (P, H)."""
+        logits: Tensor = self.vocabulary(states)
+        return logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
 
 
 def decoder_inputs(rows: Sequence[TokenRow], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ def _agrees(evaluator: EncoderDecoderEvaluator, head: Head, model: Any, frame: F
     rows = LocalRows([pair.context for pair in pairs], label_ids, head.of(label_ids), N_PROMPT_TOKENS, 0)
     candidates = prompts.cpu().numpy()
     scores = torch.from_numpy(evaluator.label_scores(candidates[:, None], rows))
-    found = torch.from_numpy(evaluator.log_likelihoods(candidates, LocalPairs(pairs, N_PROMPT_TOKENS, False)))
+    found = torch.from_numpy(evaluator.log_likelihoods(candidates, LocalPairs(pairs, N_PROMPT_TOKENS, 0)))
     if not bool(expected.isfinite().all() and likely.isfinite().all()):
         return True
     spread = max(float(found.std()) for row in logits for found in row)

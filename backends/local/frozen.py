@@ -106,9 +106,9 @@ class FrozenModel:
     def encode_pairs(self, rows: Sequence[Row], reserved: int = 0) -> LocalPairs:
         """Tokenise rows that end in targets, `reserved` positions shorter than the model; see
         `TargetBackend.encode_pairs`."""
-        shares = self.target_evaluator.shares_prefixes
+        longest = self.max_length if self.target_evaluator.shares_prefixes else 0
         _require_rows(rows)
-        return LocalPairs(self.row_tokenizer.pairs(rows, reserved), _n_prompt_tokens(rows), shares)
+        return LocalPairs(self.row_tokenizer.pairs(rows, reserved), _n_prompt_tokens(rows), longest)
 
     def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int, reserved: int = 0) -> LocalContexts:
         """Tokenise what stands left of targets, `reserved` positions shorter than the model; see

@@ -1,15 +1,15 @@
 """A causal LM or an encoder-decoder writes text here: `transformers` generates it from the embeddings of rows of
 several lengths at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from backends.local.batching import micro_batches
 from backends.local.encoding import TokenRow, prompt_id
+from backends.local.sampling import Draw
 from bbt.backend import Decoding
 
 
@@ -34,27 +34,36 @@ def generated(
     token_budget: int,
     prefix: Prefix | None = None,
 ) -> list[str]:
-    """Have the model write a text after each row under one prompt (T, E), in micro-batches of at most `token_budget`
-    tokens, those of all beams and the new ones included.
+    """Have the model write a text after each row under one prompt (T, E), in batches of at most `token_budget` tokens,
+    those of all beams, the new ones and the padding included.
 
     Rows without a soft prompt go in by their token ids, as a user's own call of the model or of PEFT has them; only
-    they may follow a `prefix`.
+    they may follow a `prefix`. Nothing outlives the call, and it may be made from several threads at once.
     """
-    lengths = [decoding.n_beams * (len(row.ids) + decoding.max_new_tokens) for row in rows]
     texts = [""] * len(rows)
     ends = end_ids(model, tokenizer)
-    with torch.random.fork_rng(devices=[words.device] if words.device.type == "cuda" else []):
-        torch.manual_seed(decoding.seed)
-        for batch in micro_batches(lengths, 1, token_budget):
-            inputs, n_given = _inputs(words, [rows[i] for i in batch.rows], prompt, prefix)
-            ids = model.generate(
-                **inputs,
-                generation_config=_config(decoding, ends),
-                stopping_criteria=[_Ended(tokenizer, decoding.stop, n_given)] if decoding.stop else None,
-            )
-            for i, new in zip(batch.rows, ids[:, n_given:].tolist(), strict=True):
-                texts[i] = written(tokenizer, new, ends, decoding.stop, skips_special=bool(rows[i].decoder))
+    for batch in _batches([len(row.ids) for row in rows], decoding, token_budget):
+        inputs, n_given = _inputs(words, [rows[i] for i in batch], prompt, prefix)
+        ids = model.generate(
+            **inputs,
+            generation_config=_config(decoding, ends),
+            logits_processor=[Draw([rows[i].ids for i in batch], decoding)] if decoding.sample else None,
+            stopping_criteria=[_Ended(tokenizer, decoding.stop, n_given)] if decoding.stop else None,
+        )
+        for i, new in zip(batch, ids[:, n_given:].tolist(), strict=True):
+            texts[i] = written(tokenizer, new, ends, decoding.stop, skips_special=bool(rows[i].decoder))
     return texts
+
+
+def _batches(lengths: Sequence[int], decoding: Decoding, token_budget: int) -> Iterator[list[int]]:
+    """Yield the rows, by number and the longest first, that are written on together: one at least, and as many as have
+    room when they are as long as the first, with all that is new."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    while order:
+        each = decoding.n_beams * (lengths[order[0]] + decoding.max_new_tokens)
+        n_rows = max(1, token_budget // each)
+        yield order[:n_rows]
+        order = order[n_rows:]
 
 
 def embedded(words: Tensor, row: TokenRow, prompt: Tensor) -> Tensor:
@@ -99,13 +108,12 @@ class _Ended:
 
 def _config(decoding: Decoding, ends: list[int]) -> Any:
     """Make the settings of `generate`. Nothing is left to the defaults that a model brings along, which may sample or
-    punish repetitions."""
+    punish repetitions. A token that `Draw` leaves is the likeliest."""
     from transformers import GenerationConfig
 
-    drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.sample else {}
     return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=decoding.max_new_tokens,
-        do_sample=decoding.sample,
+        do_sample=False,
         num_beams=decoding.n_beams,
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
@@ -114,7 +122,6 @@ def _config(decoding: Decoding, ends: list[int]) -> Any:
         early_stopping=False,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
-        **drawn,
     )
 
 

@@ -14,7 +14,6 @@ from backends.local.encoding import TokenRow, prompt_id
 from backends.local.generation import Prefix, generated
 from backends.local.head import Head
 from backends.local.structure import structure_of
-from backends.local.targets import log_likelihoods
 from bbt.backend import Decoding, Row
 from bbt.types import RowScores
 
@@ -108,7 +107,8 @@ class TrainableModel:
             logits: Tensor = self._head.of_vocabulary()(states)
         tokens = torch.tensor([token for target in targets for token in target], device=logits.device)
         which, _ = places([0] * len(pairs), targets, logits.device)
-        return logits.new_zeros(len(pairs)).index_add(0, which, log_likelihoods(logits, tokens))
+        found = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
+        return logits.new_zeros(len(pairs)).index_add(0, which, found)
 
     @torch.no_grad()
     def target_scores(self, encoded: "LocalPairs") -> RowScores:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from backends.local.evaluation import is_out_of_memory
 from backends.local.hub import where
 from backends.local.shapes import PREFIX, random_config, random_model, random_tokenizer
 from backends.local.source import Kind, cannot_load, check_tokenizer, checked_kind, quiet, resolve
@@ -47,8 +48,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _is_fast_in_bf16(device: torch.device) -> bool:
-    """Whether the chip has bf16 products of its own: GPUs from Ampere on, CPUs with AMX or AVX512-BF16. Without them a
-    CPU converts every number first, and fp32 is the faster one."""
+    """Whether the chip has bf16 products of its own: GPUs from Ampere on, CPUs with AMX or AVX512-BF16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     # PyTorch's names for these are private; without them fp32 is the safe answer.
@@ -114,7 +114,26 @@ def load(model: str, kind: Kind | None, device: torch.device, dtype: torch.dtype
             exact = auto.from_pretrained(source, dtype=torch.bfloat16, **options) if dtype is torch.float16 else loaded
             identity = fingerprint(exact)
     check_tokenizer(model, tokenizer, len(loaded.get_input_embeddings().weight))
-    return Loaded(loaded.to(device).eval().requires_grad_(False), tokenizer, kind, identity)
+    return Loaded(_placed(model, loaded, device).eval().requires_grad_(False), tokenizer, kind, identity)
+
+
+def _placed(name: str, model: Any, device: torch.device) -> Any:
+    """The model on the device.
+
+    Raises:
+        BackendError: the device has no room for it.
+    """
+    try:
+        return model.to(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        size = sum(weight.numel() * weight.itemsize for weight in model.parameters()) / 1e9
+        raise BackendError(
+            f"model {name!r} takes {size:.1f} GB in {str(model.dtype).removeprefix('torch.')}, for which {device} has "
+            "no room, and bbt computes on one device. Say precision: bf16 (auto needs room for fp32 as well, once), "
+            "choose a smaller model, or serve it with vLLM over several GPUs (model.backend: vllm)."
+        ) from error
 
 
 def _check_weights(model: str, loaded: Any, missing: Iterable[str]) -> None:

@@ -10,9 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from backends.local.encoding import Tokenised, TokenPair, TokenRow
+from backends.local.encoding import Tokenised, TokenRow
 from backends.local.head import LabelHead
+from backends.local.pairs import TokenPairs
 from backends.local.plans import Plan
+from backends.local.trees import Forest
 from bbt.types import DeepPrompts
 
 KEPT_BYTES = 2**28
@@ -112,75 +114,16 @@ class LocalRows:
 
 
 @dataclass
-class PairRows:
-    """Pairs that are scored together; a row is a context with its target, without the target's last token."""
+class LocalPairs(TokenPairs):
+    """One split of contexts with their targets, tokenised for a local model."""
 
-    pairs: list[TokenPair]
-    """The pairs (b,)."""
-    which: list[int]
-    """The places (b,) of the pairs in their split."""
-    n_prefix: int
-    """The number of tokens at the left that are the same in every row: those of a prompt, or of the whole context but
-    its last token."""
-    anchor: Tensor | None = None
-    """The anchor, of which pairs have none."""
-
-    def __post_init__(self) -> None:
-        ids = [(*pair.context.ids, *pair.target[:-1]) for pair in self.pairs]
-        self.lengths = [len(row) for row in ids]
-        self.reads = [pair.context.read for pair in self.pairs]
-        self.counts = [len(pair.target) for pair in self.pairs]
-        self.tokens = np.concatenate([np.array(row, np.int64) for row in ids])
-        self.starts = np.cumsum([0, *self.lengths])
-        self.plans: dict[Hashable, list[Plan]] = {}
-
-
-@dataclass
-class LocalPairs:
-    """One split of contexts with their targets, tokenised."""
-
-    pairs: list[TokenPair]
-    """The pairs (B,), each a context with its target."""
-    n_prompt_tokens: int
-    """The number of prompt tokens T."""
-    shares_prefixes: bool
-    """Whether what rows have in common at the left is computed once a candidate."""
+    longest: int
+    """The most tokens of a sequence in which the targets of one context may stand (0: each pair stands alone)."""
 
     @cached_property
-    def units(self) -> list[PairRows]:
-        """The pairs in groups that are scored together: those of one context, so that it is computed once for all of
-        its targets, and all the others, which may have a prompt in common."""
-        of_context: dict[tuple[int, ...], list[int]] = {}
-        for i, pair in enumerate(self.pairs):
-            of_context.setdefault(pair.context.ids if self.shares_prefixes else (), []).append(i)
-        alone = [which[0] for which in of_context.values() if len(which) == 1]
-        groups = [which for which in of_context.values() if len(which) > 1]
-        return [self._unit(which) for which in ([alone] if alone else []) + groups]
-
-    def _unit(self, which: list[int]) -> PairRows:
-        pairs = [self.pairs[i] for i in which]
-        shared = common_prefix([pair.context for pair in pairs]) if self.shares_prefixes else 0
-        return PairRows(pairs, which, shared)
-
-    @property
-    def n_examples(self) -> int:
-        """The number of rows B."""
-        return len(self.pairs)
-
-    @property
-    def n_tokens(self) -> int:
-        """The number of tokens of all contexts and targets, prompt tokens included."""
-        return sum(len(pair.context.ids) + len(pair.target) for pair in self.pairs)
-
-    @property
-    def n_truncated(self) -> int:
-        """The number of rows whose text was cut."""
-        return sum(pair.context.truncated for pair in self.pairs)
-
-    @cached_property
-    def n_target_tokens(self) -> NDArray[np.int64]:
-        """The number of tokens (B,) of each target."""
-        return np.array([len(pair.target) for pair in self.pairs], dtype=np.int64)
+    def forest(self) -> Forest:
+        """The pairs as they are computed."""
+        return Forest(self.pairs, self.longest)
 
 
 @dataclass

@@ -53,6 +53,8 @@ class Lines:
     """The tokens and the sequences of each candidate."""
     n_prefix: int
     """The tokens of a prefix; 0 where there is none."""
+    longest_read: int = 1
+    """The most queries of a sequence where not all of its tokens are asked for."""
 
 
 def lines_of(layout: Layout, n_candidates: int, n_prefix: int, kernel: Kernel, device: torch.device) -> Lines:
@@ -74,7 +76,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, packed: "Attending", scali
     assert lines is not None, "this way is taken where there are lines"
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     some = packed.given is not None
-    begins, longest = (lines.reads, 1) if some else (lines.tokens, lines.longest)
+    begins, longest = (lines.reads, lines.longest_read) if some else (lines.tokens, lines.longest)
     own, own_sums = lines.kernel(q, k, v, begins, lines.tokens, longest, lines.longest, scaling, causal)
     if packed.left is None:
         return own[None]

@@ -1,7 +1,6 @@
 """What a text-only API says to a text: the most likely next tokens, or sampled answers."""
 
 import math
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 from requests import Response
 
 from backends.transport import AnswerError, Transport, read_json
+from bbt.backend import Decoding
 from bbt.errors import EndpointError
 
 T = TypeVar("T")
@@ -42,7 +42,6 @@ class TextAPI(ABC):
 
     def __init__(self, transport: Transport, model: str, sampling: Sampling) -> None:
         self._transport, self._model, self._sampling = transport, model, sampling
-        self._lock = threading.Lock()
 
     @abstractmethod
     def top_tokens(self, text: str, counted: bool = True) -> TopTokens | None:
@@ -52,15 +51,17 @@ class TextAPI(ABC):
     def answers(self, text: str) -> list[str]:
         """Ask for answers to the text: the most likely one, or several sampled at temperature 1."""
 
+    @abstractmethod
+    def written(self, text: str, decoding: Decoding) -> str:
+        """Ask for one text that goes on from, or answers, the text."""
+
     def _ask(self, counted: bool, read: Callable[[dict[str, Any]], T], **fields: Any) -> list[T]:
         """Ask, and return what `read` makes of each of the answer's choices; the tokens are counted as the endpoint
         bills them."""
         body = {"model": self._model, **fields}
         choices, up, down = self._transport.call("POST", self.path, partial(_read, read), json=body, counted=counted)
         if counted:
-            with self._lock:
-                self._transport.traffic.tokens_up += up
-                self._transport.traffic.tokens_down += down
+            self._transport.count_tokens(up, down)
         return choices
 
     def _listed(self, counted: bool, **fields: Any) -> TopTokens | None:
@@ -89,7 +90,11 @@ class CompletionsAPI(TextAPI):
 
     def answers(self, text: str) -> list[str]:
         """Ask for texts that go on from the text; see `TextAPI.answers`."""
-        return self._sampled(lambda choice: str(choice["text"] or ""), prompt=text)
+        return self._sampled(_text, prompt=text)
+
+    def written(self, text: str, decoding: Decoding) -> str:
+        """Ask for a text that goes on from the text; see `TextAPI.written`."""
+        return self._ask(True, _text, **_decoded(decoding), prompt=text)[0]
 
 
 class ChatAPI(TextAPI):
@@ -104,6 +109,22 @@ class ChatAPI(TextAPI):
     def answers(self, text: str) -> list[str]:
         """Ask for answers to the text; see `TextAPI.answers`."""
         return self._sampled(_content, messages=_said(text))
+
+    def written(self, text: str, decoding: Decoding) -> str:
+        """Ask for an answer to the text; see `TextAPI.written`."""
+        return self._ask(True, _content, **_decoded(decoding), messages=_said(text))[0]
+
+
+def _decoded(decoding: Decoding) -> dict[str, Any]:
+    """Make the fields by which text is generated. `seed` is sent where it matters, since not every server knows it."""
+    drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "seed": decoding.seed}
+    stop = {"stop": list(decoding.stop)} if decoding.stop else {}
+    return {"max_tokens": decoding.max_new_tokens, **stop, **(drawn if decoding.sample else {"temperature": 0})}
+
+
+def _text(choice: dict[str, Any]) -> str:
+    """Read the text of a completion."""
+    return str(choice["text"] or "")
 
 
 def _said(text: str) -> list[dict[str, str]]:

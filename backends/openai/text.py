@@ -14,8 +14,9 @@ from backends.openai.answers import ChatAPI, CompletionsAPI, Sampling, TextAPI
 from backends.openai.labels import check_distinct, label_log_probs, votes
 from backends.openai.vocabulary import VocabularyClient, api_root, refuse_anchor
 from backends.openai.words import read_words
+from backends.openai.written import check_writing, ended
 from backends.transport import Transport
-from bbt.backend import ModelInfo, Row
+from bbt.backend import Decoding, ModelInfo, Row
 from bbt.errors import BackendError, ConfigError, EndpointError, LabelWordError, unknown
 from bbt.types import Prompts, Scores, TokenIds
 
@@ -48,6 +49,14 @@ class TextRows:
     def n_examples(self) -> int:
         """The number of rows B."""
         return len(self.rows)
+
+
+@dataclass(frozen=True)
+class TextContexts(TextRows):
+    """The rows of one split that are to be written on, kept as text."""
+
+    max_new_tokens: int = 0
+    """The most tokens of a text."""
 
 
 @dataclass(frozen=True)
@@ -156,12 +165,42 @@ class TextBackend(VocabularyClient):
         Raises:
             BackendError: there is a soft prompt.
         """
+        self._refuse_soft(prompts, encoded)
+        return self.hard_scores(np.zeros((len(prompts), 0), dtype=np.int64), encoded)
+
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> TextContexts:
+        """Keep what is written on from as text; the room for new tokens is the endpoint's matter."""
+        if not rows:
+            raise BackendError("there are no rows to encode.")
+        n_tokens = sum(len(self._tokenizer.context(row, 1).ids) for row in rows)
+        return TextContexts(rows, (), sum(segment.n_tokens for segment in rows[0]), n_tokens, 0, max_new_tokens)
+
+    def generate(self, prompt: Prompts, encoded: TextContexts, decoding: Decoding) -> list[str]:
+        """Have the endpoint write a text for each row without a soft prompt (1, 0, H); each is one request.
+
+        Raises:
+            BackendError: there is a soft prompt, or a decoding that no such API offers.
+            EndpointError: the endpoint refuses or cannot be reached.
+        """
+        self._refuse_soft(prompt, encoded)
+        check_writing(len(prompt), encoded.max_new_tokens, decoding)
+        texts = [self._filled(row[:-1], ()) for row in encoded.rows]
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            return [
+                ended(text, decoding.stop) for text in pool.map(partial(self._api.written, decoding=decoding), texts)
+            ]
+
+    def _refuse_soft(self, prompts: Prompts, encoded: TextRows) -> None:
+        """Refuse soft prompts.
+
+        Raises:
+            BackendError: there is one.
+        """
         if prompts.ndim != 3 or prompts.shape[1] or encoded.n_prompt_tokens:
             raise BackendError(
                 f"{self._transport.url} takes text, which cannot hold a soft prompt; "
-                "use method: hard-prompt or token-search."
+                "use method: hard-prompt or token-search, or manual where the answer is a text."
             )
-        return self.hard_scores(np.zeros((len(prompts), 0), dtype=np.int64), encoded)
 
     def _tells_log_probs(self, required: bool) -> bool:
         try:

@@ -7,15 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.local.encoding import TokenRow, TokenRows, prompt_id
+from backends.local.pairs import TokenPairs
 from backends.openai.completions import Completions, Context
 from backends.openai.probe import probe, served_model
 from backends.openai.tensors import PRECISIONS, rounded
 from backends.openai.vocabulary import VocabularyClient, api_root, refuse_anchor
 from backends.openai.words import read_words
+from backends.openai.written import TokenContexts, check_writing, ended
 from backends.transport import Transport
-from bbt.backend import ModelInfo, Row
+from bbt.backend import Decoding, ModelInfo, Row
 from bbt.errors import BackendError, unknown
-from bbt.types import Prompts, Scores, TokenIds
+from bbt.types import Prompts, RowScores, Scores, TokenIds
 
 
 class VLLMBackend(VocabularyClient):
@@ -76,14 +78,10 @@ class VLLMBackend(VocabularyClient):
             BackendError: prompts of another shape.
             EndpointError: the endpoint refuses or cannot be reached.
         """
-        expected = (encoded.n_prompt_tokens, self._words.matrix.shape[1])
-        if prompts.ndim != 3 or prompts.shape[1:] != expected:
-            raise BackendError(f"prompts have shape {prompts.shape}, expected (n, {expected[0]}, {expected[1]}).")
-        vectors = rounded(np.asarray(prompts, dtype=np.float32), self._precision)
-        finite = np.isfinite(vectors).all(axis=(1, 2))
+        vectors, finite = self._checked(prompts, encoded.n_prompt_tokens)
         scores = np.full((len(prompts), encoded.n_examples, len(encoded.label_ids)), np.nan, dtype=np.float32)
         # All rows of a candidate in sequence: its keys and values are in the server's prefix cache then.
-        contexts = (self._embedded(row, vector) for vector in vectors[finite] for row in encoded.rows)
+        contexts = (self._embedded(row.ids, vector) for vector in vectors[finite] for row in encoded.rows)
         scores[finite] = self._scores(contexts, encoded)
         return scores
 
@@ -92,14 +90,85 @@ class VLLMBackend(VocabularyClient):
         (n, B, K)."""
         return self._scores((filled(row, prompt) for prompt in token_ids.tolist() for row in encoded.rows), encoded)
 
+    def encode_pairs(self, rows: Sequence[Row]) -> TokenPairs:
+        """Tokenise rows that end in their targets; see `TargetBackend.encode_pairs`."""
+        _require_rows(rows)
+        return TokenPairs(self._tokenizer.pairs(rows), _n_prompt_tokens(rows))
+
+    def target_log_likelihoods(self, prompts: Prompts, encoded: TokenPairs) -> RowScores:
+        """Compute the log-likelihoods (n, B) of the targets under soft prompts (n, T, H). The server tells no
+        likelihood of what it is sent as embeddings, so that each token of a target is asked for after the row and the
+        tokens before it; rows without a soft prompt travel as token ids, and are echoed with theirs.
+
+        Raises:
+            BackendError, EndpointError: as `label_scores`.
+        """
+        vectors, finite = self._checked(prompts, encoded.n_prompt_tokens)
+        found = np.full((len(prompts), encoded.n_examples), np.nan, dtype=np.float32)
+        if not encoded.n_prompt_tokens:
+            found[:] = self._echoed(encoded) if len(prompts) else 0.0
+            return found
+        prefixes: dict[tuple[int, ...], list[tuple[int, int]]] = {}  # by prefix, the tokens and the pairs that go on
+        for number, pair in enumerate(encoded.pairs):
+            for j, token in enumerate(pair.target):
+                prefixes.setdefault((*pair.context.ids, *pair.target[:j]), []).append((token, number))
+        wanted = [[token for token, _ in after] for after in prefixes.values()]
+        numbers = [number for after in prefixes.values() for _, number in after]
+        for candidate in np.flatnonzero(finite):
+            contexts = [self._embedded(ids, vectors[candidate]) for ids in prefixes]
+            values = [value for told in self._completions.token_log_probs(contexts, wanted) for value in told]
+            found[candidate] = np.bincount(numbers, values, encoded.n_examples)
+        return found
+
+    def _echoed(self, encoded: TokenPairs) -> RowScores:
+        """Compute the log-likelihoods (B,) of the targets of rows that hold no soft prompt."""
+        rows = [[*pair.context.ids, *pair.target] for pair in encoded.pairs]
+        told = self._completions.echoed(rows)
+        return np.array([sum(v[-len(p.target) :]) for v, p in zip(told, encoded.pairs, strict=True)], np.float32)
+
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> TokenContexts:
+        """Tokenise what is written on from; see `GenerationBackend.encode_contexts`."""
+        _require_rows(rows)
+        contexts = [self._tokenizer.context(row, max_new_tokens) for row in rows]
+        return TokenContexts(contexts, _n_prompt_tokens(rows), max_new_tokens)
+
+    def generate(self, prompt: Prompts, encoded: TokenContexts, decoding: Decoding) -> list[str]:
+        """Have the endpoint write a text after each row under one prompt; see `GenerationBackend.generate`.
+
+        Raises:
+            BackendError: not one prompt of the rows' length, one that is not finite in the wire's precision, beams, or
+                more new tokens than the rows have room for.
+            EndpointError: the endpoint refuses or cannot be reached.
+        """
+        vectors, finite = self._checked(prompt, encoded.n_prompt_tokens)
+        check_writing(len(prompt), encoded.max_new_tokens, decoding)
+        if not finite.all():
+            raise BackendError(f"the prompt is not finite in {self._precision}, and would poison the server's cache.")
+        contexts: Iterable[Context] = (self._embedded(row.ids, vectors[0]) for row in encoded.rows)
+        if not encoded.n_prompt_tokens:
+            contexts = (list(row.ids) for row in encoded.rows)
+        return [ended(text, decoding.stop) for text in self._completions.texts(contexts, decoding)]
+
+    def _checked(self, prompts: Prompts, n_prompt_tokens: int) -> tuple[Prompts, NDArray[np.bool_]]:
+        """Round prompts (n, T, H) as they travel, and tell which (n,) of them are finite then.
+
+        Raises:
+            BackendError: prompts of another shape.
+        """
+        expected = (n_prompt_tokens, self._words.matrix.shape[1])
+        if prompts.ndim != 3 or prompts.shape[1:] != expected:
+            raise BackendError(f"prompts have shape {prompts.shape}, expected (n, {expected[0]}, {expected[1]}).")
+        vectors = rounded(np.asarray(prompts, dtype=np.float32), self._precision)
+        return vectors, np.asarray(np.isfinite(vectors).all(axis=(1, 2)))
+
     def _scores(self, contexts: Iterable[Context], encoded: TokenRows) -> Scores:
         """Compute the scores (n, B, K) of the rows of every candidate, which come in sequence."""
         log_probs = self._completions.log_probs(contexts, encoded.label_ids)
         return log_probs.reshape(-1, encoded.n_examples, len(encoded.label_ids))
 
-    def _embedded(self, row: TokenRow, prompt: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _embedded(self, token_ids: Sequence[int], prompt: NDArray[np.float32]) -> NDArray[np.float32]:
         """Embed a row of N tokens with the prompt (T, H) in its places, as (N, H)."""
-        ids = np.array(row.ids)
+        ids = np.array(token_ids)
         slots = ids < 0
         embeddings: NDArray[np.float32] = self._words.matrix[ids.clip(min=0)]
         embeddings[slots] = prompt[prompt_id(ids[slots])]
@@ -109,3 +178,12 @@ class VLLMBackend(VocabularyClient):
 def filled(row: TokenRow, prompt: Sequence[int]) -> list[int]:
     """Return a row's token ids with those of the prompt in its places."""
     return [prompt[prompt_id(i)] if i < 0 else i for i in row.ids]
+
+
+def _n_prompt_tokens(rows: Sequence[Row]) -> int:
+    return sum(segment.n_tokens for segment in rows[0])
+
+
+def _require_rows(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise BackendError("there are no rows to encode.")

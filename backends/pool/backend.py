@@ -11,15 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends import load_backend
-from backends.pool.member import Member, PoolRows
+from backends.pool.member import Member, PoolContexts, PoolPairs, PoolRows
 from backends.pool.round import Round
-from bbt.backend import ModelInfo, Row, Traffic
+from bbt.backend import (
+    Backend,
+    Decoding,
+    Encoded,
+    EncodedPairs,
+    GenerationBackend,
+    ModelInfo,
+    Row,
+    TargetBackend,
+    Traffic,
+    require,
+)
 from bbt.errors import BackendError, ConfigError
 from bbt.scoring.losses import log_softmax
 from bbt.spaces.soft import PromptSpace
-from bbt.types import Latents, Prompts, Scores
+from bbt.types import Latents, Prompts, RowScores, Scores
 
 T = TypeVar("T")
+
+WRITTEN_AT_ONCE = 16
+"""The rows that an endpoint writes on at a time."""
 
 FIRST_PATIENCE = 30.0
 """Seconds within which an endpoint must answer at the start, when nothing is lost by giving up."""
@@ -81,13 +95,43 @@ class PoolBackend:
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> PoolRows:
         """Encode at one endpoint, which tells the counts; the others follow when they first meet the rows."""
-        if not rows:
-            raise BackendError("there are no rows to encode.")
-        encoded = PoolRows(rows, label_words, anchor)
+        _require_rows(rows)
+
+        def score(backend: Backend, prompts: Prompts, encoded: Any) -> Scores:
+            return log_softmax(backend.label_scores(prompts, encoded))
+
+        encoded = PoolRows(rows, lambda b: b.encode(rows, label_words, anchor), score, len(label_words))
+        self._count(encoded)
+        self._probe = self._probe or PoolRows(rows[:1], lambda b: b.encode(rows[:1], label_words), score)
+        return encoded
+
+    def encode_pairs(self, rows: Sequence[Row]) -> PoolPairs:
+        """Encode rows that end in their targets, as `encode` does; see `TargetBackend.encode_pairs`."""
+        _require_rows(rows)
+
+        def score(backend: Backend, prompts: Prompts, encoded: Any) -> RowScores:
+            return require(backend, TargetBackend).target_log_likelihoods(prompts, encoded)
+
+        encoded = PoolPairs(rows, partial(_pairs, rows), score)
+        known = self._count(encoded)
+        assert isinstance(known, EncodedPairs), "`encode_pairs` makes them"
+        encoded.n_target_tokens = known.n_target_tokens
+        self._probe = self._probe or PoolRows(rows[:1], partial(_pairs, rows[:1]), score)
+        return encoded
+
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> PoolContexts:
+        """Encode what is to be written on, so many rows at a time as an endpoint takes of them."""
+        _require_rows(rows)
+        parts = [_contexts(rows[i : i + WRITTEN_AT_ONCE], max_new_tokens) for i in range(0, len(rows), WRITTEN_AT_ONCE)]
+        for part in parts:
+            self._count(part)
+        return PoolContexts(parts)
+
+    def _count(self, encoded: PoolRows) -> Encoded:
+        """Take over the counts of rows from the endpoint that is free first."""
         known = self._ask_any(lambda member: member.encoded(encoded))
         encoded.n_examples, encoded.n_tokens, encoded.n_truncated = known.n_examples, known.n_tokens, known.n_truncated
-        self._probe = self._probe or PoolRows(rows[:1], label_words)
-        return encoded
+        return known
 
     def label_scores(self, prompts: Prompts, encoded: PoolRows) -> Scores:
         """The scores (n, B, K) of prompts (n, T, H), in parts of `at_once` candidates.
@@ -103,6 +147,33 @@ class PoolBackend:
     def latent_scores(self, latents: Latents, space: PromptSpace, encoded: PoolRows) -> Scores:
         """The scores (n, B, K) of latents (n, d): z travels to endpoints that can hold the space."""
         return self._scores(latents, encoded, lambda member, part: member.latent_scores(latents[part], space, encoded))
+
+    def target_log_likelihoods(self, prompts: Prompts, encoded: PoolPairs) -> RowScores:
+        """The log-likelihoods (n, B) of the targets under prompts (n, T, H); otherwise as `label_scores`."""
+        return self._scores(
+            prompts, encoded, lambda member, part: member.target_log_likelihoods(prompts[part], encoded)
+        )
+
+    def latent_log_likelihoods(self, latents: Latents, space: PromptSpace, encoded: PoolPairs) -> RowScores:
+        """The log-likelihoods (n, B) of the targets under latents (n, d); see `latent_scores`."""
+        return self._scores(
+            latents, encoded, lambda member, part: member.latent_log_likelihoods(latents[part], space, encoded)
+        )
+
+    def generate(self, prompt: Prompts, encoded: PoolContexts, decoding: Decoding) -> list[str]:
+        """What the model writes under one prompt (1, T, H). Rows are shared out, not candidates.
+
+        Raises:
+            BackendError, EndpointError: as `label_scores`.
+        """
+
+        def work(member: Member, part: slice) -> list[str]:
+            self._admit(member)
+            return [text for rows in encoded.parts[part] for text in member.texts(prompt, rows, decoding)]
+
+        texts = [text for part in self._share_out(len(encoded.parts), 1, work) for text in part]
+        self._tell_differences()
+        return texts
 
     def embed_text(self, text: str) -> Prompts:
         """The word embeddings (1, T, H) of a text."""
@@ -126,13 +197,17 @@ class PoolBackend:
             return score(member, part)
 
         if not len(arrays):
-            return np.empty((0, encoded.n_examples, len(encoded.label_words)), np.float32)
+            return np.empty((0, encoded.n_examples, *([encoded.n_labels] if encoded.n_labels else [])), np.float32)
         scores = np.concatenate(self._share_out(len(arrays), self._at_once, work))
+        self._tell_differences()
+        return scores
+
+    def _tell_differences(self) -> None:
+        """Warn, on the caller's thread, of differences that were found on the endpoints'."""
         with self._comparing:
             differences, self._differences = self._differences, []
-        for difference in differences:  # found on the endpoints' threads, told on the caller's
-            warnings.warn(difference, stacklevel=3)
-        return scores
+        for difference in differences:
+            warnings.warn(difference, stacklevel=4)
 
     def _share_out(
         self, n: int, at_once: int, work: Callable[[Member, slice], T], patience: float | None = None
@@ -149,7 +224,7 @@ class PoolBackend:
         Raises:
             BackendError: another model.
         """
-        if member.admitted or self._probe is None:
+        if member.admitted:
             return
         its = member.backend.info
         if its.fingerprint != self.info.fingerprint:
@@ -157,9 +232,12 @@ class PoolBackend:
                 f"the endpoints of a pool must serve one model: {member.name} has {its.name} (weights "
                 f"{its.fingerprint}), another {self.info.name} (weights {self.info.fingerprint})."
             )
-        n_tokens = sum(segment.n_tokens for segment in self._probe.rows[0])
+        probe = self._probe
+        if probe is None or probe.score is None:
+            return
+        n_tokens = sum(segment.n_tokens for segment in probe.rows[0])
         zeros = np.zeros((1, n_tokens, its.hidden_size), np.float32)
-        scores = log_softmax(member.backend.label_scores(zeros, member.encoded(self._probe)))
+        scores = probe.score(member.backend, zeros, member.encoded(probe))
         with self._comparing:
             name, expected = self._expected = self._expected or (member.name, scores)
         difference = float(np.abs(scores - expected).max())
@@ -170,3 +248,18 @@ class PoolBackend:
                     "another precision, or another version?"
                 )
         member.admitted = True
+
+
+def _pairs(rows: Sequence[Row], backend: Backend) -> EncodedPairs:
+    """The rows with their targets as a backend encodes them."""
+    return require(backend, TargetBackend).encode_pairs(rows)
+
+
+def _contexts(rows: Sequence[Row], max_new_tokens: int) -> PoolRows:
+    """Rows that an endpoint writes on together."""
+    return PoolRows(rows, lambda b: require(b, GenerationBackend).encode_contexts(rows, max_new_tokens))
+
+
+def _require_rows(rows: Sequence[Row]) -> None:
+    if not rows:
+        raise BackendError("there are no rows to encode.")

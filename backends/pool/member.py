@@ -4,16 +4,30 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
+from numpy.typing import NDArray
+
 from backends.pool.round import Round
-from bbt.backend import Backend, Encoded, RemoteBackend, Row, Traffic
+from bbt.backend import (
+    Backend,
+    Decoding,
+    Encoded,
+    EncodedPairs,
+    GenerationBackend,
+    RemoteBackend,
+    Row,
+    TargetBackend,
+    Traffic,
+    require,
+)
 from bbt.errors import EndpointError
-from bbt.spaces.soft import LatentBackend, PromptSpace
-from bbt.types import Latents, Prompts, Scores
+from bbt.spaces.soft import LatentBackend, LatentTargetBackend, PromptSpace
+from bbt.types import Latents, Prompts, RowScores, Scores
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds that an endpoint is left aside after a fault; doubled at every further one."""
@@ -27,16 +41,50 @@ class PoolRows:
 
     rows: Sequence[Row]
     """(B,) the rows as segments."""
-    label_words: Sequence[str]
-    """(K,) the label words to score."""
-    anchor: Prompts | None = None
-    """(1, T, H) the prompt that the rows are encoded with (none: they have none)."""
+    encode: Callable[[Backend], Encoded]
+    """What has a backend encode them."""
+    score: Callable[[Backend, Prompts, Any], NDArray[np.floating[Any]]] | None = None
+    """What has a backend score them as encoded there, so that endpoints can be compared: log-probabilities of label
+    words, or of targets (none: they are not scored)."""
+    n_labels: int = 0
+    """The number of label words K (0: it is not label words that are scored)."""
     n_examples: int = 0
     """The number of rows B."""
     n_tokens: int = 0
     """Tokens of all rows, prompt tokens included."""
     n_truncated: int = 0
     """Rows whose text was cut."""
+
+
+@dataclass(eq=False)
+class PoolPairs(PoolRows):
+    """The rows of one split with their targets."""
+
+    n_target_tokens: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    """The number of tokens (B,) of each row's target."""
+
+
+@dataclass(frozen=True)
+class PoolContexts:
+    """The rows of one split that are to be written on, in parts that are shared out."""
+
+    parts: list[PoolRows]
+    """The parts, in the rows' order."""
+
+    @property
+    def n_examples(self) -> int:
+        """The number of rows B."""
+        return sum(part.n_examples for part in self.parts)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all rows, prompt tokens included."""
+        return sum(part.n_tokens for part in self.parts)
+
+    @property
+    def n_truncated(self) -> int:
+        """Rows whose text was cut."""
+        return sum(part.n_truncated for part in self.parts)
 
 
 class Member:
@@ -73,7 +121,7 @@ class Member:
     def encoded(self, rows: PoolRows) -> Encoded:
         """The rows as this endpoint has them."""
         if rows not in self._encoded:
-            self._encoded[rows] = self.backend.encode(rows.rows, rows.label_words, rows.anchor)
+            self._encoded[rows] = rows.encode(self.backend)
         return self._encoded[rows]
 
     def latent_scores(self, latents: Latents, space: PromptSpace, rows: PoolRows) -> Scores:
@@ -82,6 +130,23 @@ class Member:
         if isinstance(backend, LatentBackend):
             return backend.latent_scores(latents, space, encoded)
         return backend.label_scores(space.prompts(latents), encoded)
+
+    def latent_log_likelihoods(self, latents: Latents, space: PromptSpace, rows: PoolPairs) -> RowScores:
+        """The log-likelihoods of the targets under the prompts that latents (n, d) stand for in a space."""
+        backend, encoded = self.backend, self.encoded(rows)
+        if isinstance(backend, LatentTargetBackend):
+            return backend.latent_log_likelihoods(latents, space, encoded)
+        return self.target_log_likelihoods(space.prompts(latents), rows)
+
+    def target_log_likelihoods(self, prompts: Prompts, rows: PoolPairs) -> RowScores:
+        """The log-likelihoods of the targets under prompts (n, T, H)."""
+        encoded = self.encoded(rows)
+        assert isinstance(encoded, EncodedPairs), "`PoolRows.encode` makes them"
+        return require(self.backend, TargetBackend).target_log_likelihoods(prompts, encoded)
+
+    def texts(self, prompt: Prompts, rows: PoolRows, decoding: Decoding) -> list[str]:
+        """What the model writes after rows under one prompt (1, T, H)."""
+        return require(self.backend, GenerationBackend).generate(prompt, self.encoded(rows), decoding)
 
     def _serve(self) -> None:
         while True:

@@ -1,5 +1,6 @@
 """An actor holds a backend in a process of its own, on whichever node Ray has put it."""
 
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -84,7 +85,9 @@ class Actor:
     """The backend, which is loaded when it is first asked for anything, so that an error in loading it is told as what
     it is."""
 
-    def __init__(self, backend: str, model: str, options: Mapping[str, Any]) -> None:
+    def __init__(self, backend: str, model: str, options: Mapping[str, Any], directory: str) -> None:
+        if os.path.isdir(directory):  # by which relative paths are meant, where this node has it
+            os.chdir(directory)
         self._open: Callable[[], Any] = lambda: load_backend(backend, model=model, **options)
         self._backend: Any = None
         self._encoded: OrderedDict[str, Encoded] = OrderedDict()

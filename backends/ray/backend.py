@@ -1,5 +1,6 @@
 """A `RayBackend` shares candidates out over actors of a Ray cluster."""
 
+import os
 import threading
 import uuid
 import weakref
@@ -85,6 +86,11 @@ class RayBackend(Asking):
         with self._counting:
             return Traffic(**vars(self._traffic))
 
+    @property
+    def n_ready(self) -> int:
+        """The number of actors whose model is loaded."""
+        return self._crew.n_ready
+
     def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> RayRows:
         """Encode with one actor, which tells the counts; the others follow when they first meet the rows."""
         if not rows:
@@ -160,4 +166,4 @@ def _hired(ray: Any, wanted: Resources, backend: str, model: str, options: Mappi
     if not ray.is_initialized():  # Ray would start a cluster by itself
         raise BackendError("the Ray cluster of this backend has been left (ray.shutdown).")
     kind = ray.remote(Actor).options(scheduling_strategy="SPREAD", max_restarts=0, **wanted.options())
-    return kind.remote(backend, model, dict(options))
+    return kind.remote(backend, model, dict(options), os.getcwd())

@@ -82,6 +82,11 @@ class Crew:
         threading.Thread(target=self._hand_out, name="crew", daemon=True).start()
         self._events.put(self._gather)
 
+    @property
+    def n_ready(self) -> int:
+        """The number of actors whose model is loaded."""
+        return sum(member.ready for member in list(self._members))
+
     def ask(self, questions: Sequence[Question]) -> list[Answer]:
         """The answers to questions, in their order.
 

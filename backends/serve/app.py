@@ -15,8 +15,25 @@ from backends.serve.gate import Gate, refusal
 from backends.serve.keys import Account, Keys, QuotaError
 from backends.serve.limits import Limits
 from backends.serve.metrics import CONTENT_TYPE, Metrics
-from backends.serve.schemas import Fault, Id, Ids, Model, Registered, RegisteredRows, RowSet, Space, Words
-from backends.serve.service import ConflictError, ForbiddenError, Service
+from backends.serve.schemas import (
+    Answers,
+    ContextSet,
+    Fault,
+    Id,
+    Ids,
+    Model,
+    PairSet,
+    Registered,
+    RegisteredPairs,
+    RegisteredRows,
+    RowSet,
+    Space,
+    Texts,
+    Words,
+    Writing,
+    Written,
+)
+from backends.serve.service import ConflictError, ForbiddenError, Service, Trained
 from backends.serve.store import NotRegisteredError
 from backends.wire import MEDIA_TYPE, WireError, pack
 from bbt.backend import Backend
@@ -130,9 +147,48 @@ async def scores(
     return _array(await _wanted(request, service.score(account, body, rows, space, anchor, join)))
 
 
-def create_app(backend: Backend, keys: Keys, limits: Limits) -> FastAPI:
-    """The application; without keys it answers to requests for this machine's own names only, so that no web page
-    in a browser here can reach it under another."""
+@v1.post("/pairs")
+async def pairs(service: Served, account: Holder, request: Request, pair_set: PairSet) -> RegisteredPairs:
+    """Register rows with their targets; the id is that of their content."""
+    return await _wanted(request, service.register_pairs(account, pair_set))
+
+
+@v1.post("/likelihoods", openapi_extra=TAKES_ARRAY, responses=GIVES_ARRAY, response_class=Response)
+async def likelihoods(
+    service: Served, account: Holder, request: Request, rows: Id, space: Id | None = None, join: bool = False
+) -> Response:
+    """Log-likelihoods (n, B), in nats, of registered targets under z (n, d) in a space, or without one under prompts
+    (n, T, H). `join` as in `/v1/scores`."""
+    body = await request.body()
+    return _array(await _wanted(request, service.log_likelihoods(account, body, rows, space, join)))
+
+
+@v1.post("/contexts")
+async def contexts(service: Served, account: Holder, request: Request, context_set: ContextSet) -> RegisteredRows:
+    """Register rows that are to be written on in the place of their targets."""
+    return await _wanted(request, service.register_contexts(account, context_set))
+
+
+@v1.post("/texts")
+async def texts(service: Served, account: Holder, request: Request, writing: Writing) -> Written:
+    """Texts that the model writes after registered contexts under a registered prompt."""
+    written = await _wanted(request, service.write(account, writing))
+    request.app.state.metrics.new_tokens.inc(written.n_tokens)
+    return written
+
+
+run = APIRouter(prefix="/v1", responses=FAULTS)
+
+
+@run.post("/classify")
+async def classify(service: Served, account: Holder, request: Request, texts: Texts) -> Answers:
+    """What the served run says of texts or pairs: labels with their probabilities, or texts."""
+    return await _wanted(request, service.classify(account, texts))
+
+
+def create_app(backend: Backend, keys: Keys, limits: Limits, trained: Trained | None = None) -> FastAPI:
+    """The application; `trained` is a run on this backend, to be asked too. Without keys it answers to requests for
+    this machine's own names only, so that no web page in a browser here can reach it under another."""
     metrics = Metrics()
     device = Device(backend, limits.queue, limits.candidates, metrics.scored)
 
@@ -142,8 +198,10 @@ def create_app(backend: Backend, keys: Keys, limits: Limits) -> FastAPI:
         await asyncio.to_thread(device.close)
 
     app = FastAPI(title="bbt serve", version="1", lifespan=lifespan, redoc_url=None)
-    app.state.service = Service(device, limits)
+    app.state.service, app.state.metrics = Service(device, limits, trained), metrics
     app.include_router(v1)
+    if trained is not None:
+        app.include_router(run)
 
     @app.get("/healthz")
     async def healthz() -> JSONResponse:

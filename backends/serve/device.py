@@ -11,16 +11,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from bbt.backend import Backend, Encoded
 from bbt.errors import BbtError
 from bbt.types import Prompts, Scores
 
 T = TypeVar("T")
+
+Score: TypeAlias = Callable[[Prompts, Any], NDArray[np.floating[Any]]]
+"""A backend's scoring of prompts (n, T, H) on encoded rows: label scores (n, B, K) or log-likelihoods (n, B)."""
 
 PART_TOKENS = 65_536
 """Tokens of a part: what keeps a GPU busy (`backends.local.device`), and some seconds of a CPU."""
@@ -53,6 +57,8 @@ class Scoring:
     """A function that makes the prompts (n', T, H) of some candidates, on the model's thread."""
     encoded: Encoded
     """The rows to score."""
+    score: Score
+    """The backend's function that scores them."""
     join: bool = False
     """Whether it may become one population with other requests, which keeps a GPU busy when they are small; the last
     bits of the scores then depend on them."""
@@ -74,17 +80,25 @@ class Scoring:
 
     def fits(self, other: "Scoring") -> bool:
         """Whether both can be one population."""
-        return self.join and other.join and self.encoded is other.encoded
+        return self.join and other.join and self.encoded is other.encoded and self.score == other.score
 
 
 @dataclass(eq=False)
 class Call:
-    """Anything else that is to be done on the model's thread."""
+    """Anything else that is to be done on the model's thread, step by step."""
 
-    function: Callable[[], Any]
+    steps: Sequence[Callable[[], Any]]
     """What is to be done."""
-    answer: "Future[Any]" = field(default_factory=Future)
-    """What the function has returned, once it has."""
+    counted: bool = False
+    """Whether each step gives a list with a result for each row that it has put through the model."""
+    answer: "Future[list[Any]]" = field(default_factory=Future)
+    """What the steps have returned, once all are done."""
+    abandoned: bool = False
+    """Whether who waited for the answer has gone away."""
+
+    def left(self, answer: "asyncio.Future[list[Any]]") -> None:
+        """Take note of whether who waited has gone away."""
+        self.abandoned = answer.cancelled()
 
 
 class Device:
@@ -132,15 +146,29 @@ class Device:
         answer.add_done_callback(scoring.left)
         return answer
 
-    def call(self, function: Callable[[], T]) -> "asyncio.Future[T]":
+    async def call(self, function: Callable[[], T]) -> T:
         """Stand in line for what a function returns on the model's thread.
 
         Raises:
             BusyError: the line is full.
         """
-        call = Call(function)
+        (found,) = await self._asked(Call([function]))
+        return found  # type: ignore[no-any-return]
+
+    async def rows(self, steps: Sequence[Callable[[], list[T]]]) -> list[T]:
+        """Stand in line for the results of rows that several steps put through the model. Cancelling takes the request
+        out of the line, or ends it after the step that is under way.
+
+        Raises:
+            BusyError: the line is full.
+        """
+        return [result for results in await self._asked(Call(steps, counted=True)) for result in results]
+
+    def _asked(self, call: Call) -> "asyncio.Future[list[Any]]":
         self._stand_in_line(call)
-        return asyncio.wrap_future(call.answer)
+        answer = asyncio.wrap_future(call.answer)
+        answer.add_done_callback(call.left)
+        return answer
 
     def close(self) -> None:
         """Finish what waits, then stop."""
@@ -164,7 +192,7 @@ class Device:
             if isinstance(job, Scoring):
                 self._score([job, *self._fitting(job)])
             else:
-                _answer(job)
+                self._answer(job)
             self._seconds_a_job += 0.1 * (time.perf_counter() - start - self._seconds_a_job)
 
     def _next(self) -> Scoring | Call | None:
@@ -213,17 +241,39 @@ class Device:
         start = time.perf_counter()
         try:
             prompts = np.concatenate([prompts for _, prompts in sound])
-            scores = self.backend.label_scores(prompts, sound[0][0].encoded)
+            scores = sound[0][0].score(prompts, sound[0][0].encoded)
         except Exception as error:
-            if not isinstance(error, BbtError):
-                log.exception("the model failed")
             for job, _ in sound:
-                job.answer.set_exception(error if isinstance(error, BbtError) else ModelError())
+                job.answer.set_exception(_told(error))
             return
         self._on_scored(len(sound), scores.shape[0] * scores.shape[1], time.perf_counter() - start)
         ends = np.cumsum([len(prompts) for _, prompts in sound])[:-1]
         for (job, _), its in zip(sound, np.split(scores, ends), strict=True):
             job.parts.append(its)
+
+    def _answer(self, call: Call) -> None:
+        """Take the steps of a call, as long as somebody waits for it."""
+        results: list[Any] = []
+        for step in call.steps:
+            start = time.perf_counter()
+            try:
+                if call.abandoned:
+                    raise CancelledError
+                results.append(step())
+            except Exception as error:
+                call.answer.set_exception(_told(error))
+                return
+            if call.counted:
+                self._on_scored(int(len(results) == 1), len(results[-1]), time.perf_counter() - start)
+        call.answer.set_result(results)
+
+
+def _told(error: Exception) -> Exception:
+    """The error that the caller is told: one that is no word about what was asked stays in the log."""
+    if isinstance(error, BbtError | CancelledError):
+        return error
+    log.error("the model failed", exc_info=error)
+    return ModelError()
 
 
 def _parts(jobs: Sequence[Scoring], step: int) -> Iterator[list[tuple[Scoring, slice]]]:
@@ -241,10 +291,3 @@ def _parts(jobs: Sequence[Scoring], step: int) -> Iterator[list[tuple[Scoring, s
                 part, room = [], step
     if part:
         yield part
-
-
-def _answer(call: Call) -> None:
-    try:
-        call.answer.set_result(call.function())
-    except Exception as error:
-        call.answer.set_exception(error)

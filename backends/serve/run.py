@@ -12,19 +12,21 @@ from fastapi import FastAPI
 from backends.serve.app import create_app
 from backends.serve.keys import Keys
 from backends.serve.limits import Limits
+from backends.serve.service import Trained
 from bbt.backend import Backend
 from bbt.errors import ConfigError
 
 
-def serve(backend: Backend, host: str, port: int, keys: Keys, limits: Limits) -> None:
-    """Answer requests until SIGINT or SIGTERM; what has begun is finished first.
+def serve(backend: Backend, host: str, port: int, keys: Keys, limits: Limits, trained: Trained | None = None) -> None:
+    """Answer requests until SIGINT or SIGTERM; what has begun is finished first. `trained` is a run on the backend, to
+    be asked too.
 
     Raises:
         ConfigError: it would be reachable from other machines without a key.
     """
     check_reach(host, keys)
     log_to_stderr()
-    uvicorn.Server(server_config(create_app(backend, keys, limits), host, port)).run()
+    uvicorn.Server(server_config(create_app(backend, keys, limits, trained), host, port)).run()
 
 
 def server_config(app: FastAPI, host: str, port: int, **more: Any) -> uvicorn.Config:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from backends.serve.limits import Limits
-from bbt.backend import ModelInfo, Segment
+from bbt.backend import Decoding, ModelInfo, Segment
 from bbt.settings import Strict
 
 Id = Annotated[str, Field(pattern="^[0-9a-f]{16}$", description="what a registration answered")]
@@ -45,6 +45,72 @@ class RowSet(Strict):
     """(K,) words to score."""
 
 
+class PairSet(Strict):
+    """Rows of one number of prompt tokens, as segments, each of which ends in its target."""
+
+    rows: list[list[Segment]] = Field(min_length=1)
+    """(B,) rows as segments, all of the same number of prompt tokens."""
+
+
+class ContextSet(PairSet):
+    """Rows that are to be written on in the place of their targets."""
+
+    max_new_tokens: int = Field(ge=1)
+    """The tokens that are left room for after each of them."""
+
+
+class Writing(Strict):
+    """What is to be written."""
+
+    rows: Id
+    """The id of registered contexts."""
+    prompt: Id | None = None
+    """The id of a registered prompt (1, T, H) (none: the contexts hold no prompt tokens)."""
+    decoding: Decoding
+    """How text is generated."""
+
+
+class Written(Strict):
+    """Generated texts."""
+
+    texts: list[str]
+    """(B,) the texts, without what ended them."""
+    n_tokens: int
+    """The number of their tokens (0: the model does not tell)."""
+
+
+class Texts(Strict):
+    """Texts to classify, or pairs of them."""
+
+    texts: list[str] = Field(min_length=1)
+    """(B,) the texts."""
+    text_pairs: list[str] | None = None
+    """(B,) second texts, where the task reads two a row."""
+
+
+class LabelAnswer(Strict):
+    """What a run that has learnt labels says of a text."""
+
+    label: str | None
+    """The likeliest label (none: all are equally likely)."""
+    probabilities: dict[str, float]
+    """The probability of each label."""
+
+
+class TextAnswer(Strict):
+    """What a run that answers with texts says to a text."""
+
+    output: str
+    """The text."""
+
+
+class Answers(Strict):
+    """The answers to texts, in their order."""
+
+    answers: list[LabelAnswer | TextAnswer]
+    """(B,) an answer for each text."""
+
+
 class Registered(Strict):
     """The answer to a registration."""
 
@@ -61,6 +127,13 @@ class RegisteredRows(Registered):
     """Tokens of all rows, prompt tokens included."""
     n_truncated: int
     """Rows whose text was cut."""
+
+
+class RegisteredPairs(RegisteredRows):
+    """The answer to a registration of rows with their targets."""
+
+    n_target_tokens: list[int]
+    """(B,) tokens of each row's target."""
 
 
 class Space(Strict):

@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -14,13 +15,35 @@ from numpy.typing import NDArray
 from backends.serve.device import Device, Scoring
 from backends.serve.keys import Account
 from backends.serve.limits import Limits
-from backends.serve.schemas import Ids, Model, Registered, RegisteredRows, RowSet, Space, Words
-from backends.serve.store import Holdings, Rows
+from backends.serve.schemas import (
+    Answers,
+    ContextSet,
+    Ids,
+    Model,
+    PairSet,
+    Registered,
+    RegisteredPairs,
+    RegisteredRows,
+    RowSet,
+    Space,
+    Texts,
+    Words,
+    Writing,
+    Written,
+)
+from backends.serve.store import Contexts, Holdings, Pairs, Rows
 from backends.wire import unpack
-from bbt.backend import Encoded, HardBackend, Segment, require
+from bbt.backend import Encoded, EncodedPairs, GenerationBackend, HardBackend, Segment, TargetBackend, require
 from bbt.errors import BackendError
 from bbt.spaces.soft import PromptSpace, Recipe
-from bbt.types import Latents, Prompts, Scores
+from bbt.types import Latents, Prompts, RowScores, Scores
+
+WRITTEN_TOGETHER = 16
+"""The number of rows that are written on at a time; between them the model's thread sees who has gone away."""
+CLASSIFIED_TOGETHER = 64
+"""The number of texts that a served run is asked of at a time, likewise."""
+STOP_CHARACTERS = 200
+"""The most characters of a stop string."""
 
 
 class ForbiddenError(Exception):
@@ -31,14 +54,22 @@ class ConflictError(Exception):
     """The server's arithmetic does not give what the client's gives."""
 
 
-class Service:
-    """One model that serves several accounts."""
+class Trained(Protocol):
+    """The protocol of a run on the served model; `bbt.predictor.Predictor` has it."""
 
-    def __init__(self, device: Device, limits: Limits) -> None:
-        self._device, self._limits = device, limits
+    def predict(self, texts: Sequence[str], text_pairs: Sequence[str] | None) -> list[dict[str, Any]]:
+        """The label and the probabilities of each text (see `LabelAnswer`), or its `output`."""
+
+
+class Service:
+    """One model that serves several accounts, and a run that was `trained` on it if there is one."""
+
+    def __init__(self, device: Device, limits: Limits, trained: Trained | None = None) -> None:
+        self._device, self._limits, self._trained = device, limits, trained
         self.info = device.backend.info
         self._holdings: defaultdict[str, Holdings] = defaultdict(lambda: Holdings(limits))
         self._same: WeakValueDictionary[str, Encoded] = WeakValueDictionary()
+        self._same_pairs: WeakValueDictionary[str, EncodedPairs] = WeakValueDictionary()
         self._drawing = asyncio.Lock()
 
     def model(self) -> Model:
@@ -76,13 +107,14 @@ class Service:
     async def register_rows(self, account: Account, rows: RowSet, anchor: str | None) -> RegisteredRows:
         """Tokenise rows once for many scorings. With the `anchor` that they will be scored with, the caller hears at
         once whether the model can have one."""
-        self._check_rows(rows)
+        self._check_rows(rows.rows, "mask")
+        if len(rows.label_words) > self._limits.label_words:
+            raise BackendError(f"{len(rows.label_words)} label words: at most {self._limits.label_words}.")
         id = _digest(rows.model_dump_json().encode())
         registered = Rows(rows, await self._encode(id, rows, None), _n_prompt_tokens(rows.rows[0]))
         self._holdings[account.name].rows.put(id[:16], registered)
         await self._encoded(account, id[:16], anchor)
-        counts = {name: getattr(registered.encoded, name) for name in ("n_examples", "n_tokens", "n_truncated")}
-        return RegisteredRows(id=id[:16], **counts)
+        return RegisteredRows(id=id[:16], **_counts([registered.encoded]))
 
     async def _encoded(self, account: Account, rows: str, anchor: str | None) -> Encoded:
         """Registered rows as the model has them with this anchor."""
@@ -146,49 +178,148 @@ class Service:
         Raises:
             NotRegisteredError, WireError, BusyError, QuotaError, BackendError: see each.
         """
-        holdings = self._holdings[account.name]
-        known = holdings.rows.get(rows)
-        shape = (known.n_prompt_tokens, self.info.hidden_size)
-        made: Callable[[slice], Prompts]
+        known = self._holdings[account.name].rows.get(rows)
+        made, n = self._population(account, body, known.n_prompt_tokens, space)
+        encoded = await self._encoded(account, rows, anchor)
+        scoring = Scoring(n, made, encoded, self._device.backend.label_scores, join)
+        return await self._scored(account, scoring, 4 * known.n_labels)
+
+    async def log_likelihoods(
+        self, account: Account, body: bytes, rows: str, space: str | None, join: bool
+    ) -> RowScores:
+        """The log-likelihoods (n, B) of registered targets; otherwise as `score`."""
+        known = self._holdings[account.name].pairs.get(rows)
+        made, n = self._population(account, body, known.n_prompt_tokens, space)
+        backend = require(self._device.backend, TargetBackend)
+        return await self._scored(account, Scoring(n, made, known.encoded, backend.target_log_likelihoods, join), 4)
+
+    def _population(
+        self, account: Account, body: bytes, n_prompt_tokens: int, space: str | None
+    ) -> tuple[Callable[[slice], Prompts], int]:
+        """What makes some of the prompts (n, T, H) that a body holds, or z (n, d) in a space; and n."""
+        shape = (n_prompt_tokens, self.info.hidden_size)
         if space is None:
-            prompts = unpack(body, *shape) if known.n_prompt_tokens else np.zeros((1, *shape), np.float32)
-            made, n = partial(_sent, prompts), len(prompts)
-        else:
-            its = holdings.spaces.get(space)
-            if its.n_prompt_tokens != known.n_prompt_tokens:
-                raise BackendError(f"the rows have {shape[0]} prompt tokens, the space {its.n_prompt_tokens}.")
-            latents = unpack(body, its.intrinsic_dim).astype(np.float64)
-            made, n = partial(_made, its, latents), len(latents)
+            prompts = unpack(body, *shape) if n_prompt_tokens else np.zeros((1, *shape), np.float32)
+            return partial(_sent, prompts), len(prompts)
+        its = self._holdings[account.name].spaces.get(space)
+        if its.n_prompt_tokens != n_prompt_tokens:
+            raise BackendError(f"the rows have {n_prompt_tokens} prompt tokens, the space {its.n_prompt_tokens}.")
+        latents = unpack(body, its.intrinsic_dim).astype(np.float64)
+        return partial(_made, its, latents), len(latents)
+
+    async def _scored(self, account: Account, scoring: Scoring, bytes_a_row: int) -> Scores:
+        """The answer to a scoring, if it is not too large and the account has so much left."""
+        n, n_rows = scoring.n, scoring.encoded.n_examples
         if not 0 < n <= self._limits.candidates:
             raise BackendError(f"{n} candidates: expected 1 to {self._limits.candidates} in one request.")
-        if n * known.encoded.n_examples > self._limits.sequences:
+        if n * n_rows > self._limits.sequences:
             raise BackendError(
-                f"{n} candidates on {known.encoded.n_examples} rows: at most {self._limits.sequences} sequences (rows "
-                "times candidates) in one request. Send fewer candidates at once, or register fewer rows."
+                f"{n} candidates on {n_rows} rows: at most {self._limits.sequences} sequences (rows times candidates) "
+                "in one request. Send fewer candidates at once, or register fewer rows."
             )
-        answer = self._device.score(Scoring(n, made, await self._encoded(account, rows, anchor), join))
+        answer = self._device.score(scoring)
         try:
-            account.charge(rows=n * known.encoded.n_examples, bytes=4 * n * known.encoded.n_examples * known.n_labels)
+            account.charge(rows=n * n_rows, bytes=bytes_a_row * n * n_rows)
         except Exception:
             answer.cancel()
             raise
         return await answer
 
-    def _check_rows(self, rows: RowSet) -> None:
-        """Check the sizes of rows, that each has one mask, and that all have the same number of prompt tokens."""
+    async def register_pairs(self, account: Account, pairs: PairSet) -> RegisteredPairs:
+        """Tokenise rows with their targets once for many scorings."""
+        self._check_rows(pairs.rows, "target")
+        id = _digest(pairs.model_dump_json().encode())
+        encode = require(self._device.backend, TargetBackend).encode_pairs
+        encoded = await self._device.call(partial(encode, [tuple(row) for row in pairs.rows]))
+        encoded = self._same_pairs.setdefault(id, encoded)
+        self._holdings[account.name].pairs.put(id[:16], Pairs(encoded, _n_prompt_tokens(pairs.rows[0])))
+        return RegisteredPairs(id=id[:16], **_counts([encoded]), n_target_tokens=encoded.n_target_tokens.tolist())
+
+    async def register_contexts(self, account: Account, contexts: ContextSet) -> RegisteredRows:
+        """Tokenise rows once that are to be written on."""
+        self._check_rows(contexts.rows, "target")
+        self._check_new_tokens(len(contexts.rows), contexts.max_new_tokens)
+        id = _digest(contexts.model_dump_json().encode())[:16]
+        encode = require(self._device.backend, GenerationBackend).encode_contexts
+        rows, room = [tuple(row) for row in contexts.rows], contexts.max_new_tokens
+        pieces = [rows[i : i + WRITTEN_TOGETHER] for i in range(0, len(rows), WRITTEN_TOGETHER)]
+        parts = await self._device.call(lambda: [encode(piece, room) for piece in pieces])
+        held = Contexts(tuple(parts), _n_prompt_tokens(contexts.rows[0]))
+        self._holdings[account.name].contexts.put(id, held)
+        return RegisteredRows(id=id, **_counts(parts))
+
+    async def write(self, account: Account, writing: Writing) -> Written:
+        """Have the model write a text after each of the contexts.
+
+        Raises:
+            NotRegisteredError, BusyError, QuotaError, BackendError: see each.
+        """
+        holdings, decoding, limits = self._holdings[account.name], writing.decoding, self._limits
+        known = holdings.contexts.get(writing.rows)
+        prompt = np.zeros((1, 0, self.info.hidden_size), np.float32)
+        if writing.prompt is not None:
+            prompt = holdings.prompts.get(writing.prompt)
+        self._check_new_tokens(known.n_examples, decoding.max_new_tokens)
+        stops = [len(stop) for stop in decoding.stop]
+        if decoding.n_beams > limits.beams or len(stops) > limits.stops or max(stops, default=0) > STOP_CHARACTERS:
+            raise BackendError(
+                f"at most {limits.beams} beams, and {limits.stops} stop strings of {STOP_CHARACTERS} characters."
+            )
+        # No token is longer than four bytes on average; what is written is not known yet.
+        account.charge(rows=known.n_examples, bytes=4 * known.n_examples * decoding.max_new_tokens)
+        generate = require(self._device.backend, GenerationBackend).generate
+        texts = await self._device.rows([partial(generate, prompt, part, decoding) for part in known.parts])
+        return Written(texts=texts, n_tokens=await self._device.call(partial(self._n_tokens, texts)))
+
+    async def classify(self, account: Account, asked: Texts) -> Answers:
+        """The answers of the served run to texts.
+
+        Raises:
+            BusyError, QuotaError, BackendError, DataError: see each.
+        """
+        assert self._trained is not None, "the route is there where a run is served"
+        texts, pairs, limits = asked.texts, asked.text_pairs, self._limits
+        characters = max(map(len, [*texts, *(pairs or ())]))
+        if len(texts) > limits.rows or characters > limits.row_characters:
+            raise BackendError(
+                f"{len(texts)} texts, the longest of {characters} characters: at most {limits.rows} of "
+                f"{limits.row_characters} in one request."
+            )
+        if pairs is not None and len(pairs) != len(texts):
+            raise BackendError(f"{len(texts)} texts, but {len(pairs)} text_pairs: give one a text.")
+        account.charge(rows=len(texts))
+        parts = [slice(i, i + CLASSIFIED_TOGETHER) for i in range(0, len(texts), CLASSIFIED_TOGETHER)]
+        predict = self._trained.predict
+        steps = [partial(predict, texts[part], None if pairs is None else pairs[part]) for part in parts]
+        return Answers.model_validate({"answers": await self._device.rows(steps)})
+
+    def _n_tokens(self, texts: Sequence[str]) -> int:
+        backend = self._device.backend
+        return sum(len(backend.prompt_ids(text)) for text in texts) if isinstance(backend, HardBackend) else 0
+
+    def _check_new_tokens(self, n_rows: int, n_tokens: int) -> None:
+        if n_rows * n_tokens > self._limits.new_tokens:
+            raise BackendError(
+                f"{n_tokens} new tokens after each of {n_rows} rows: at most {self._limits.new_tokens} in one request. "
+                "Register fewer rows, or ask for fewer tokens."
+            )
+
+    def _check_rows(self, rows: Sequence[Sequence[Segment]], last: str) -> None:
+        """Check the sizes of rows, that each has one mask or target, the other none, and that all have the same number
+        of prompt tokens."""
         limits = self._limits
-        if len(rows.rows) > limits.rows or len(rows.label_words) > limits.label_words:
-            raise BackendError(f"at most {limits.rows} rows and {limits.label_words} label words at once.")
-        n_prompt_tokens = {_n_prompt_tokens(row) for row in rows.rows}
+        if len(rows) > limits.rows:
+            raise BackendError(f"{len(rows)} rows: at most {limits.rows} at once.")
+        n_prompt_tokens = {_n_prompt_tokens(row) for row in rows}
         if len(n_prompt_tokens) > 1 or not 0 <= max(n_prompt_tokens) <= limits.prompt_tokens:
             raise BackendError(f"rows need one number of prompt tokens, at most {limits.prompt_tokens}.")
-        for row in rows.rows:
+        for row in rows:
             if len(row) > limits.row_segments or sum(len(segment.text) for segment in row) > limits.row_characters:
                 raise BackendError(
                     f"at most {limits.row_segments} segments and {limits.row_characters} characters a row."
                 )
-            if [segment.kind for segment in row].count("mask") != 1:
-                raise BackendError("every row needs exactly one mask.")
+            if [segment.kind for segment in row if segment.kind in ("mask", "target")] != [last]:
+                raise BackendError(f"every row needs exactly one {last}.")
 
 
 def _n_prompt_tokens(row: Sequence[Segment]) -> int:
@@ -196,6 +327,11 @@ def _n_prompt_tokens(row: Sequence[Segment]) -> int:
     if any(segment.n_tokens < 0 or (segment.n_tokens and segment.kind not in ("prompt", "start")) for segment in row):
         raise BackendError("n_tokens is the number of tokens of a prompt segment, 0 elsewhere.")
     return sum(segment.n_tokens for segment in row)
+
+
+def _counts(parts: Sequence[Encoded]) -> dict[str, int]:
+    """The counts of rows that were encoded part by part."""
+    return {name: sum(getattr(part, name) for part in parts) for name in ("n_examples", "n_tokens", "n_truncated")}
 
 
 def _draw(p0: Prompts, recipe: Recipe) -> PromptSpace:

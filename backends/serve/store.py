@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from backends.serve.limits import Limits
 from backends.serve.schemas import RowSet
-from bbt.backend import Encoded
+from bbt.backend import Encoded, EncodedPairs
 from bbt.spaces.soft import PromptSpace
 from bbt.types import Prompts
 
@@ -64,11 +64,38 @@ class Rows:
         return len(self.source.label_words)
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Registered rows with their targets, as the model has them."""
+
+    encoded: EncodedPairs
+    """The tokenised rows."""
+    n_prompt_tokens: int
+    """The number of prompt tokens T."""
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Registered rows that are to be written on, as the model has them."""
+
+    parts: tuple[Encoded, ...]
+    """The tokenised rows, so many at a time as are written on together."""
+    n_prompt_tokens: int
+    """The number of prompt tokens T."""
+
+    @property
+    def n_examples(self) -> int:
+        """The number of rows B."""
+        return sum(part.n_examples for part in self.parts)
+
+
 class Holdings:
     """The shelves of one account, and the ids of tokens whose word embeddings it was told."""
 
     def __init__(self, limits: Limits) -> None:
         self.rows: Shelf[Rows] = Shelf(limits.kept)
+        self.pairs: Shelf[Pairs] = Shelf(limits.kept)
+        self.contexts: Shelf[Contexts] = Shelf(limits.kept)
         self.anchored: Shelf[Encoded] = Shelf(limits.kept)
         self.prompts: Shelf[Prompts] = Shelf(limits.kept)
         self.spaces: Shelf[PromptSpace] = Shelf(limits.kept_spaces)

@@ -110,6 +110,7 @@ class Loop:
         self._batches = batches(self._train_rows, settings.batch_size)
         self._n_rows = 0
         self._losses: list[float] = []
+        self._screened = experiment.ledger.train_queries  # what the subject's start has cost
 
     def run(self) -> Trained:
         """Take all steps, or stop where the loss is no longer a number; then go back to the best state."""
@@ -159,7 +160,7 @@ class Loop:
         ledger = self._experiment.ledger
         ledger.examples += len(rows)
         ledger.tokens_up += round(len(rows) * self._subject.loss.n_tokens / self._train_rows)
-        ledger.train_queries = self._n_rows // self._train_rows
+        ledger.train_queries = self._screened + self._n_rows // self._train_rows
         return loss.item()
 
     def _state(self) -> list[Tensor]:

@@ -10,9 +10,15 @@ from bbt.cli.common import AsJson, print_table
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="Bundled name, folder, hub name, or random:SHAPE.")] = "minilm-mlm",
-    task: Annotated[str, typer.Option(help="Task that gives template and label words.")] = "sst2",
-    data: Annotated[Path | None, typer.Option(help="A file of the task's rows; 16 a class are taken.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Bundled name, folder, hub name, or random:SHAPE (none: a bundled one).")
+    ] = None,
+    task: Annotated[
+        str, typer.Option(help="Task that gives template and label words; squad: likelihoods of its answers.")
+    ] = "sst2",
+    data: Annotated[
+        Path | None, typer.Option(help="A file of the task's rows; 16 a class are taken, or the first 32.")
+    ] = None,
     length: Annotated[list[int] | None, typer.Option(help="Rows of so many tokens of text instead; repeat it.")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Repeat or cut the rows to so many.")] = None,
     population: Annotated[int, typer.Option(min=2)] = 20,
@@ -36,7 +42,9 @@ def bench(
     Example: bbt bench random:roberta-base --against plain
     """
     from backends.bench import Workload, measure, table
+    from bbt.tasks import GENERATION_TASKS
 
+    model = model or ("gpt2-mini" if task in GENERATION_TASKS else "minilm-mlm")
     workload = Workload(
         model=model,
         task=task,

@@ -51,14 +51,14 @@ class SoftPromptClassifier:
         """
         prompt.check_model(backend.info.name, backend.info.fingerprint)
         names, words, by = prompt.label_names, prompt.label_words, prompt.scored_by
-        task = Task("saved prompt", Template(prompt.template), names, words, scored_by=by)
+        task = Task("saved prompt", Template(prompt.template), names, words, scored_by=by, words=prompt.words)
         return cls(backend, task, prompt)
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
         """The scores (B, K) of the examples under this prompt."""
         anchor = None if self.prompt.anchor is None else self.prompt.anchor[None]
         scores = scorer_of(self.backend, self.task, examples, ledger, anchor).scores(self.prompt.batch)[0]
-        return with_biases(np.asarray(scores), self.prompt.biases)
+        return with_biases(self.prompt.label_scores(np.asarray(scores)), self.prompt.biases)
 
     def save(self, folder: Path) -> None:
         """Write the prompt as `prompt.safetensors`, which any `Predictor` loads by itself."""

@@ -20,6 +20,8 @@ from bbt.runs.observer import Observer
 from bbt.scoring.calibration import CONTENT_FREE
 from bbt.scoring.judge import Verdict, verdict_facts, verdicts
 from bbt.scoring.ledger import Ledger
+from bbt.scoring.many_words import WordsJudge
+from bbt.scoring.readout import Strength
 from bbt.scoring.scorers import scorer_of
 from bbt.scoring.targets import text_verdict
 from bbt.settings import CalibrationKind, PriceConfig
@@ -85,6 +87,7 @@ class Experiment:
         needs_free = self.calibration == "content-free"
         free = content_free_rows()
         self.content_free = scorer_of(self.backend, self.task, free, self.ledger) if needs_free else None
+        self.strength: Strength | None = None  # of readouts; set by `bbt.experiment.many_words`
         self._begin()
 
     @property
@@ -111,7 +114,7 @@ class Experiment:
         words, names, template = task.label_words, task.label_names, task.template.source
         origin = self.provenance(task, **facts)
         of = embeddings, info.name, info.fingerprint, template, words, names, anchor, origin
-        prompt = SoftPrompt(*of, scored_by=task.scored_by)
+        prompt = SoftPrompt(*of, scored_by=task.scored_by, words=task.words)
         return SoftPromptClassifier(self.backend, task, prompt)
 
     def generator(self, embeddings: Prompts, **facts: Any) -> SoftPromptGenerator:
@@ -176,6 +179,14 @@ class Experiment:
             before,
             lambda: classifier.scores(content_free_rows(), self.ledger)[None],
         )
+        return self._logged(who, verdict, start)
+
+    def judge_words(self, classifier: SoftPromptClassifier, who: str) -> Verdict:
+        """Judge a prompt on dev rows where labels are read from many words; counts one dev query and logs it."""
+        assert self.strength is not None, "whoever asks has looked"
+        start = time.perf_counter()
+        judge = WordsJudge(self.dev, self.task, self.ledger, self.train, self.strength)
+        (verdict,) = judge.verdicts(classifier.prompt.batch)
         return self._logged(who, verdict, start)
 
     def judge_generator(self, generator: Generator, who: str) -> Verdict:

@@ -21,8 +21,9 @@ class Generator(Protocol):
     def texts(self, examples: Sequence[Example], ledger: Ledger) -> list[str]:
         """Write a text for each example; what it costs is counted in the ledger."""
 
-    def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores:
-        """Compute how likely the examples' targets are; what it costs is counted in the ledger."""
+    def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores | None:
+        """Compute how likely the examples' targets are; what it costs is counted in the ledger. None where the model
+        tells no likelihoods."""
 
     def save(self, folder: Path) -> None:
         """Write into a run folder what a `Predictor` needs beside the run's config."""
@@ -76,8 +77,8 @@ class SoftPromptGenerator:
         """Write a text for each example under this prompt."""
         return self._scorer(examples, ledger).texts(self.prompt.batch)
 
-    def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores:
-        """Compute how likely the examples' targets are under this prompt."""
+    def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores | None:
+        """Compute how likely the examples' targets are under this prompt, if the backend tells likelihoods."""
         return self._scorer(examples, ledger).target_scores(self.prompt.batch)
 
     def save(self, folder: Path) -> None:

@@ -61,9 +61,9 @@ def _written(generator: Generator, task: GenerationTask, rows: Sequence[Example]
     if not rows:
         return _Written((), {}, None)
     texts, own = generator.texts(rows, ledger), Ledger()
-    perplexity = generator.target_scores(rows, own).perplexity
+    scores = generator.target_scores(rows, own)
     ledger.add(replace(own, truncated=0))  # the rows that are cut have been counted
-    return _Written(texts, task.evaluate_texts(texts, rows), perplexity)
+    return _Written(texts, task.evaluate_texts(texts, rows), None if scores is None else scores.perplexity)
 
 
 def outputs(examples: Sequence[Example], texts: Sequence[str]) -> list[dict[str, Any]]:

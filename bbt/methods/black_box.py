@@ -3,7 +3,10 @@
 from dataclasses import replace
 from typing import ClassVar
 
+from pydantic import Field
+
 from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.many_words import read_words
 from bbt.methods.base import Method
 from bbt.methods.generation_search import GenerationSearch
 from bbt.methods.prompt_search import SoftSearch, schedule
@@ -51,14 +54,19 @@ class BlackBox(SearchMethod):
     """The prompt's length, its start p0, and the space around it."""
     optimizer: SmallPopulationConfig = SmallPopulationConfig()
     """What proposes candidates."""
+    n_words: int = Field(128, ge=0)
+    """How many words, the label words among them, labels may be read from (0: the label words alone); vLLM lists no
+    more at once. See `bbt.scoring.readout`."""
 
     def plan(self, references: bool) -> PlannedQueries:
         """The queries of the search, at most."""
         plan = schedule(self, (self.budget.queries,)).plan(n_screened(self.prompt), references)
-        return replace(plan, n_prompt_tokens=self.prompt.n_prompt_tokens, intrinsic_dim=self.prompt.intrinsic_dim)
+        n_tokens, d = self.prompt.n_prompt_tokens, self.prompt.intrinsic_dim
+        return replace(plan, n_prompt_tokens=n_tokens, intrinsic_dim=d, n_words=self.n_words)
 
     def train(self, experiment: Experiment) -> Trained:
         """Search until the budget is spent; dev chooses among the candidates it has judged."""
+        read_words(experiment, self.n_words)
         search = GenerationSearch if experiment.generates else SoftSearch
         return search(experiment, self).run()
 

@@ -101,7 +101,7 @@ class InContextGenerator:
         """Write a text for each example."""
         return self._scorer(examples, ledger).texts(_no_prompt(self.task.backend))
 
-    def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores:
+    def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores | None:
         """Compute how likely the examples' targets are."""
         return self._scorer(examples, ledger).target_scores(_no_prompt(self.task.backend))
 

@@ -5,19 +5,21 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from bbt.experiment.classifiers import Classifier
+from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.experiment.generators import Generator
+from bbt.experiment.many_words import read_out
 from bbt.optimizers import Optimizer, Settings, make_optimizer
 from bbt.runs.log import decode_losses, encode_losses
 from bbt.scoring.judge import DevJudge, Judge
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import load_loss
+from bbt.scoring.many_words import WordsJudge, WordsObjective
 from bbt.scoring.objective import Objective, TrainingLoss
 from bbt.scoring.scorers import scorer_of
 from bbt.scoring.spending import Spending
@@ -107,15 +109,25 @@ class PromptSearch(ABC):
         """Search until the budget is spent."""
         self.experiment.observer.started(self.tuner.schedule.n_queries(self._n_screened), "query")
         best = self.tuner.run()
+        known = {one.who: one.verdict.biases for one in self.tuner.baselines}
+        classifier, biases = self._read_out(self._classifier(best))
+        given = self._references()  # of them the manual prompt stays as it is, read from the label words alone
+        references = {name: (one, None) if name == "manual" else self._read_out(one) for name, one in given.items()}
         return Trained(
-            self._classifier(best),
+            classifier,
             best.who,
-            best.verdict,
+            best.verdict if biases is None else replace(best.verdict, biases=biases),
             best.train_queries,
             self.space.intrinsic_dim,
-            self._references(),
-            biases={one.who: one.verdict.biases for one in self.tuner.baselines},
+            {name: one for name, (one, _) in references.items()},
+            biases={**known, **{name: found for name, (_, found) in references.items() if found}},
         )
+
+    def _read_out(self, classifier: Classifier | Generator) -> tuple[Classifier | Generator, tuple[float, ...] | None]:
+        """The classifier with its own readout, and the class biases of that: see `bbt.experiment.many_words`."""
+        if not isinstance(classifier, SoftPromptClassifier):
+            return classifier, None
+        return read_out(self.experiment, classifier, (self.train, self.dev))
 
     @abstractmethod
     def _initial(self) -> Prompts:
@@ -150,6 +162,8 @@ class PromptSearch(ABC):
 
     def _objective(self) -> TrainingLoss:
         e = self.experiment
+        if e.strength:
+            return WordsObjective(self.train, self._loss(), e.ledger, len(e.task.label_words), e.strength)
         return Objective(self.train, self._loss(), e.ledger, e.calibration, self.content_free)
 
     def _loss(self) -> Callable[[Scores, Labels], Losses]:
@@ -159,6 +173,8 @@ class PromptSearch(ABC):
 
     def _judge(self) -> DevJudge:
         e = self.experiment
+        if e.strength:
+            return WordsJudge(self.dev, e.task, e.ledger, self.train, e.strength)
         return Judge(self.dev, e.task, e.ledger, e.calibration, self.train, self.content_free)
 
     def _tuner(self) -> Tuner:
@@ -220,6 +236,8 @@ class PromptSearch(ABC):
         judged = [dev, train] if e.calibration == "fitted" else [dev]
         if e.references and not s.selection.baselines:
             tests += [(2, rows) for rows in judged]  # what the class biases of the references take
+        if e.strength:
+            tests += [(3 if e.references else 1, rows) for rows in judged]  # the readouts at the end
         population, n_judged = s.optimizer.population_size, 1 + s.selection.n_best
         population += n_ahead(population) if self._asynchronous else 0
         spending = Spending(e.price, e.ledger, ceilings, train, judged, tests, population, n_judged)
@@ -278,7 +296,10 @@ class SoftSearch(PromptSearch):
 
     def _references(self) -> Mapping[str, Classifier | Generator]:
         e = self.experiment
-        return {"manual": e.manual, "untuned": e.soft_prompt(self.space.p0[0], self._anchor)}
+        untuned = e.soft_prompt(self.space.p0[0], self._anchor)
+        if e.strength is None:
+            return {"manual": e.manual, "untuned": untuned}
+        return {"manual": e.manual, "manual words": e.manual, "untuned": untuned}
 
     @property
     def _anchor(self) -> Prompts | None:

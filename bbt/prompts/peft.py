@@ -56,7 +56,7 @@ def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dic
         )
     n_tokens, template = len(prompt.embeddings), Template(prompt.template)
     plain = require(backend, PlainBackend, "an export").plain_text(
-        lambda text, pair: _read_at_end(template.render(text, pair, n_tokens)), prompt.label_words
+        lambda text, pair: _read_at_end(template.render(text, pair, n_tokens)), prompt.label_words + prompt.words
     )
     vectors = prompt.embeddings
     if plain.leading_ids and n_tokens:
@@ -71,6 +71,8 @@ def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dic
         **(_generation(prompt.decoding) if prompt.decoding else {}),
         "provenance": prompt.provenance,
     }
+    if prompt.weights is not None:
+        facts |= {"words": prompt.words, "weights": prompt.weights.tolist()}
     return np.ascontiguousarray(vectors, dtype=np.float32), facts
 
 
@@ -158,7 +160,9 @@ def read_peft(folder: Path) -> dict[str, Any]:
         ) from error
     fields: dict[str, Any] = {"fingerprint": "", "template": "", "label_words": ()}
     fields |= {key: facts[key] for key in ("model", "fingerprint", "template", "provenance") if key in facts}
-    fields |= {key: tuple(facts[key]) for key in ("label_words", "label_names", "biases") if key in facts}
+    fields |= {key: tuple(facts[key]) for key in ("label_words", "label_names", "biases", "words") if key in facts}
+    if "weights" in facts:
+        fields["weights"] = np.array(facts["weights"], np.float32)
     if "decoding" in facts:
         fields |= {"scored_by": facts["scored_by"], "decoding": decoding_of(facts["decoding"])}
     return {"embeddings": vectors[len(facts.get("leading_ids", ())) :], **fields}

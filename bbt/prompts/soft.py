@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bbt.backend import Backend, Decoding
 from bbt.errors import PromptError
 from bbt.files import write_bytes_atomically
 from bbt.prompts.peft import decoding_of, is_peft_folder, read_peft, virtual_tokens, write_peft
 from bbt.settings import ScoredBy
-from bbt.types import Prompts
+from bbt.types import Prompts, RowScores
 
 FORMAT = "bbt-soft-prompt/1"
+
+_LISTS = ("label_words", "label_names", "biases", "words")
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,21 @@ class SoftPrompt:
     """What its label scores are: those of the label words, or the likelihood of whole labels."""
     decoding: Decoding | None = None
     """How text is generated (none: it answers with labels)."""
+    words: tuple[str, ...] = ()
+    """Further words from whose scores, behind those of the label words, its label scores are made."""
+    weights: NDArray[np.float32] | None = None
+    """(K, M) weights of the label words' and the further words' scores (none: a label's score is its word's)."""
 
     @property
     def batch(self) -> Prompts:
         """The embeddings as a population of one, (1, T, H) or (1, L, T, H)."""
         return self.embeddings[None]
+
+    def label_scores(self, scores: RowScores) -> RowScores:
+        """The label scores (B, K) of rows with scores (B, M) of all words, class biases apart."""
+        if self.weights is None:
+            return scores[:, : len(self.label_words)]
+        return np.asarray(scores.astype(np.float64) @ self.weights.T, np.float32)
 
     def check_model(self, name: str, fingerprint: str) -> None:
         """Refuse a model with other weights than the prompt was tuned for; a foreign prompt does not say for which.
@@ -90,10 +103,12 @@ class SoftPrompt:
         """Write the prompt as a safetensors file; everything but the arrays goes into its metadata as JSON."""
         from safetensors.numpy import save
 
-        facts = {k: v for k, v in asdict(self).items() if k not in ("embeddings", "anchor")}
+        facts = {k: v for k, v in asdict(self).items() if k not in ("embeddings", "anchor", "weights")}
         arrays = {"embeddings": np.ascontiguousarray(self.embeddings, dtype=np.float32)}
         if self.anchor is not None:
             arrays["anchor"] = np.ascontiguousarray(self.anchor, dtype=np.float32)
+        if self.weights is not None:
+            arrays["weights"] = np.ascontiguousarray(self.weights, dtype=np.float32)
         content = save(arrays, metadata={"format": FORMAT, "prompt": json.dumps(facts)})
         write_bytes_atomically(Path(path), content)
 
@@ -122,9 +137,9 @@ class SoftPrompt:
             raise PromptError(f"{file} is not a soft prompt of format {FORMAT}.")
         try:
             facts = json.loads(metadata["prompt"])
-            facts |= {k: tuple(facts[k]) for k in ("label_words", "label_names", "biases") if facts.get(k) is not None}
+            facts |= {k: tuple(facts[k]) for k in _LISTS if facts.get(k) is not None}
             if facts.get("decoding"):
                 facts["decoding"] = decoding_of(facts["decoding"])
-            return cls(embeddings=arrays["embeddings"], anchor=arrays.get("anchor"), **facts)
+            return cls(**arrays, **facts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptError(f"{file} is damaged: its metadata do not describe a prompt ({error!r}).") from error

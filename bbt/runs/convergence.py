@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LOSS, METRIC, MANUAL, CHOSEN = "tab:blue", "tab:orange", "tab:gray", "tab:red"
+LOSS, METRIC, MANUAL, CHOSEN = "#2f86cc", "tab:orange", "tab:gray", "tab:red"
 
 
 def convergence_figure(events: Sequence[Event], result: dict[str, Any], title: str, reason: bool = True) -> "Figure":
@@ -24,7 +24,7 @@ def convergence_figure(events: Sequence[Event], result: dict[str, Any], title: s
     queries, losses, best = curve(events)
     if queries:
         left.plot(queries, losses, ".", markersize=3.5, alpha=0.5, color=LOSS, label="training loss")
-        left.plot(queries, best, color=LOSS, label="lowest so far")
+        left.step(queries, best, where="post", color=LOSS, label="lowest so far")
     left.set_xlabel("train queries")
     left.set_ylabel("training loss", color=LOSS)
     right = left.twinx()

@@ -38,6 +38,8 @@ class PlannedQueries:
     """d, where a backend that can hold the prompt space is sent z instead of prompts (none: prompts are sent)."""
     in_words: bool = False
     """Whether prompts are words, and travel as token ids."""
+    n_words: int = 0
+    """The most words of which a row may have scores, where they are more than the label words."""
     judged_references: bool = True
     """Whether what is tested beside the outcome was judged before, so that its class biases are known."""
 
@@ -110,11 +112,13 @@ def estimated(
     content_free: Sequence[Example] = (),
 ) -> Estimate:
     """The plan's cost on these rows and on those of `others`; `speed` in examples a second, if it is known. Fitted
-    biases are read off train and dev rows of every judged prompt, content-free ones off rows of every prompt."""
+    biases are read off train and dev rows of every judged prompt, content-free ones off rows of every prompt. Where
+    labels may be read from many words, the manual prompt tries them, and every tested prompt gets its readout."""
     n_tokens = plan.n_prompt_tokens
     fitted = int(calibration == "fitted")
     unjudged = 0 if plan.judged_references or calibration in ("none", "batch") else 1
     free = content_free if calibration == "content-free" else ()
+    read = int(calibration == "fitted" and plan.n_words > 0)
     labelled = [*split.train, *split.dev, *free]
     parts: list[tuple[int, Sequence[Example], int]] = [
         (plan.train, split.train, n_tokens),
@@ -126,16 +130,19 @@ def estimated(
         (plan.manual_dev, free, 0),
         (unjudged * max(plan.test - 1, 0), labelled, n_tokens),
         (unjudged * plan.manual_test, labelled, 0),
+        (read * plan.test, [*split.train, *split.dev], n_tokens),
+        (read * (1 + plan.manual_test), [*split.train, *split.dev], 0),
         (plan.test, split.test, n_tokens),
         (plan.manual_test, split.test, 0),
         *((1, rows, n_tokens if plan.test else 0) for rows in others),
     ]
     examples = sum(n * len(rows) for n, rows, _ in parts)
     up = sum(n * gauge.tokens(task.rows(rows, t)) for n, rows, t in parts if n and rows)
-    wires = [(n, gauge.wire(task.rows(rows, t), len(task.label_words))) for n, rows, t in parts if n and rows]
+    n_scores = max(read * plan.n_words, len(task.label_words))
+    wires = [(n, gauge.wire(task.rows(rows, t), n_scores)) for n, rows, t in parts if n and rows]
     return Estimate(
         plan.train,
-        plan.dev + plan.manual_dev,
+        plan.dev + plan.manual_dev + read * (1 + plan.test + plan.manual_test),
         plan.test + plan.manual_test,
         examples,
         up,

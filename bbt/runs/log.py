@@ -65,9 +65,9 @@ class EventLog:
             self._to_recall.popleft()
         return self._to_recall[0]["event"] if self._to_recall else None
 
-    def peek(self, kind: str, key: str) -> Any:
-        """Return what the next recorded event, if it is of this kind, has under a key; None where it has nothing."""
-        return self._to_recall[0].get(key) if self.upcoming == kind else None
+    def peek(self, key: str) -> Any:
+        """Return what the next recorded event has under a key, without recalling it; None where it has nothing."""
+        return self._to_recall[0].get(key) if self.upcoming else None
 
     def append(self, event: Event) -> None:
         """Write one event and see it on disk.

@@ -1,14 +1,15 @@
 """Labels of several tokens are scored here by the likelihood of their words after the row's text."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from bbt.backend import EncodedPairs, TargetBackend, require
 from bbt.errors import ConfigError
 from bbt.scoring.scorer import Scorer
-from bbt.spaces.soft import Space
-from bbt.types import AnyPrompts, Latents, Scores
+from bbt.spaces.soft import LatentTargetBackend, PromptSpace, Space
+from bbt.types import AnyPrompts, Latents, RowScores, Scores
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,31 @@ class LikelihoodScorer(Scorer):
         """
         if prompts.ndim != 3:
             raise ConfigError(f"task.scored_by: {self._task.scored_by} is for soft prompts at the input alone.")
-        encoded = self.encoded(prompts.shape[1])
-        assert isinstance(encoded, LabelPairs), "`_encode` makes them"
-        pairs = encoded.pairs
-
-        def score() -> Scores:
-            found = self._targets.target_log_likelihoods(prompts, pairs)
-            if self._task.scored_by == "mean_likelihood":
-                found = np.asarray(found / pairs.n_target_tokens, dtype=np.float32)
-            return found.reshape(len(prompts), encoded.n_examples, encoded.n_labels)
-
-        return self._counted(prompts.nbytes, encoded, score)
+        encoded = self._labelled(prompts.shape[1])
+        score = partial(self._targets.target_log_likelihoods, prompts, encoded.pairs)
+        return self._counted(prompts.nbytes, encoded, lambda: self._of_labels(score(), encoded))
 
     def latent_scores(self, latents: Latents, space: Space) -> Scores:
-        """Score every row under the prompts that latents (n, d) stand for in a space; see `scores`."""
-        return self.scores(space.prompts(latents))
+        """Score every row under the prompts that latents (n, d) stand for in a space; see `scores`. A backend that can
+        hold the space is sent z instead of prompts."""
+        backend = self._backend
+        if not (isinstance(backend, LatentTargetBackend) and isinstance(space, PromptSpace)):
+            return self.scores(space.prompts(latents))
+        encoded = self._labelled(space.n_prompt_tokens)
+        score = partial(backend.latent_log_likelihoods, latents, space, encoded.pairs)
+        return self._counted(len(latents) * space.p0.nbytes, encoded, lambda: self._of_labels(score(), encoded))
+
+    def _labelled(self, n_prompt_tokens: int) -> LabelPairs:
+        """The rows with all labels, tokenised for so many prompt tokens."""
+        encoded = self.encoded(n_prompt_tokens)
+        assert isinstance(encoded, LabelPairs), "`_encode` makes them"
+        return encoded
+
+    def _of_labels(self, found: RowScores, encoded: LabelPairs) -> Scores:
+        """Make scores (n, B, K) of the log-likelihoods (n, B K) of all labels."""
+        if self._task.scored_by == "mean_likelihood":
+            found = np.asarray(found / encoded.pairs.n_target_tokens, dtype=np.float32)
+        return found.reshape(-1, encoded.n_examples, encoded.n_labels)
 
     @property
     def _targets(self) -> TargetBackend:

@@ -71,9 +71,14 @@ class Objective:
         """Take note of losses of prompts that a resumed run has recorded; this objective needs none of them."""
 
     def _judged(self, scores_by: Callable[[Scorer], Scores]) -> Losses:
-        scores, free = scores_by(self._scorer), self._content_free
+        scores = scores_by(self._scorer)
         self._ledger.train_queries += len(scores)
-        if self._calibration != "none":
-            content_free = (lambda: scores_by(free)) if free else None
-            scores = scores + class_biases(self._calibration, scores, self._scorer.labels, content_free)[:, None]
-        return finite_losses(self._loss(scores, self._scorer.labels))
+        return finite_losses(self._loss(self._calibrated(scores, scores_by), self._scorer.labels))
+
+    def _calibrated(self, scores: Scores, scores_by: Callable[[Scorer], Scores]) -> Scores:
+        """The scores (n, B, K) with each prompt's class biases."""
+        free = self._content_free
+        if self._calibration == "none":
+            return scores
+        content_free = (lambda: scores_by(free)) if free else None
+        return scores + class_biases(self._calibration, scores, self._scorer.labels, content_free)[:, None]

@@ -47,7 +47,7 @@ class Scorer:
 
     def _encode(self, n_prompt_tokens: int) -> Encoded:
         rows = self._task.rows(self._examples, n_prompt_tokens)
-        return self._backend.encode(rows, self._task.label_words, self._anchor if n_prompt_tokens else None)
+        return self._backend.encode(rows, self._task.scored_words, self._anchor if n_prompt_tokens else None)
 
     def anchored(self, anchor: Prompts) -> "Scorer":
         """A scorer of the same rows with this anchor; the rows that were cut are not counted again."""
@@ -63,7 +63,7 @@ class Scorer:
 
     def scores(self, prompts: AnyPrompts) -> Scores:
         """The scores (n, B, K) of soft prompts (n, T, H), deep ones (n, L, T, H) or hard ones (n, T), counted in the
-        ledger.
+        ledger. A task of further words has scores (n, B, M).
 
         Raises:
             BackendError: deep or hard prompts on a backend that does not take them.

@@ -3,18 +3,28 @@
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.backend import Backend, Encoded, EncodedPairs, GenerationBackend, HardBackend, TargetBackend, require
+from bbt.backend import (
+    Backend,
+    Encoded,
+    EncodedPairs,
+    GenerationBackend,
+    HardBackend,
+    RemoteBackend,
+    TargetBackend,
+    Traffic,
+    require,
+)
 from bbt.errors import ConfigError
 from bbt.scoring.judge import Verdict
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import finite_losses
 from bbt.scoring.scorer import Scorer
-from bbt.spaces.soft import Space
+from bbt.spaces.soft import LatentTargetBackend, PromptSpace, Space
 from bbt.tasks import Example, GenerationTask, Task
 from bbt.types import AnyPrompts, Latents, Losses, Prompts, RowScores
 
@@ -72,6 +82,11 @@ class TargetScorer(Scorer):
         assert isinstance(self._task, GenerationTask), "`scorer_of` sees to it"
         return self._task
 
+    @property
+    def tells_likelihoods(self) -> bool:
+        """Whether the backend tells how likely a target is; an API of text alone does not."""
+        return isinstance(self._backend, TargetBackend)
+
     def log_likelihoods(self, prompts: Prompts) -> RowScores:
         """Compute the log-likelihoods (n, B) of the targets in nats under soft prompts (n, T, H). The ledger counts
         it."""
@@ -83,9 +98,23 @@ class TargetScorer(Scorer):
 
         return self._counted(prompts.nbytes, pairs, score)
 
-    def target_scores(self, prompt: Prompts) -> TargetScores:
-        """How likely the targets are under one prompt (1, T, H). The ledger counts it."""
+    def target_scores(self, prompt: Prompts) -> TargetScores | None:
+        """How likely the targets are under one prompt (1, T, H), if the backend tells likelihoods. The ledger counts
+        it."""
+        if not self.tells_likelihoods:
+            return None
         return TargetScores(self.log_likelihoods(prompt)[0], self.pairs(prompt.shape[1]).n_target_tokens)
+
+    def latent_log_likelihoods(self, latents: Latents, space: Space) -> RowScores:
+        """Compute the log-likelihoods (n, B) of the targets under the prompts that latents (n, d) stand for in a space.
+        A backend that can hold the space is sent z instead of prompts."""
+        backend = self._backend
+        if not (isinstance(backend, LatentTargetBackend) and isinstance(space, PromptSpace)):
+            return self.log_likelihoods(space.prompts(latents))
+        pairs = self.pairs(space.n_prompt_tokens)
+        return self._counted(
+            len(latents) * space.p0.nbytes, pairs, lambda: backend.latent_log_likelihoods(latents, space, pairs)
+        )
 
     def pairs(self, n_prompt_tokens: int) -> EncodedPairs:
         """Return the rows with their targets, tokenised for so many prompt tokens."""
@@ -99,16 +128,23 @@ class TargetScorer(Scorer):
             return []
         backend = require(self._backend, GenerationBackend, f"task {self._task.name}")
         contexts, decoding = self._contexts_of(backend, prompt.shape[1]), self.task.decoding
+        remote = self._backend if isinstance(self._backend, RemoteBackend) else None
+        before = replace(remote.traffic) if remote else Traffic()
         start = time.perf_counter()
         texts = backend.generate(prompt, contexts, decoding)
         self._ledger.backend_seconds += time.perf_counter() - start
         self._ledger.examples += len(texts)
-        self._ledger.bytes_up += prompt.nbytes
-        self._ledger.bytes_down += sum(len(text.encode()) for text in texts)
-        self._ledger.tokens_up += contexts.n_tokens
-        if isinstance(backend, HardBackend):
-            self._ledger.tokens_down += sum(len(backend.prompt_ids(text)) for text in texts)
+        after = remote.traffic if remote else Traffic(prompt.nbytes, sum(len(text.encode()) for text in texts))
+        self._ledger.bytes_up += after.bytes_up - before.bytes_up
+        self._ledger.bytes_down += after.bytes_down - before.bytes_down
+        self._ledger.tokens_up += after.tokens_up - before.tokens_up or contexts.n_tokens
+        self._ledger.tokens_down += after.tokens_down - before.tokens_down or self._n_tokens(texts)
         return texts
+
+    def _n_tokens(self, texts: Sequence[str]) -> int:
+        """Count the tokens of texts, where the backend has a tokenizer."""
+        backend = self._backend
+        return sum(len(backend.prompt_ids(text)) for text in texts) if isinstance(backend, HardBackend) else 0
 
     def _contexts_of(self, backend: GenerationBackend, n_prompt_tokens: int) -> Encoded:
         """Return the rows without their targets, tokenised for so many prompt tokens."""
@@ -153,12 +189,18 @@ class TargetObjective:
         if self._by_metric:
             task, examples = self._scorer.task, self._scorer.examples
             return np.array([-task.text_metric(self._scorer.texts(one[None]), examples) for one in prompts])
-        found = self._scorer.log_likelihoods(prompts)
-        return finite_losses(token_losses(found, self._scorer.pairs(prompts.shape[1]).n_target_tokens).mean(axis=1))
+        return self._mean_losses(self._scorer.log_likelihoods(prompts), prompts.shape[1])
 
     def latent_losses(self, latents: Latents, space: Space) -> Losses:
         """Compute the losses (n,) of the prompts that latents (n, d) stand for in a space; see `losses`."""
-        return self.losses(space.prompts(latents))
+        if self._by_metric:
+            return self.losses(space.prompts(latents))
+        self._ledger.train_queries += len(latents)
+        return self._mean_losses(self._scorer.latent_log_likelihoods(latents, space), space.n_prompt_tokens)
+
+    def _mean_losses(self, found: RowScores, n_prompt_tokens: int) -> Losses:
+        """Make losses (n,) of log-likelihoods (n, B)."""
+        return finite_losses(token_losses(found, self._scorer.pairs(n_prompt_tokens).n_target_tokens).mean(axis=1))
 
     def counted_in(self, ledger: Ledger) -> "TargetObjective":
         """The same loss, whose costs are counted in another ledger."""
@@ -175,7 +217,8 @@ class TargetObjective:
 
 class TargetJudge:
     """A judge of prompts on dev rows whose answer is a text (a `DevJudge`): it judges by the loss of the targets'
-    tokens, and by the task's first metric of what is generated."""
+    tokens, and by the task's first metric of what is generated. Where the backend tells no likelihoods, minus that
+    metric is the loss."""
 
     def __init__(self, scorer: TargetScorer, ledger: Ledger) -> None:
         self._scorer, self._ledger = scorer, ledger
@@ -200,9 +243,13 @@ class TargetJudge:
 
 
 def text_verdict(
-    task: GenerationTask, examples: Sequence[Example], scores: TargetScores, texts: Callable[[], Sequence[str]]
+    task: GenerationTask, examples: Sequence[Example], scores: TargetScores | None, texts: Callable[[], Sequence[str]]
 ) -> Verdict:
-    """Give the verdict on what scores dev rows' targets so and, when it is asked, writes these texts."""
+    """Give the verdict on what scores dev rows' targets so and, when it is asked, writes these texts. Where no
+    likelihoods are told the metric stands for the loss."""
+    if scores is None:
+        metric = task.text_metric(texts(), examples)
+        return Verdict(metric, -metric)
     losses = scores.row_losses
     if not np.isfinite(losses).all():
         return Verdict(0.0, float("inf"))

@@ -81,15 +81,14 @@ class AsynchronousTuner(Tuner):
     def _first(self, latents: Latents) -> tuple[Latents, Losses]:
         """The candidates (n, d) of a generation and their losses (n,), recalled or as they are scored first."""
         self._recall_left()
-        numbers = self.log.peek("generation", "numbers")
-        if numbers is None:
+        if self.recorded is None:
             numbers, losses = self._await()
             taken = self._taken(numbers)
             self._record(taken, losses, numbers=numbers)
             return taken, losses
-        taken = self._taken(numbers)
+        taken = self._taken(self.log.peek("numbers") or [])
         recalled = self._recalled(taken)
-        assert recalled is not None, "it was looked at just now"
+        assert recalled is not None, "there is a record"
         return taken, recalled
 
     def _taken(self, numbers: Sequence[int]) -> Latents:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bbt.backend import Encoded
 from bbt.draws import on_grid, stable_normal, stable_uniform
 from bbt.errors import ConfigError
-from bbt.types import AnyPrompts, Latents, Prompts, Scores
+from bbt.types import AnyPrompts, Latents, Prompts, RowScores, Scores
 
 Projection = Literal["uniform", "normal", "orthonormal"]
 
@@ -162,3 +162,12 @@ class LatentBackend(Protocol):
 
     def latent_scores(self, latents: Latents, space: PromptSpace, encoded: Encoded) -> Scores:
         """The float32 scores (n, B, K) that `label_scores` gives for `space.prompts(latents)`, latents (n, d)."""
+
+
+@runtime_checkable
+class LatentTargetBackend(Protocol):
+    """The protocol, beside `TargetBackend`, of a backend that can hold a prompt space."""
+
+    def latent_log_likelihoods(self, latents: Latents, space: PromptSpace, encoded: Any) -> RowScores:
+        """The float32 log-likelihoods (n, B) that `target_log_likelihoods` gives for `space.prompts(latents)`, latents
+        (n, d)."""

@@ -39,6 +39,8 @@ class Task:
     """What a label's score is. `label_words` is the logit of its word, which is one token; `likelihood` is the
     log-likelihood of its word or words, of as many tokens as they have (masked LMs have none); `mean_likelihood` is the
     same divided by the number of tokens, so that long labels have no disadvantage."""
+    words: tuple[str, ...] = ()
+    """Further words, whose scores come behind those of the label words: M words in all (`bbt.scoring.readout`)."""
 
     def __post_init__(self) -> None:
         if len(self.label_words) != len(self.label_names):
@@ -54,6 +56,11 @@ class Task:
     def at_start(self) -> "Task":
         """Return the task with the soft prompt at the very start of its rows."""
         return replace(self, template=self.template.at_start())
+
+    @property
+    def scored_words(self) -> tuple[str, ...]:
+        """The words (M,) that a backend scores: the label words, and then the further ones."""
+        return self.label_words + self.words
 
     def rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
         """Render examples as segments for `Backend.encode`."""

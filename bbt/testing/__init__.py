@@ -9,6 +9,7 @@ Each `check_...` raises an AssertionError that says in a sentence what is broken
 call them for every part in our tables, so that a new one is tested by being named there.
 """
 
+from bbt.testing.answers import GENERATION_CHECKS, TARGET_CHECKS, check_answers
 from bbt.testing.backends import BACKEND_CHECKS, check_backend, check_reads_prompts_as_words
 from bbt.testing.methods import check_method
 from bbt.testing.optimizers import check_optimizer
@@ -17,8 +18,11 @@ from bbt.testing.toy import ToyBackend, ToyRows
 
 __all__ = [
     "BACKEND_CHECKS",
+    "GENERATION_CHECKS",
+    "TARGET_CHECKS",
     "ToyBackend",
     "ToyRows",
+    "check_answers",
     "check_backend",
     "check_loss",
     "check_method",
