@@ -1,6 +1,7 @@
 """What a GPU's path does beside its kernels: graphs of what is asked for again and again, a prompt space that stays on
 the device, budgets from free memory, fp32 that is fp32. A CPU runs all of it but CUDA's own calls."""
 
+import json
 import logging
 
 import numpy as np
@@ -15,8 +16,11 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from backends.local import backend as backend_module
 from backends.local import device, graphs, loading
 from backends.local.device import HeldSpace, budget_within, exact_products
+from backends.local.forward import Forward
 from backends.local.graphs import AFTER, MOST, Graphs, Recorded
 from backends.local.kernels import norms_in_one_kernel
+from bbt import api
+from bbt.config import make_config
 from bbt.errors import BackendError
 from bbt.spaces.soft import LatentBackend, PromptSpace, random_projection
 
@@ -179,6 +183,8 @@ def test_a_cpu_keeps_to_its_caches(tiny_backend):
 @pytest.fixture
 def tf32_allowed():
     products = torch.backends.cuda.matmul
+    if not hasattr(products, "fp32_precision"):
+        pytest.skip("PyTorch before 2.9 has another name for it")
     was = products.fp32_precision
     products.fp32_precision = "tf32"
     yield products
@@ -209,8 +215,8 @@ def test_rms_norm_is_one_kernel_where_it_gives_the_same_numbers():
 
 @pytest.mark.parametrize(("amx", "avx", "expected"), [(1, 0, "bf16"), (0, 1, "bf16"), (0, 0, "fp32")])
 def test_auto_takes_bf16_where_a_cpu_has_instructions_for_it(amx, avx, expected, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx))
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: bool(amx), raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx), raising=False)
     assert loading.resolve_precision("auto", torch.device("cpu")) is loading.PRECISIONS[expected]
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
     monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
@@ -226,3 +232,38 @@ def test_a_model_that_one_device_has_no_room_for_says_what_to_do(tiny_backend, m
         BackendError, match=r"takes 0\.0 GB in float32, for which .* has no room.*precision: bf16.*vLLM"
     ):
         tiny_backend("bert")
+
+
+def test_a_run_whose_memory_ran_out_goes_on_and_resumes(tiny_folder, tmp_path, monkeypatch, caplog):
+    settings = {
+        "task": {"name": "sst2", "label_words": ["bad", "great"]},
+        "data": {"k": 4},
+        "model": {"name": str(tiny_folder("gpt2")), "options": {"device": DEVICE, "precision": "fp32"}},
+        "prompt": {"n_prompt_tokens": 3, "intrinsic_dim": 10, "n_screened": 1},
+        "optimizer": {"population_size": 6},
+        "evaluation": {"rows": 8},
+    }
+
+    def run(name, queries):
+        return api.run(make_config({**settings, "name": name, "budget": {"queries": queries}}), tmp_path).folder
+
+    def events(folder):
+        return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+    whole, compute, large = events(run("whole", 25)), Forward.__call__, []
+
+    def crowded(forward, embeddings, call):
+        if len(embeddings) > 200:
+            large.append(len(embeddings))
+        if len(large) > 1 and len(embeddings) > 200:  # from the second generation on
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return compute(forward, embeddings, call)
+
+    monkeypatch.setattr(Forward, "__call__", crowded)
+    folder = run("part", 13)
+    part = events(folder)
+    assert "memory ran out: micro-batches have" in caplog.text
+    resumed = events(api.resume(folder, queries=25).folder)
+    assert resumed[: len(part)] == part
+    losses = [[e["losses"] for e in log if e["event"] == "generation"] for log in (whole, resumed)]
+    np.testing.assert_allclose(*losses, atol=1e-4)

@@ -23,7 +23,7 @@ def one_by_one(q, k, v, q_begins, k_begins, q_most, k_most, scale, causal):
     """As flash attention defines it: a causal query sees the keys up to its own, counted from the end."""
     heads = q.shape[1]
     k, v = (one.repeat_interleave(heads // one.shape[1], dim=1) for one in (k, v))
-    out, sums = torch.empty_like(q), torch.empty(q.shape[:2])
+    out, sums = torch.empty_like(q), torch.empty(q.shape[:2], device=q.device)
     for i in range(len(q_begins) - 1):
         rows, keys = slice(*q_begins[i : i + 2].tolist()), slice(*k_begins[i : i + 2].tolist())
         assert rows.stop - rows.start <= q_most
@@ -31,7 +31,9 @@ def one_by_one(q, k, v, q_begins, k_begins, q_most, k_most, scale, causal):
         scores = torch.einsum("qhd,khd->hqk", q[rows].float(), k[keys].float()) * scale
         if causal:
             n, m = scores.shape[1:]
-            scores = scores.masked_fill(torch.ones(n, m, dtype=torch.bool).triu(1 + m - n), float("-inf"))
+            scores = scores.masked_fill(
+                torch.ones(n, m, dtype=torch.bool, device=q.device).triu(1 + m - n), float("-inf")
+            )
         out[rows] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v[keys].float()).to(q.dtype)
         sums[rows] = scores.logsumexp(-1).T
     assert (q_begins[-1], k_begins[-1]) == (len(q), len(k))
@@ -162,7 +164,7 @@ def test_a_kernel_that_is_wrong_or_fails_is_not_used(
 
 
 class Watch(TorchDispatchMode):
-    """Notes what a GPU would make the host wait for or copy from its memory: numbers read, places counted, constants."""
+    """Notes what a GPU would make the host wait for, or copy from its memory: numbers, counts of places, constants."""
 
     WAITS = (
         "_local_scalar_dense",

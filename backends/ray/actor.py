@@ -103,9 +103,15 @@ class Actor:
             backend.info, tuple(name for name, offer in OFFERS.items() if isinstance(backend, offer.capability))
         )
 
-    def answer(self, question: Question) -> Answer:
-        """Put a question to the backend."""
-        before, value, after = self._traffic(), self._value(question), self._traffic()
+    def answers(self, questions: Sequence[Question]) -> list[Answer | Exception]:
+        """Put questions to the backend, one after the other; what it raises at one is that one's answer."""
+        return [self._answer(question) for question in questions]
+
+    def _answer(self, question: Question) -> Answer | Exception:
+        try:
+            before, value, after = self._traffic(), self._value(question), self._traffic()
+        except Exception as error:
+            return error
         return Answer(value, Traffic(**{name: getattr(after, name) - getattr(before, name) for name in vars(before)}))
 
     @property

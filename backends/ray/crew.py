@@ -25,6 +25,9 @@ LOG = logging.getLogger(__name__)
 
 SLOW = 3.0
 """A question that takes this many times the median of the last ones is asked of an idle actor, too."""
+PARTS = 4
+"""A call has that part of the waiting questions which would keep every actor busy so many times: calls get smaller
+towards the end, and no actor is left with much to do (guided self-scheduling, Polychronopoulos and Kuck 1987)."""
 TICK = 0.2
 """Seconds between two looks at who is slow, and whether anybody answers at all."""
 DEATHS = 4
@@ -44,7 +47,7 @@ class Asked:
     n_asked: int = 0
     """How many actors are at it now."""
     n_deaths: int = 0
-    """How many actors have died at it."""
+    """How many actors have died at it; after the first it is asked alone."""
 
 
 @dataclass(eq=False)
@@ -55,8 +58,8 @@ class Member:
     """Ray's handle of the actor."""
     ready: bool = False
     """Whether its model is loaded."""
-    under_way: list[Asked] = field(default_factory=list)
-    """What it was asked and has not answered."""
+    under_way: list[list[Asked]] = field(default_factory=list)
+    """What it was asked and has not answered, call by call."""
 
 
 class Crew:
@@ -138,8 +141,8 @@ class Crew:
         self._waiting.extend(asked)
 
     def _serve(self) -> None:
-        """Give the actors that are free what waits; where much waits, each is asked the next question before it has
-        answered, so that it does not stand idle in between."""
+        """Give the actors that are free what waits. Where much waits, each is given several questions in a call, which
+        costs less, and the next call before it has answered, so that it does not stand idle in between."""
         while self._waiting:
             ready = [member for member in self._members if member.ready]
             free = min(ready, key=lambda member: len(member.under_way), default=None)
@@ -148,31 +151,43 @@ class Crew:
                 if self._fatal:
                     self._fail(self._fatal)
                 return
+            batch = self._next(max(1, len(self._waiting) // (PARTS * len(ready))))
+            if batch:
+                self._put(free, batch)
+
+    def _next(self, n: int) -> list[Asked]:
+        """The next questions, n at most, that are still to be answered."""
+        batch: list[Asked] = []
+        while self._waiting and len(batch) < n and not (batch and self._waiting[0].n_deaths):
             asked = self._waiting.popleft()
             if not asked.answer.done():
-                self._put(free, asked)
+                batch.append(asked)
+                n = 1 if asked.n_deaths else n
+        return batch
 
-    def _put(self, member: Member, asked: Asked) -> None:
+    def _put(self, member: Member, batch: list[Asked]) -> None:
         """Ask an actor."""
-        member.under_way.append(asked)
-        asked.since, asked.n_asked = time.monotonic(), asked.n_asked + 1
-        self._when_done(member.handle.answer.remote(asked.question), lambda done: self._answered(member, asked, done))
+        member.under_way.append(batch)
+        for asked in batch:
+            asked.since, asked.n_asked = time.monotonic(), asked.n_asked + 1
+        answers = member.handle.answers.remote([asked.question for asked in batch])
+        self._when_done(answers, lambda done: self._answered(member, batch, done))
 
     def _when_done(self, reference: Any, then: Callable[["Future[Any]"], None]) -> None:
         reference.future().add_done_callback(lambda done: self._events.put(lambda: then(done)))
 
-    def _answered(self, member: Member, asked: Asked, done: "Future[Any]") -> None:
+    def _answered(self, member: Member, batch: list[Asked], done: "Future[Any]") -> None:
         """Take in what an actor's call has come to."""
         error = done.exception()
         if error is not None and not isinstance(error, self._of_the_call):
             self._lost(member, error)
             return
-        if asked in member.under_way:
-            member.under_way.remove(asked)
-            asked.n_asked -= 1
+        member.under_way = [other for other in member.under_way if other is not batch]
         self._heard = time.monotonic()
-        self._seconds.append(self._heard - asked.since)
-        _settle(asked.answer, done.result() if error is None else _cause(error))
+        self._seconds.append((self._heard - batch[0].since) / len(batch))
+        for asked, answer in zip(batch, done.result() if error is None else [_cause(error)] * len(batch), strict=True):
+            asked.n_asked -= 1
+            _settle(asked.answer, answer)
 
     def _lost(self, member: Member, error: BaseException) -> None:
         """Replace an actor that has died, and ask others what it was asked."""
@@ -181,10 +196,10 @@ class Crew:
             return
         LOG.warning("an actor has died and is replaced: %s", self._fault)
         self._members.remove(member)
-        for asked in reversed(member.under_way):
+        first, calls = member.under_way[:1], member.under_way
+        for asked in reversed([asked for batch in calls for asked in batch]):
             asked.n_asked -= 1
-            first = asked is member.under_way[0]  # what it was at; the rest had not begun
-            asked.n_deaths += first
+            asked.n_deaths += any(asked in batch for batch in first)  # what it was at; the rest had not begun
             if asked.n_deaths >= DEATHS:
                 message = f"{DEATHS} actors have died at the same candidates, the last one so: {self._fault}"
                 _settle(asked.answer, BackendError(message))
@@ -238,7 +253,7 @@ class Crew:
     def _look_around(self) -> None:
         """Ask idle actors what others are slow with, and give up where nobody answers at all."""
         now = time.monotonic()
-        under_way = {asked for member in self._members for asked in member.under_way}
+        under_way = {asked for member in self._members for batch in member.under_way for asked in batch}
         if (self._waiting or under_way or not self.first.done()) and now - self._heard > self._patience:
             message = f"no actor has answered for {self._patience:.0f} s; {self._fault}"
             self._fail(EndpointError(message))
@@ -250,13 +265,14 @@ class Crew:
         for member, asked in zip(idle, late, strict=False):
             if now - asked.since > max(slow, TICK):
                 began = asked.since
-                self._put(member, asked)
+                self._put(member, [asked])
                 asked.since = began
 
     def _fail(self, error: Exception) -> None:
         """End everything that waits or is under way by an error."""
         self._heard = time.monotonic()
-        waiting = [*self._waiting, *(asked for member in self._members for asked in member.under_way)]
+        under_way = (asked for member in self._members for batch in member.under_way for asked in batch)
+        waiting = [*self._waiting, *under_way]
         self._waiting.clear()
         _settle(self.first, error)
         for asked in waiting:

@@ -33,8 +33,11 @@ class WordsObjective(Objective):
 
 
 class WordsJudge(Judge):
-    """A judge of prompts on dev rows, each of which is answered by a readout of the train rows and the other dev rows.
-    The train rows are scored as well, which is a part of the dev query."""
+    """A judge of prompts on all labelled rows, train and dev, each of which is answered by a readout of all others.
+
+    Every prompt gets weights of its own, whose noise a few dev rows do not tell from a gain, so the train rows judge as
+    well (examples/RESULTS.md). They are scored as a part of the dev query.
+    """
 
     def __init__(self, dev: Scorer, task: Task, ledger: Ledger, train: Scorer, strength: Strength) -> None:
         super().__init__(dev, task, ledger)
@@ -46,4 +49,9 @@ class WordsJudge(Judge):
         labels = np.concatenate([self._scorer.labels, self._seen.labels])
         self._ledger.dev_queries += len(prompts)
         left_out = left_out_scores(scores, labels, len(self._task.label_words), self._strength)
-        return verdicts(self._task, self._scorer.labels, left_out[:, : self.n_examples])
+        return verdicts(self._task, labels, left_out)
+
+    @property
+    def n_examples(self) -> int:
+        """The number of labelled rows."""
+        return len(self._scorer.labels) + len(self._seen.labels)
