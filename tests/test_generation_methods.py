@@ -98,8 +98,8 @@ def test_likelihoods_with_gradients_are_those_of_the_forward_pass(name, tiny_bac
 
 
 def plain_texts(backend, model, contexts, n_new):
-    """The texts that a plain call of `generate`, one row at a time, gives."""
-    texts = []
+    """The texts that a plain call of `generate`, one row at a time, gives, up to the model's end of sequence."""
+    texts, end = [], backend.model.generation_config.eos_token_id
     for row in contexts.rows:
         ids = torch.tensor([row.ids])
         how = {"max_new_tokens": n_new, "do_sample": False, "pad_token_id": 0}
@@ -110,7 +110,8 @@ def plain_texts(backend, model, contexts, n_new):
             tokenizer = AutoTokenizer.from_pretrained(backend.info.name)
             texts.append(tokenizer.decode(new[len(row.decoder) :], skip_special_tokens=True).strip())
         else:
-            texts.append(backend.prompt_text(new[ids.shape[1] :].tolist()).strip())
+            new = new[ids.shape[1] :].tolist()
+            texts.append(backend.prompt_text(new[: new.index(end)] if end in new else new).strip())
     return texts
 
 
@@ -124,6 +125,7 @@ def test_rows_of_several_lengths_are_gone_on_from_as_peft_does(name, method, tin
         from peft import get_peft_model
 
         peft_model = get_peft_model(model.model, training.peft_config(model.model)).eval()
+    torch.manual_seed(0)
     for weight in peft_model.parameters():
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.5)
@@ -156,6 +158,7 @@ def test_adapters_are_there_when_text_is_written(variant, tiny_backend, setting)
     backend, method = tiny_backend("gpt2"), load_method(setting("adapter", variant=variant, bottleneck=4))
     model = backend.trainable()
     method.thaw(model.model)
+    torch.manual_seed(0)
     for name, weight in model.model.named_parameters():
         if "adapter" in name:
             torch.nn.init.normal_(weight)

@@ -164,11 +164,7 @@ def test_a_kernel_that_is_wrong_or_fails_is_not_used(
 
 
 class Watch(TorchDispatchMode):
-<<<<<<< HEAD
     """Notes what a GPU would make the host wait for, or copy from its memory: numbers, counts of places, constants."""
-=======
-    """Notes what a GPU would make the host wait for or copy from its memory: numbers, counted places, constants."""
->>>>>>> encdec
 
     WAITS = (
         "_local_scalar_dense",

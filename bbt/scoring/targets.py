@@ -1,14 +1,9 @@
 """Rows whose answer is a text are scored here: by how likely a prompt makes that text, or by what the model writes."""
 
-<<<<<<< HEAD
-from collections.abc import Sequence
-from copy import copy
-=======
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
->>>>>>> encdec
 
 import numpy as np
 from numpy.typing import NDArray
