@@ -1,9 +1,8 @@
 """Rows whose answer is a text are scored here: by how likely a prompt makes that text, or by what the model writes."""
 
-import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
