@@ -31,13 +31,28 @@ ids = tokenizer(text, add_special_tokens=facts["add_special_tokens"], return_ten
 _READ = {
     "causal": "read = -1  # the label word comes next\n",
     "masked": 'read = facts["n_virtual_tokens"] + ids[0].tolist().index(tokenizer.mask_token_id)\n',
+    "encoder-decoder": "read = -1  # the decoder says the label word next\n",
 }
+_GIVEN = {
+    "causal": "",
+    "masked": "",
+    "encoder-decoder": ', decoder_input_ids=torch.tensor([facts["decoder_ids"]])',
+}
+_ANSWER_AFTER_IDS = {
+    "causal": "written[0, ids.shape[1] :]",
+    "encoder-decoder": "written[0], skip_special_tokens=True",
+}
+_ANSWER_AFTER_EMBEDDINGS = {"causal": "written[0]", "encoder-decoder": "written[0], skip_special_tokens=True"}
 _SCORED = """\
 scores = {weighed}logits[read, facts["label_ids"]] + torch.tensor(facts["biases"])
 probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
 """
 _IMPORTS = "import json\nfrom pathlib import Path\n\nimport torch\n"
-_AUTO = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
+_AUTO = {
+    "causal": "AutoModelForCausalLM",
+    "masked": "AutoModelForMaskedLM",
+    "encoder-decoder": "AutoModelForSeq2SeqLM",
+}
 
 _PEFT = """\
 from peft import PeftModel
@@ -45,7 +60,7 @@ from transformers import {auto}, AutoTokenizer
 
 {loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"], dtype=torch.float32), ".").eval()
 with torch.no_grad():
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids){given}).logits[0]
 {read}{scored}"""
 _TRANSFORMERS = """\
 from safetensors.torch import load_file
@@ -55,14 +70,14 @@ from transformers import {auto}, AutoTokenizer
 prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
 embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
 with torch.no_grad():
-    logits = model(inputs_embeds=embeddings).logits[0]
+    logits = model(inputs_embeds=embeddings{given}).logits[0]
 {read}{scored}"""
 _MANUAL = """\
 from transformers import {auto}, AutoTokenizer
 
 {loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
 with torch.no_grad():
-    logits = model(input_ids=ids).logits[0]
+    logits = model(input_ids=ids{given}).logits[0]
 {read}{scored}"""
 _VLLM = """\
 import base64
@@ -95,8 +110,8 @@ from transformers import {auto}, AutoTokenizer
 
 {loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"], dtype=torch.float32), ".").eval()
 torch.manual_seed(facts["seed"])
-written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **facts["generation"])
-answer = tokenizer.decode(written[0, ids.shape[1] :])
+written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **facts["generation"])
+answer = tokenizer.decode({after_ids})
 {answered}"""
 _TRANSFORMERS_WRITES = """\
 from safetensors.torch import load_file
@@ -107,16 +122,16 @@ prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
 embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
 mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
 torch.manual_seed(facts["seed"])
-written = model.generate(inputs_embeds=embeddings, attention_mask=mask, **facts["generation"])
-answer = tokenizer.decode(written[0])
+written = model.generate(inputs_embeds=embeddings, attention_mask=mask{given}, **facts["generation"])
+answer = tokenizer.decode({after_embeddings})
 {answered}"""
 _MANUAL_WRITES = """\
 from transformers import {auto}, AutoTokenizer
 
 {loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
 torch.manual_seed(facts["seed"])
-written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **facts["generation"])
-answer = tokenizer.decode(written[0, ids.shape[1] :])
+written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **facts["generation"])
+answer = tokenizer.decode({after_ids})
 {answered}"""
 _VLLM_WRITES = """\
 import base64
@@ -159,7 +174,7 @@ def export(classifier: Classifier | Generator, backend: Backend, to: Target, fol
         raise PromptError(f"what was trained is no soft prompt (a {type(classifier).__name__}): it cannot be exported.")
     if to == "vllm" and backend.info.kind != "causal":
         raise ConfigError(
-            f"vLLM serves causal LMs; {backend.info.name} is a masked one: export to peft or transformers."
+            f"vLLM serves causal LMs; {backend.info.name} is no such model: export to peft or transformers."
         )
     vectors, facts = virtual_tokens(replace(classifier.prompt, model=_findable(classifier.prompt.model)), backend)
     folder = Path(folder)
@@ -199,7 +214,10 @@ def _page(to: Target, facts: dict[str, Any]) -> str:
         read=_READ[kind],
         scored=_SCORED.format(weighed=weighed),
         weighed=weighed,
+        given=_GIVEN[kind],
         answered=_ANSWERED,
+        after_ids=_ANSWER_AFTER_IDS.get(kind),
+        after_embeddings=_ANSWER_AFTER_EMBEDDINGS.get(kind),
     )
     held = f"A soft prompt of {facts['n_virtual_tokens']} virtual tokens"
     if not facts["n_virtual_tokens"]:

@@ -70,9 +70,9 @@ class TaskConfig(Strict):
     """Whether masked LMs take the label words with the space before them, as the template writes it; the released BBT
     code takes RoBERTa's without."""
     scored_by: ScoredBy = "label_words"
-    """How labels are scored: by the logit of their word, or on causal LMs by the likelihood of their several tokens, or
-    by its mean over the tokens. A task with a {target} has no labels and is scored by generation, also where nothing is
-    said."""
+    """How labels are scored: by the logit of their word, or on causal LMs and encoder-decoders by the likelihood of
+    their several tokens, or by its mean over the tokens. A task with a {target} has no labels and is scored by
+    generation, also where nothing is said."""
     decoding: DecodingConfig = DecodingConfig()
     """How the text in the target's place is generated."""
 

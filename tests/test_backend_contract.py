@@ -8,7 +8,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 from serving import serving
-from tiny_models import ARCHITECTURES, CAUSAL
+from tiny_models import ARCHITECTURES, CAUSAL, ENCODER_DECODER
 
 from backends import BACKENDS
 from backends.http import HttpBackend
@@ -52,6 +52,8 @@ def server(tiny_folder):
 KINDS = [
     *((kind, name) for kind in ("local", "http", "pool") for name in ARCHITECTURES),
     *(("vllm", n) for n in CAUSAL),
+    *(("local", n) for n in ENCODER_DECODER),
+    *((kind, "t5") for kind in ("http", "pool")),
 ]
 
 
@@ -83,8 +85,8 @@ def prompts(backend, n, seed=0):
 
 
 def test_every_backend_of_ours_is_among_those_that_are_tested():
-    in_words_only = {"text-api"}  # no prompt of vectors can be sent there: tests/test_text_api.py
-    assert {kind for kind, _ in KINDS} | in_words_only == set(BACKENDS)
+    elsewhere = {"text-api": "no vectors can be sent there: test_text_api.py", "ray": "test_ray_population.py"}
+    assert {kind for kind, _ in KINDS} | set(elsewhere) == set(BACKENDS)
 
 
 @pytest.mark.parametrize("check", BACKEND_CHECKS, ids=lambda check: check.__name__)

@@ -11,6 +11,7 @@ import typer
 import yaml
 
 from backends import BACKENDS
+from backends.serve.keys import Keys
 from bbt.cli import app
 from bbt.compare.plan import load_plan
 from bbt.config import make_config
@@ -56,12 +57,15 @@ def test_a_command_goes_through_the_parser(words):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_a_block_of_yaml_is_a_config_or_a_plan_and_one_of_python_is_python(page, tmp_path):
+def test_a_block_of_yaml_is_a_config_a_plan_or_keys_and_one_of_python_is_python(page, tmp_path):
     for block in blocks(page, "yaml"):
         tree = {} if block.startswith("--8<--") else yaml.safe_load(block)
         if "methods" in tree:
             (tmp_path / "plan.yaml").write_text(block, encoding="utf-8")
             load_plan(tmp_path / "plan.yaml")
+        elif tree and all(isinstance(value, dict) and "key" in value for value in tree.values()):
+            (tmp_path / "keys.yaml").write_text(block, encoding="utf-8")
+            assert len(Keys.read(tmp_path / "keys.yaml")) == len(tree)
         else:
             load_method(make_config(tree))
     for block in blocks(page, "python"):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_generation import EXAMPLES, QUESTIONS, task, tree
 from toy import shared_config
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from bbt.api import estimate, run, tune
@@ -58,10 +59,13 @@ def train_loss(outcome, experiment):
     return outcome.classifier.target_scores(experiment.split.train, Ledger()).row_losses.mean()
 
 
-@pytest.mark.parametrize("method", TRAININGS)
-def test_training_lowers_the_loss_of_the_targets(method, setting, tmp_path, last_wins):
+OF_BART = ("prompt-tuning", "prefix-tuning", "lora", "model-tuning")
+
+
+@pytest.mark.parametrize(("name", "method"), [*(("gpt2", m) for m in TRAININGS), *(("bart", m) for m in OF_BART)])
+def test_training_lowers_the_loss_of_the_targets(name, method, setting, tmp_path, last_wins):
     rate = 5e-2 if method in ("prompt-tuning", "prefix-tuning") else 5e-3
-    settings = setting(method, steps=15, batch_size=2, learning_rate=rate)
+    settings = setting(method, name, steps=15, batch_size=2, learning_rate=rate)
     outcome = run(settings, tmp_path / "runs")
     experiment = make_experiment(settings, Predictor(outcome.folder).backend)
     manual = (
@@ -77,7 +81,7 @@ def test_training_lowers_the_loss_of_the_targets(method, setting, tmp_path, last
     assert again.classifier.texts(EXAMPLES, Ledger()) == outcome.classifier.texts(EXAMPLES, Ledger())
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bart"])
 def test_likelihoods_with_gradients_are_those_of_the_forward_pass(name, tiny_backend, random_prompts):
     backend, prompts = tiny_backend(name), random_prompts(1, 4)
     rows = task().rows(EXAMPLES, 4)
@@ -99,13 +103,20 @@ def plain_texts(backend, model, contexts, n_new):
     for row in contexts.rows:
         ids = torch.tensor([row.ids])
         how = {"max_new_tokens": n_new, "do_sample": False, "pad_token_id": 0}
-        new = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how)[0, ids.shape[1] :].tolist()
-        texts.append(backend.prompt_text(new[: new.index(end)] if end in new else new).strip())
+        if row.decoder:
+            how["decoder_input_ids"] = torch.tensor([row.decoder])
+        new = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **how)[0]
+        if row.decoder:
+            tokenizer = AutoTokenizer.from_pretrained(backend.info.name)
+            texts.append(tokenizer.decode(new[len(row.decoder) :], skip_special_tokens=True).strip())
+        else:
+            new = new[ids.shape[1] :].tolist()
+            texts.append(backend.prompt_text(new[: new.index(end)] if end in new else new).strip())
     return texts
 
 
 @pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's own, of its own call
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart"])
 @pytest.mark.parametrize("method", ["prefix-tuning", "lora"])
 def test_rows_of_several_lengths_are_gone_on_from_as_peft_does(name, method, tiny_backend, setting):
     backend = tiny_backend(name)
@@ -128,10 +139,15 @@ def test_rows_of_several_lengths_are_gone_on_from_as_peft_does(name, method, tin
     assert found != plain
     pairs = model.encode_pairs(task().rows(EXAMPLES, 0))
     for i, pair in enumerate(pairs.pairs[:3]):
-        ids = torch.tensor([[*pair.context.ids, *pair.target]])
+        ids, begun = torch.tensor([[*pair.context.ids, *pair.target]]), pair.context.ids
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if pair.context.decoder:
+            begun, read = pair.context.decoder, torch.tensor([pair.context.ids])
+            ids = torch.tensor([[*begun, *pair.target]])
+            given = {"input_ids": read, "attention_mask": torch.ones_like(read), "decoder_input_ids": ids}
         with torch.no_grad(), peft_imported():
-            log_probs = peft_model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].log_softmax(-1)
-        places = range(len(pair.context.ids) - 1, ids.shape[1] - 1)
+            log_probs = peft_model(**given).logits[0].log_softmax(-1)
+        places = range(len(begun) - 1, ids.shape[1] - 1)
         expected = sum(float(log_probs[place, token]) for place, token in zip(places, pair.target, strict=True))
         assert model.target_scores(pairs)[i] == pytest.approx(expected, abs=1e-3)
 

@@ -26,6 +26,7 @@ def config(folder, **sections):
         "budget": {"queries": 40, "dev_every": 8},
         "evaluation": {"rows": 10},
         "price": {"up": 2.0, "down": 5.0},
+        "method": {"name": "black-box", "n_words": 0},  # with more the run says whether they are read
     }
     return shared_config({**tree, **sections})
 
@@ -42,12 +43,24 @@ def test_a_million_tokens_cost_the_price():
 def test_the_estimate_is_what_the_run_then_costs(method, tiny_folder):
     selection = {"baselines": False, "n_best": 3}
     evaluation = {"rows": 10, "also_test": {"sst2": None}}
-    settings = config(tiny_folder("gpt2"), method={"name": method}, selection=selection, evaluation=evaluation)
+    settings = config(
+        tiny_folder("gpt2"), method={"name": method, "n_words": 0}, selection=selection, evaluation=evaluation
+    )
     guess, result = estimate(settings), tune(settings).result
     cost = result["cost"]
     assert (guess.train_queries, guess.dev_queries) == (cost["train_queries"], cost["dev_queries"])
     assert guess.price == pytest.approx(total(result), rel=1e-12)
     assert guess.seconds is None
+
+
+@pytest.mark.parametrize("method", ["black-box", "manual"])
+def test_words_that_are_tried_and_not_read_cost_at_most_the_estimate(method, tiny_folder):
+    settings = config(tiny_folder("gpt2"), method={"name": method, "n_words": 128})
+    guess, result = estimate(settings), tune(settings).result
+    assert "manual words" not in result["test"]
+    assert guess.dev_queries > result["cost"]["dev_queries"]
+    assert guess.bytes_down > result["cost"]["bytes_down"]
+    assert total(result) < guess.price
 
 
 @pytest.mark.parametrize("method", ["hard-prompt", "token-search"])

@@ -119,6 +119,8 @@ def test_what_a_local_model_offers_is_offered_bit_for_bit(tiny_folder):
 
     for ours, theirs in zip(all_of_it(there), all_of_it(here), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    before, texts = there.traffic.bytes_down, there.generate(soft[:1], there.encode_contexts(written, 4), Decoding(4))
+    assert there.traffic.bytes_down - before == sum(len(text.encode()) for text in texts) > 0
     assert isinstance(there, DeviceBackend)
     assert there.peak_memory_mb() is None
     assert not isinstance(there, GradientBackend)

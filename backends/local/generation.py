@@ -1,4 +1,5 @@
-"""A causal LM writes text here: `transformers` generates it from the embeddings of rows of several lengths at once."""
+"""A causal LM or an encoder-decoder writes text here: `transformers` generates it from the embeddings of rows of
+several lengths at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def generated(
             stopping_criteria=[_Ended(tokenizer, decoding.stop, n_given)] if decoding.stop else None,
         )
         for i, new in zip(batch, ids[:, n_given:].tolist(), strict=True):
-            texts[i] = written(tokenizer, new, ends, decoding.stop)
+            texts[i] = written(tokenizer, new, ends, decoding.stop, skips_special=bool(rows[i].decoder))
     return texts
 
 
@@ -81,10 +82,13 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
     return []
 
 
-def written(tokenizer: Any, ids: Sequence[int], ends: Sequence[int], stop: Sequence[str]) -> str:
-    """Write new tokens as text, up to the token or the stop string that ended them, without blanks around it."""
+def written(
+    tokenizer: Any, ids: Sequence[int], ends: Sequence[int], stop: Sequence[str], skips_special: bool = False
+) -> str:
+    """Write new tokens as text, up to the token or the stop string that ended them, without blanks around it. Special
+    tokens are left out where `skips_special`: T5's kind may say its sentinels."""
     length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-    text = str(tokenizer.decode(ids[:length]))
+    text = str(tokenizer.decode(ids[:length], skip_special_tokens=skips_special))
     return text[: min((at for at in map(text.find, stop) if at >= 0), default=len(text))].strip()
 
 
@@ -114,6 +118,8 @@ def _config(decoding: Decoding, ends: list[int]) -> Any:
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         length_penalty=1.0,
+        min_length=0,
+        early_stopping=False,
         eos_token_id=ends or None,
         pad_token_id=ends[0] if ends else 0,
     )
@@ -122,26 +128,33 @@ def _config(decoding: Decoding, ends: list[int]) -> Any:
 def _inputs(
     words: Tensor, rows: Sequence[TokenRow], prompt: Tensor, prefix: Prefix | None
 ) -> tuple[dict[str, Any], int]:
-    """Make what `generate` is given of B rows, filled up at the left: token ids (B, N), or embeddings (B, N, E) where
-    there is a prompt, and the mask of the places that count. With it comes the number N of the token ids that
-    `generate` gives back before the new ones."""
-    if len(prompt):
-        embeddings, mask = _left_padded([embedded(words, row, prompt) for row in rows])
-        return {"inputs_embeds": embeddings, "attention_mask": mask}, 0
-    ids, mask = _left_padded([torch.tensor(row.ids, device=words.device) for row in rows])
-    if prefix is None or not prefix.n_tokens:
-        return {"input_ids": ids, "attention_mask": mask}, ids.shape[1]
-    whole = torch.cat([mask.new_ones(len(rows), prefix.n_tokens), mask], dim=1)
-    return {"input_ids": ids, "attention_mask": whole, "past_key_values": prefix.cache(len(rows))}, ids.shape[1]
+    """Make what `generate` is given of B rows: token ids (B, N), or embeddings (B, N, E) where there is a prompt, the
+    mask of the places that count, and for an encoder-decoder what its decoder says first. Rows are filled up at the
+    left, and for an encoder at the right. With it comes the number of the token ids that `generate` gives back before
+    the new ones."""
+    decodes = bool(rows[0].decoder)
+    parts = [embedded(words, r, prompt) if len(prompt) else torch.tensor(r.ids, device=words.device) for r in rows]
+    filled, mask = _padded(parts, at_left=not decodes)
+    given: dict[str, Any] = {"inputs_embeds" if len(prompt) else "input_ids": filled, "attention_mask": mask}
+    n_given, n_prefix = 0 if len(prompt) else filled.shape[1], prefix.n_tokens if prefix else 0
+    if decodes:
+        given["decoder_input_ids"] = torch.tensor([row.decoder for row in rows], device=words.device)
+        n_given = len(rows[0].decoder)
+    if prefix and n_prefix:
+        given["past_key_values"] = prefix.cache(len(rows))
+        if not decodes:
+            given["attention_mask"] = torch.cat([mask.new_ones(len(rows), n_prefix), mask], dim=1)
+    return given, n_given
 
 
-def _left_padded(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Fill rows (N, ...) up with zeros at the left: the rows (B, N, ...), and the mask (B, N) of the places that
-    count."""
+def _padded(rows: Sequence[Tensor], at_left: bool) -> tuple[Tensor, Tensor]:
+    """Fill rows (N, ...) up with zeros, at the left or at the right: the rows (B, N, ...), and the mask (B, N) of the
+    places that count."""
     width = max(len(row) for row in rows)
     filled = rows[0].new_zeros(len(rows), width, *rows[0].shape[1:])
     mask = torch.zeros(len(rows), width, dtype=torch.long, device=rows[0].device)
     for i, row in enumerate(rows):
-        filled[i, width - len(row) :] = row
-        mask[i, width - len(row) :] = 1
+        begin = (width - len(row)) * at_left
+        filled[i, begin : begin + len(row)] = row
+        mask[i, begin : begin + len(row)] = 1
     return filled, mask

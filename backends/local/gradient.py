@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from backends.local.batching import micro_batches
-from backends.local.encoding import prompt_id
+from backends.local.encoding import TokenRow, prompt_id
 from backends.local.generation import Prefix, generated
 from backends.local.head import Head
 from backends.local.structure import structure_of
@@ -28,9 +28,13 @@ class TrainableModel:
 
     def __init__(self, model: Any, frozen: "FrozenModel") -> None:
         self.model = model
-        structure = structure_of(model)
-        self._frozen, self._trunk, self._head = frozen, structure.trunk, Head(model, structure)
+        self._frozen, self._head = frozen, self._make_head()
         self._prefix = Prefix(0, lambda batch_size: None)
+
+    def _make_head(self) -> Head:
+        structure = structure_of(self.model)
+        self._trunk = structure.trunk
+        return Head(self.model, structure)
 
     def put_prefix(self, n_tokens: int, cache: Callable[[int], Any]) -> None:
         """Put keys and values left of every row; see `Trainable.put_prefix`."""
@@ -46,19 +50,25 @@ class TrainableModel:
         Rows without a soft prompt go in by their token ids, as a user's own call of the model or of PEFT has them:
         RoBERTa counts its positions otherwise from embeddings, and then forgets a prefix.
         """
-        read = torch.tensor([encoded.rows[row].read for row in rows], device=self.model.device)
         with self._autocast():
-            states = self._states([encoded.ids[row] for row in rows], prompt)
-            states = states[torch.arange(len(rows), device=states.device), read]
+            states = self._states([encoded.rows[row] for row in rows], [(0,)] * len(rows), prompt)
             return cast(Tensor, self._head.of(encoded.label_ids)(states))
 
-    def _states(self, ids: Sequence[Tensor], prompt: Tensor | None) -> Tensor:
-        """The last hidden states (b, N, H) of rows of token ids, filled up at the right to the longest of them."""
+    def _states(self, rows: Sequence[TokenRow], answers: Sequence[tuple[int, ...]], prompt: Tensor | None) -> Tensor:
+        """The hidden states (P, H) from which the P tokens of the rows' answers are foretold, one row's after the
+        other's: that which is read of the row, and those of all tokens of the answer but its last."""
+        device = self.model.device
+        ids = [torch.tensor((*row.ids, *said[:-1]), device=device) for row, said in zip(rows, answers, strict=True)]
+        inputs, sizes = self._inputs(ids, prompt)
+        mask, cache = _padding_mask(sizes, int(sizes.max()), self._prefix.n_tokens), self._prefix.cache(len(ids))
+        states = self._trunk(**inputs, attention_mask=mask, past_key_values=cache).last_hidden_state
+        return cast(Tensor, states[places([row.read for row in rows], answers, device)])
+
+    def _inputs(self, ids: Sequence[Tensor], prompt: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """Rows of token ids, filled up at the right, as the model is given them, and their lengths (b,)."""
         padded = pad_sequence(list(ids), batch_first=True)
         sizes = torch.tensor([len(row) for row in ids], device=padded.device)
-        inputs = {"input_ids": padded} if prompt is None else {"inputs_embeds": self._with_prompt(padded, prompt)}
-        mask, cache = _padding_mask(sizes, padded.shape[1], self._prefix.n_tokens), self._prefix.cache(len(ids))
-        return cast(Tensor, self._trunk(**inputs, attention_mask=mask, past_key_values=cache).last_hidden_state)
+        return {"input_ids": padded} if prompt is None else {"inputs_embeds": self._with_prompt(padded, prompt)}, sizes
 
     def _autocast(self) -> torch.autocast:
         """The context in which the forward pass runs under bf16, where the frozen model does."""
@@ -90,15 +100,14 @@ class TrainableModel:
     ) -> Tensor:
         """The log-likelihoods (b,) of the targets of the rows named, with gradients; see
         `Trainable.target_log_likelihoods`."""
-        pairs, device = [encoded.pairs[row] for row in rows], self.model.device
-        counts = torch.tensor([len(pair.target) for pair in pairs], device=device)
-        which = torch.arange(len(pairs), device=device).repeat_interleave(counts)
-        at = torch.cat([pair.context.read + torch.arange(len(pair.target)) for pair in pairs]).to(device)
-        targets = torch.tensor([token for pair in pairs for token in pair.target], device=device)
-        ids = [torch.tensor((*pair.context.ids, *pair.target[:-1]), device=device) for pair in pairs]
+        pairs = [encoded.pairs[row] for row in rows]
+        targets = [pair.target for pair in pairs]
         with self._autocast():
-            logits: Tensor = self._head.of_vocabulary()(self._states(ids, prompt)[which, at])
-        found = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+            states = self._states([pair.context for pair in pairs], targets, prompt)
+            logits: Tensor = self._head.of_vocabulary()(states)
+        tokens = torch.tensor([token for target in targets for token in target], device=logits.device)
+        which, _ = places([0] * len(pairs), targets, logits.device)
+        found = logits.gather(-1, tokens[:, None])[:, 0] - logits.logsumexp(-1)
         return logits.new_zeros(len(pairs)).index_add(0, which, found)
 
     @torch.no_grad()
@@ -139,6 +148,15 @@ class TrainableModel:
     def text(self, token_ids: Sequence[int]) -> str:
         """The readable text of token ids."""
         return self._frozen.row_tokenizer.text(token_ids)
+
+
+def places(reads: Sequence[int], answers: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The row (P,) and the place in it (P,) of every state that foretells a token of an answer; the first token's is
+    that of `reads`."""
+    counts = torch.tensor([len(said) for said in answers])
+    which = torch.arange(len(answers)).repeat_interleave(counts)
+    at = torch.cat([read + torch.arange(len(said)) for read, said in zip(reads, answers, strict=True)])
+    return which.to(device), at.to(device)
 
 
 def _padding_mask(lengths: Tensor, width: int, past_length: int) -> Tensor | None:

@@ -14,7 +14,7 @@ import numpy as np
 from backends.ray.actor import Actor, Answer, Counts, Question, RowsAsked
 from backends.ray.crew import Crew
 from backends.ray.offers import OFFERS, Asking, RayPairs, RayRows
-from bbt.backend import ModelInfo, Row, Traffic
+from bbt.backend import Decoding, ModelInfo, Row, Traffic
 from bbt.cluster import Resources, join
 from bbt.config import validated
 from bbt.errors import BackendError, ConfigError
@@ -81,8 +81,8 @@ class RayBackend(Asking):
 
     @property
     def traffic(self) -> Traffic:
-        """The bytes of the arrays that went to actors for scores and came back, and what the actors' own backends have
-        exchanged for them; the tokens that those were billed."""
+        """The bytes of the prompts that went to actors and of the scores and texts that came back, and what the actors'
+        own backends have exchanged for them; the tokens that those were billed."""
         with self._counting:
             return Traffic(**vars(self._traffic))
 
@@ -135,6 +135,13 @@ class RayBackend(Asking):
     def _any(self, method: str, *before: Any, rows: RayRows | None = None, after: tuple[Any, ...] = ()) -> Any:
         (answer,) = self._crew.ask([Question(method, before, rows.asked if rows else None, after)])
         return answer.value
+
+    def _texts(self, prompt: Prompts, rows: RayRows, decoding: Decoding) -> list[str]:
+        question = Question("generate", (np.ascontiguousarray(prompt),), rows.asked, (decoding,))
+        answers = self._crew.ask([question])
+        texts = [str(text) for text in answers[0].value]
+        self._count(question.n_bytes, sum(len(text.encode()) for text in texts), answers)
+        return texts
 
     def _every(self, method: str) -> list[Any]:
         return [answer.value for answer in self._crew.ask([Question(method)] * self._n)]

@@ -64,6 +64,10 @@ class Asking(ABC):
         """What the actor that is free first makes of a call."""
 
     @abstractmethod
+    def _texts(self, prompt: Prompts, rows: RayRows, decoding: Decoding) -> list[str]:
+        """What the actor that is free first generates, counted as traffic."""
+
+    @abstractmethod
     def _every(self, method: str) -> list[Any]:
         """What as many calls as there are actors come to."""
 
@@ -138,7 +142,7 @@ class Generation(Offer):
 
     def generate(self, prompt: Prompts, encoded: RayRows, decoding: Decoding) -> list[str]:
         """See `GenerationBackend.generate`."""
-        return list(self._any("generate", prompt, rows=encoded, after=(decoding,)))
+        return self._texts(prompt, encoded, decoding)
 
 
 class Likelihoods(Offer):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, FACTS = "adapter_config.json", "adapter_model.safetensors", "classifier.json"
 KEY = "prompt_embeddings"
 FORMAT = "bbt-export/1"
+_TASK_TYPES = {"causal": "CAUSAL_LM", "masked": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM"}
 
 
 def is_peft_folder(path: Path) -> bool:
@@ -91,6 +92,8 @@ def _generation(decoding: Decoding) -> dict[str, Any]:
         "repetition_penalty": 1.0,
         "no_repeat_ngram_size": 0,
         "length_penalty": 1.0,
+        "min_length": 0,
+        "early_stopping": False,
         **drawn,
     }
     ours = {"decoding": asdict(decoding), "stop": list(decoding.stop), "seed": decoding.seed}
@@ -113,7 +116,7 @@ def write_peft(folder: Path, vectors: Prompts, facts: dict[str, Any]) -> None:
 
     config = {
         "peft_type": "PROMPT_TUNING",
-        "task_type": "CAUSAL_LM" if facts["kind"] == "causal" else "FEATURE_EXTRACTION",
+        "task_type": _TASK_TYPES[facts["kind"]],
         "base_model_name_or_path": facts["model"],
         "inference_mode": True,
         "num_virtual_tokens": len(vectors),
@@ -142,7 +145,8 @@ def read_peft(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if config["peft_type"] != "PROMPT_TUNING":
             raise PromptError(f"{folder} holds PEFT's {config['peft_type']}; a soft prompt is of PROMPT_TUNING.")
-        vectors = load_file(folder / WEIGHTS)[KEY].astype(np.float32)
+        # PEFT makes vectors for an encoder and a decoder, and puts the first before the encoder's input.
+        vectors = load_file(folder / WEIGHTS)[KEY].astype(np.float32)[: config["num_virtual_tokens"]]
         facts: dict[str, Any] = {
             "model": config.get("base_model_name_or_path") or "",
             "fingerprint": "",

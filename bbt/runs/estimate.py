@@ -59,7 +59,7 @@ class Gauge(Protocol):
 
     @property
     def kind(self) -> str:
-        """The language model's kind: masked or causal."""
+        """The language model's kind: masked, causal or encoder-decoder."""
 
     @property
     def counted(self) -> str:

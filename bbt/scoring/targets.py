@@ -1,9 +1,8 @@
 """Rows whose answer is a text are scored here: by how likely a prompt makes that text, or by what the model writes."""
 
-import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,16 +128,16 @@ class TargetScorer(Scorer):
         backend = require(self._backend, GenerationBackend, f"task {self._task.name}")
         contexts, decoding = self._contexts_of(backend, prompt.shape[1]), self.task.decoding
         remote = self._backend if isinstance(self._backend, RemoteBackend) else None
-        before = replace(remote.traffic) if remote else Traffic()
-        start = time.perf_counter()
-        texts = backend.generate(prompt, contexts, decoding)
-        self._ledger.backend_seconds += time.perf_counter() - start
+        with self._ledger.meter.call(self._backend) as reading:
+            texts = backend.generate(prompt, contexts, decoding)
+        self._ledger.backend_seconds += reading.seconds
         self._ledger.examples += len(texts)
-        after = remote.traffic if remote else Traffic(prompt.nbytes, sum(len(text.encode()) for text in texts))
-        self._ledger.bytes_up += after.bytes_up - before.bytes_up
-        self._ledger.bytes_down += after.bytes_down - before.bytes_down
-        self._ledger.tokens_up += after.tokens_up - before.tokens_up or contexts.n_tokens
-        self._ledger.tokens_down += after.tokens_down - before.tokens_down or self._n_tokens(texts)
+        spent = reading.traffic if remote else Traffic(prompt.nbytes, sum(len(text.encode()) for text in texts))
+        billed = remote.traffic if remote else Traffic()
+        self._ledger.bytes_up += spent.bytes_up
+        self._ledger.bytes_down += spent.bytes_down
+        self._ledger.tokens_up += spent.tokens_up if billed.tokens_up else contexts.n_tokens
+        self._ledger.tokens_down += spent.tokens_down if billed.tokens_down else self._n_tokens(texts)
         return texts
 
     def _n_tokens(self, texts: Sequence[str]) -> int:

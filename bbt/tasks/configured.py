@@ -20,13 +20,14 @@ from bbt.tasks.template import Template
 
 
 def make_task(config: TaskConfig, kind: str) -> Task:
-    """Make the task, worded for a `masked` or `causal` LM, with the config's own words over the built-in ones.
+    """Make the task, worded for a `masked` or `causal` LM or an `encoder-decoder`, with the config's own words over the
+    built-in ones.
 
     Raises:
         ConfigError: neither built in nor fully described.
     """
     if config.name in GENERATION_TASKS or (config.template and Template(config.template).takes_target):
-        return _generation_task(config)
+        return _generation_task(config, kind)
     if config.decoding != DecodingConfig() or config.scored_by == "generation":
         raise ConfigError(
             f"task {config.name} generates no text: leave out task.decoding and task.scored_by, or give a "
@@ -60,7 +61,7 @@ def make_task(config: TaskConfig, kind: str) -> Task:
     )
 
 
-def _generation_task(config: TaskConfig) -> GenerationTask:
+def _generation_task(config: TaskConfig, kind: str) -> GenerationTask:
     """Make a built-in task whose answer is a text, or one of the config's own.
 
     Raises:
@@ -73,7 +74,7 @@ def _generation_task(config: TaskConfig) -> GenerationTask:
     if config.scored_by not in ("label_words", "generation"):
         raise ConfigError(f"task.scored_by: {config.scored_by} is for labels; task {config.name} generates text.")
     known = GENERATION_TASKS.get(config.name)
-    base = known.task(config.name) if known else GenerationTask(config.name, Template(str(config.template)))
+    base = known.task(config.name, kind) if known else GenerationTask(config.name, Template(str(config.template)))
     own = config.decoding.model_dump(exclude_none=True)
     return replace(
         base,
@@ -84,9 +85,9 @@ def _generation_task(config: TaskConfig) -> GenerationTask:
 
 
 def worded(config: TaskConfig, label_names: Sequence[str], kind: str, takes_pair: bool) -> TaskConfig:
-    """Complete a task's settings with all that `make_task` needs for a `masked` or `causal` LM. A task that is neither
-    built in nor a `module:SPEC` takes, where nothing is given, the paper's template for DBPedia (or for pairs) and the
-    label names as label words."""
+    """Complete a task's settings with all that `make_task` needs for a kind of model. A task that is neither built in
+    nor a `module:SPEC` takes, where nothing is given, the paper's template for DBPedia (or for pairs) and the label
+    names as label words."""
     if config.name in TASKS or ":" in config.name:
         return config
     asks_like = TASKS["mrpc" if takes_pair else "dbpedia"]
