@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backends.local.encoding import RowTokenizer
+from backends.local.answers import row_tokenizer
 from backends.local.hub import where
-from backends.local.source import kind_of, resolve
+from backends.local.source import kind_of, position_limit, resolve
 from bbt.backend import Row
 from bbt.runs.estimate import PlannedQueries, Wire
 from bbt.settings import ModelConfig
@@ -24,7 +24,7 @@ class ModelGauge:
     plan: PlannedQueries
     """The queries that the run has planned."""
     kind: str
-    """The language model's kind: masked or causal."""
+    """The language model's kind: masked, causal or encoder-decoder."""
     hidden_size: int
     """H (0: it is not known)."""
     counted: str
@@ -64,8 +64,9 @@ def _measured(model: ModelConfig, plan: PlannedQueries, name: str, options: Mapp
     facts = AutoConfig.from_pretrained(source, **files)
     tokenizer = AutoTokenizer.from_pretrained(source, **files)
     kind, text = options.get("kind") or kind_of(facts), facts.get_text_config()
-    limit = min(int(getattr(text, "max_position_embeddings", None) or 10**9), int(tokenizer.model_max_length))
-    rows = RowTokenizer(tokenizer, 10**9 if model.backend == "text-api" else limit, kind == "causal")
+    limit = min(position_limit(text) or 10**9, int(tokenizer.model_max_length))
+    limit = 10**9 if model.backend == "text-api" else limit
+    rows = row_tokenizer(kind, tokenizer, limit, facts)
     counted = f"by the tokenizer of {name}"
     return ModelGauge(model, plan, kind, int(text.hidden_size), counted, lambda row: len(rows.row(row).ids))
 

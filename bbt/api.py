@@ -24,12 +24,13 @@ from bbt.methods import Method, load_method, resolved_tree, to_yaml
 from bbt.methods import label as label_of
 from bbt.predictor import Predictor, open_backend
 from bbt.runs.estimate import Estimate, estimated, speed_of_last
+from bbt.runs.estimate_texts import estimated_texts
 from bbt.runs.folder import OUTPUTS, RunFolder, read_result, write_result
 from bbt.runs.observer import Observer, watching
 from bbt.runs.progress import shown_progress
 from bbt.runs.report import selected_line
 from bbt.settings import ColumnsConfig, DataConfig
-from bbt.tasks import TASKS, Columns, Split
+from bbt.tasks import TASKS, Columns, GenerationTask, Split
 from bbt.tasks.configured import known_label_names, limited, make_split, make_task, other_tests, worded
 from bbt.tasks.data import Shots
 from bbt.tasks.tables import Table, Tables
@@ -223,17 +224,21 @@ def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
     Raises:
         ConfigError: a method whose queries cannot be known beforehand.
     """
-    plan = load_method(config).plan(config.evaluation.references)
+    method = load_method(config)
+    plan = method.plan(config.evaluation.references)
     if plan is None:
         raise ConfigError(f"the queries of method {config.method.name} are not known beforehand: no estimate.")
     gauge = open_gauge(config.model, plan)
-    task = make_task(config.task, gauge.kind)
-    if task.scored_by != "label_words":
+    task = method.worded(make_task(config.task, gauge.kind))
+    if task.scored_by not in ("label_words", "generation"):
         raise ConfigError(f"no estimate is known for tasks that are scored by {task.scored_by.replace('_', ' ')}.")
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
-    others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind)]
+    others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind, config.data)]
     speed, free = speed_of_last(Path(runs), config.model), content_free_rows()
+    if isinstance(task, GenerationTask):
+        by_metric = method.tree()[1].get("objective", {}).get("loss") == "negative_metric"
+        return estimated_texts(config.price, plan, task, split, others, gauge, speed, by_metric)
     return estimated(config.price, plan, task, split, others, gauge, speed, config.calibration, free)
 
 

@@ -41,8 +41,8 @@ class ModelInfo:
 
     name: str
     """The name by which the model was asked for."""
-    kind: Literal["masked", "causal"]
-    """Whether the label words are scored at a mask or after the last token."""
+    kind: Literal["masked", "causal", "encoder-decoder"]
+    """Whether the label words are scored at a mask, after the last token, or as what a decoder says first."""
     architecture: str
     """The model's class as `transformers` calls it, or what an endpoint calls it."""
     hidden_size: int
@@ -142,6 +142,24 @@ class Trainable(Protocol):
     def scores(self, encoded: Encoded) -> RowScores:
         """The logits (B, K) of all rows, in eval mode and without gradients."""
 
+    def encode_pairs(self, rows: Sequence[Row]) -> "EncodedPairs":
+        """Tokenise rows that end in targets as `TargetBackend.encode_pairs` does, and leave room for the prefix."""
+
+    def target_log_likelihoods(self, encoded: "EncodedPairs", rows: Sequence[int], prompt: Any = None) -> Any:
+        """The log-likelihoods (b,) in nats of the targets of the rows named, each summed over its tokens. They can be
+        differentiated as `logits` can."""
+
+    def target_scores(self, encoded: "EncodedPairs") -> RowScores:
+        """The log-likelihoods (B,) of all targets, in eval mode and without gradients."""
+
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> Encoded:
+        """Tokenise what stands left of targets as `GenerationBackend.encode_contexts` does, and leave room for the
+        prefix."""
+
+    def generate(self, encoded: Encoded, decoding: "Decoding") -> list[str]:
+        """Have the model write a text in the place of each row's target, in eval mode, as `GenerationBackend.generate`
+        does without a prompt."""
+
     def text(self, token_ids: Sequence[int]) -> str:
         """The readable text of token ids."""
 
@@ -185,7 +203,8 @@ class Features:
     hidden_states: NDArray[np.float32]
     """(N, H) last hidden states."""
     read: int
-    """The position, from 0 on, at which the model scores the label words."""
+    """The position, from 0 on, at which the model scores the label words; of an encoder-decoder that of the mask, or
+    the last one."""
 
 
 @runtime_checkable
@@ -220,14 +239,16 @@ class EncodedPairs(Encoded, Protocol):
 
 @runtime_checkable
 class TargetBackend(Backend, Protocol):
-    """A backend that also says how likely a text of several tokens is to come next (causal LMs)."""
+    """A backend that also says how likely a text of several tokens is to come next (causal LMs and
+    encoder-decoders)."""
 
     def encode_pairs(self, rows: Sequence[Row]) -> EncodedPairs:
         """Tokenise rows, each of which ends in a `target`, once for many calls of `target_log_likelihoods`. One space
-        left of the target belongs to its first word, as at `{mask}`.
+        left of the target belongs to its first word, as at `{mask}`. What a decoder says ends with the model's
+        end-of-sequence token, as its training texts did: that token is scored and counted as one of the target's.
 
         Raises:
-            BackendError: not a causal LM; a row that does not end in its target; or one that does not fit the model
+            BackendError: a masked LM; a row that does not end in its target; or one that does not fit the model
                 even with its text cut away.
         """
 
@@ -305,6 +326,8 @@ class PlainText:
     start."""
     label_ids: tuple[int, ...]
     """(K,) token ids of the label words."""
+    decoder_ids: tuple[int, ...] = ()
+    """(M,) ids of the tokens that an encoder-decoder's decoder is given before the label word; empty for others."""
 
 
 @runtime_checkable

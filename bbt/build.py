@@ -46,7 +46,7 @@ def make_experiment(
         config.seed,
         log or EventLog(),
         observer or Observer(),
-        other_tests(config.evaluation, task, kind),
+        other_tests(config.evaluation, task, kind, config.data),
         config.evaluation.references,
         config.price,
         calibration,

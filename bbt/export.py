@@ -1,8 +1,8 @@
 """A tuned prompt is written here for those who do not have bbt: for PEFT, transformers or vLLM, or as bare vectors.
 
 Every folder holds `classifier.json` (the text to tokenise, label words and their ids, class biases, where labels are
-read from many words their weights, template, model),
-and a README.md with the lines that use it. Where the manual prompt is the best of a run there are no vectors.
+read from many words their weights, template, model; or how text is generated where that is the answer), and a README.md
+with the lines that use it. Where the manual prompt is the best of a run there are no vectors.
 """
 
 from dataclasses import replace
@@ -31,13 +31,28 @@ ids = tokenizer(text, add_special_tokens=facts["add_special_tokens"], return_ten
 _READ = {
     "causal": "read = -1  # the label word comes next\n",
     "masked": 'read = facts["n_virtual_tokens"] + ids[0].tolist().index(tokenizer.mask_token_id)\n',
+    "encoder-decoder": "read = -1  # the decoder says the label word next\n",
 }
+_GIVEN = {
+    "causal": "",
+    "masked": "",
+    "encoder-decoder": ', decoder_input_ids=torch.tensor([facts["decoder_ids"]])',
+}
+_ANSWER_AFTER_IDS = {
+    "causal": "written[0, ids.shape[1] :]",
+    "encoder-decoder": "written[0], skip_special_tokens=True",
+}
+_ANSWER_AFTER_EMBEDDINGS = {"causal": "written[0]", "encoder-decoder": "written[0], skip_special_tokens=True"}
 _SCORED = """\
 scores = {weighed}logits[read, facts["label_ids"]] + torch.tensor(facts["biases"])
 probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
 """
 _IMPORTS = "import json\nfrom pathlib import Path\n\nimport torch\n"
-_AUTO = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM"}
+_AUTO = {
+    "causal": "AutoModelForCausalLM",
+    "masked": "AutoModelForMaskedLM",
+    "encoder-decoder": "AutoModelForSeq2SeqLM",
+}
 
 _PEFT = """\
 from peft import PeftModel
@@ -45,7 +60,7 @@ from transformers import {auto}, AutoTokenizer
 
 {loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"], dtype=torch.float32), ".").eval()
 with torch.no_grad():
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids){given}).logits[0]
 {read}{scored}"""
 _TRANSFORMERS = """\
 from safetensors.torch import load_file
@@ -55,14 +70,14 @@ from transformers import {auto}, AutoTokenizer
 prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
 embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
 with torch.no_grad():
-    logits = model(inputs_embeds=embeddings).logits[0]
+    logits = model(inputs_embeds=embeddings{given}).logits[0]
 {read}{scored}"""
 _MANUAL = """\
 from transformers import {auto}, AutoTokenizer
 
 {loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
 with torch.no_grad():
-    logits = model(input_ids=ids).logits[0]
+    logits = model(input_ids=ids{given}).logits[0]
 {read}{scored}"""
 _VLLM = """\
 import base64
@@ -84,6 +99,65 @@ told = answer["choices"][0]["logprobs"]["top_logprobs"][0]
 scores = {weighed}torch.tensor([told[f"token_id:{{i}}"] for i in facts["label_ids"]]) + torch.tensor(facts["biases"])
 probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
 """
+_ANSWERED = """\
+for stop in filter(None, [*facts["stop"], tokenizer.eos_token]):
+    answer = answer.split(stop)[0]
+answer = answer.strip()
+"""
+_PEFT_WRITES = """\
+from peft import PeftModel
+from transformers import {auto}, AutoTokenizer
+
+{loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"], dtype=torch.float32), ".").eval()
+torch.manual_seed(facts["seed"])
+written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **facts["generation"])
+answer = tokenizer.decode({after_ids})
+{answered}"""
+_TRANSFORMERS_WRITES = """\
+from safetensors.torch import load_file
+from transformers import {auto}, AutoTokenizer
+
+{loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
+prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
+embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
+mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
+torch.manual_seed(facts["seed"])
+written = model.generate(inputs_embeds=embeddings, attention_mask=mask{given}, **facts["generation"])
+answer = tokenizer.decode({after_embeddings})
+{answered}"""
+_MANUAL_WRITES = """\
+from transformers import {auto}, AutoTokenizer
+
+{loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
+torch.manual_seed(facts["seed"])
+written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **facts["generation"])
+answer = tokenizer.decode({after_ids})
+{answered}"""
+_VLLM_WRITES = """\
+import base64
+import io
+
+import requests
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+url = "http://localhost:8000/v1/completions"  # vllm serve MODEL --enable-prompt-embeds
+{loaded}words = AutoModelForCausalLM.from_pretrained(facts["model"]).get_input_embeddings()  # the client needs no more
+prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
+buffer = io.BytesIO()
+torch.save(torch.cat([prompt, words(ids)[0]]).detach(), buffer)
+how = facts["generation"]
+asked = {{"max_tokens": how["max_new_tokens"], "stop": facts["stop"], "seed": facts["seed"]}}
+asked |= {{"temperature": how["temperature"], "top_p": how["top_p"]}} if how["do_sample"] else {{"temperature": 0}}
+body = {{"model": facts["model"], "prompt_embeds": [base64.b64encode(buffer.getvalue()).decode()], **asked}}
+answer = requests.post(url, json=body).json()["choices"][0]["text"].strip()
+"""
+_WRITES = {
+    "peft": _PEFT_WRITES,
+    "transformers": _TRANSFORMERS_WRITES,
+    "safetensors": _TRANSFORMERS_WRITES,
+    "vllm": _VLLM_WRITES,
+}
 _LINES = {"peft": _PEFT, "transformers": _TRANSFORMERS, "safetensors": _TRANSFORMERS, "vllm": _VLLM}
 
 
@@ -100,7 +174,7 @@ def export(classifier: Classifier | Generator, backend: Backend, to: Target, fol
         raise PromptError(f"what was trained is no soft prompt (a {type(classifier).__name__}): it cannot be exported.")
     if to == "vllm" and backend.info.kind != "causal":
         raise ConfigError(
-            f"vLLM serves causal LMs; {backend.info.name} is a masked one: export to peft or transformers."
+            f"vLLM serves causal LMs; {backend.info.name} is no such model: export to peft or transformers."
         )
     vectors, facts = virtual_tokens(replace(classifier.prompt, model=_findable(classifier.prompt.model)), backend)
     folder = Path(folder)
@@ -131,13 +205,26 @@ def _write_vectors(folder: Path, vectors: Prompts, facts: dict[str, Any]) -> Non
 
 def _page(to: Target, facts: dict[str, Any]) -> str:
     """Write the README's text: what the folder is, and the lines that use it when they are run in it."""
-    kind, weighed = facts["kind"], 'torch.tensor(facts["weights"]) @ ' if "weights" in facts else ""
-    lines = (_LINES[to] if facts["n_virtual_tokens"] else _MANUAL).format(
-        auto=_AUTO[kind], loaded=_LOADED, read=_READ[kind], scored=_SCORED.format(weighed=weighed), weighed=weighed
+    kind, writes = facts["kind"], "generation" in facts
+    weighed = 'torch.tensor(facts["weights"]) @ ' if "weights" in facts else ""
+    soft, manual = (_WRITES[to], _MANUAL_WRITES) if writes else (_LINES[to], _MANUAL)
+    lines = (soft if facts["n_virtual_tokens"] else manual).format(
+        auto=_AUTO[kind],
+        loaded=_LOADED,
+        read=_READ[kind],
+        scored=_SCORED.format(weighed=weighed),
+        weighed=weighed,
+        given=_GIVEN[kind],
+        answered=_ANSWERED,
+        after_ids=_ANSWER_AFTER_IDS.get(kind),
+        after_embeddings=_ANSWER_AFTER_EMBEDDINGS.get(kind),
     )
     held = f"A soft prompt of {facts['n_virtual_tokens']} virtual tokens"
     if not facts["n_virtual_tokens"]:
-        held = "No soft prompt: the manual prompt was the best of its run. Its text and class biases"
+        held = "No soft prompt: the manual prompt was the best of its run. Its text and " + (
+            "how it is gone on from" if writes else "class biases"
+        )
     belongs = f"for `{facts['model']}` (weights {facts['fingerprint']})"
-    words = f"The label words are {', '.join(facts['label_words'])}; what else belongs to it is in `classifier.json`."
+    words = "The answer is a text" if writes else f"The label words are {', '.join(facts['label_words'])}"
+    words += "; what else belongs to it is in `classifier.json`."
     return f"# A prompt tuned with bbt\n\n{held} {belongs}. {words}\n\n```python\n{_IMPORTS}{lines}```\n"

@@ -130,8 +130,8 @@ class Predictor:
         generated."""
         generator = writing(self.classifier)
         texts = generator.texts(examples, Ledger())
-        perplexity = generator.perplexity(examples, Ledger())
-        told = {} if perplexity is None else {"perplexity": perplexity}
+        scores = generator.target_scores(examples, Ledger())
+        told = {} if scores is None else {"perplexity": scores.perplexity}
         return {**task.evaluate_texts(texts, examples), **told}, texts
 
     def worded(self, task: Task) -> Task:

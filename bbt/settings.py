@@ -70,9 +70,9 @@ class TaskConfig(Strict):
     """Whether masked LMs take the label words with the space before them, as the template writes it; the released BBT
     code takes RoBERTa's without."""
     scored_by: ScoredBy = "label_words"
-    """How labels are scored: by the logit of their word, or on causal LMs by the likelihood of their several tokens, or
-    by its mean over the tokens. A task with a {target} has no labels and is scored by generation, also where nothing is
-    said."""
+    """How labels are scored: by the logit of their word, or on causal LMs and encoder-decoders by the likelihood of
+    their several tokens, or by its mean over the tokens. A task with a {target} has no labels and is scored by
+    generation, also where nothing is said."""
     decoding: DecodingConfig = DecodingConfig()
     """How the text in the target's place is generated."""
 
@@ -199,7 +199,8 @@ class EvaluationConfig(Strict):
     references: bool = True
     """Whether what the method started from (the manual and the untuned prompt) is tested too."""
     also_test: dict[str, str | None] = {}
-    """Other built-in tasks with the same labels, and the files of their rows (none: the bundled ones)."""
+    """Other built-in tasks with the same labels, and the files of their rows (none: the bundled ones). For a task with
+    a {target} it is any name, and a file with the columns of the task itself, or of the built-in task of that name."""
 
 
 class PromptLength(Strict):
@@ -207,6 +208,13 @@ class PromptLength(Strict):
 
     n_prompt_tokens: int = Field(5, ge=1)
     """The number of prompt tokens T."""
+
+
+class InstructionConfig(Strict):
+    """The section `prompt` of the method `instruction`."""
+
+    instruction: str | None = None
+    """The words that stand in the prompt's place."""
 
 
 class InitialPromptConfig(PromptLength):

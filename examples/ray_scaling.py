@@ -225,7 +225,9 @@ def table(plan: Path, first: int) -> None:
             seconds[name] = time.perf_counter() - start
             done = [read(cell, runs) for cell in todo]
             results[name] = [(one.result["test"], one.result["selected"]) if one else None for one in done]
-            print(f"{name}: {len(todo)} runs of {plan.name} in {seconds[name]:.1f} s, {len(failures)} failed")
+            print(
+                f"{name}: {len(todo)} runs of {plan.name} in {seconds[name]:.1f} s, {len(failures)} failed", flush=True
+            )
         local, there = seconds.values()
         equal = results["two local workers"] == results["two Ray nodes"]
         print(f"Ray takes {there / local:.2f} of the local wall clock. Results equal: {equal}.")

@@ -48,9 +48,9 @@ def nothing_packed(monkeypatch):
 def reference(tiny_folder):
     """name -> the same tiny model in plain transformers."""
     from reference import Reference
-    from tiny_models import CAUSAL
+    from tiny_models import kind_of
 
-    return cache(lambda name: Reference(tiny_folder(name), "causal" if name in CAUSAL else "masked"))
+    return cache(lambda name: Reference(tiny_folder(name), kind_of(name)))
 
 
 @pytest.fixture

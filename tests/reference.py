@@ -13,9 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 SLOT = "<prompt-token>"
+SENTINEL = "<extra_id_0>"
+AUTO = {
+    "masked": AutoModelForMaskedLM,
+    "causal": AutoModelForCausalLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+}
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,7 @@ class Reference:
 
     @cached_property
     def model(self):
-        auto = AutoModelForMaskedLM if self.kind == "masked" else AutoModelForCausalLM
-        return auto.from_pretrained(self.folder, dtype=torch.float32).eval()
+        return AUTO[self.kind].from_pretrained(self.folder, dtype=torch.float32).eval()
 
     @cached_property
     def tokenizer(self):
@@ -42,7 +47,11 @@ class Reference:
         for share in shares:
             natural = re.sub(" ?{prompt}", SLOT * share, natural, count=1)
         natural = natural.replace(" {mask}", "{mask}")
-        filled = natural.format(text=text, text_pair=text_pair, mask=self.tokenizer.mask_token or "")
+        mask = self.tokenizer.mask_token or ""
+        if self.kind == "encoder-decoder":
+            shown = SENTINEL if SENTINEL in self.tokenizer.get_vocab() else mask
+            mask = "" if natural.endswith("{mask}") else shown
+        filled = natural.format(text=text, text_pair=text_pair, mask=mask)
         return self.tokenizer(filled)["input_ids"]
 
     @torch.no_grad()
@@ -53,10 +62,23 @@ class Reference:
         embeddings = self.model.get_input_embeddings()(ids.masked_fill(slots, 0))
         embeddings[slots] = torch.from_numpy(prompt)
         with self._adding(slots, after_layernorm):
-            logits = self.model(inputs_embeds=embeddings[None]).logits[0]
-        at = -1 if self.kind == "causal" else ids.tolist().index(self.tokenizer.mask_token_id)
+            logits = self.model(inputs_embeds=embeddings[None], **self.decoded(ids[~slots])).logits[0]
+        at = -1 if self.kind != "masked" else ids.tolist().index(self.tokenizer.mask_token_id)
         chosen = logits[at].log_softmax(-1)[[self.word_id(word) for word in words]]
         return chosen.log_softmax(-1).numpy()
+
+    def decoded(self, ids) -> dict:
+        """What the decoder is given, from the encoder's ids without the prompt. BART's mask is read where the decoder
+        is given the row itself, shifted, as in the documentation of `BartForConditionalGeneration`."""
+        if self.kind != "encoder-decoder":
+            return {}
+        start, bos = self.model.config.decoder_start_token_id, self.model.generation_config.forced_bos_token_id
+        begun = [start] if bos is None else [start, bos]
+        if self.tokenizer.mask_token_id in ids.tolist():
+            begun = [start, *ids[: ids.tolist().index(self.tokenizer.mask_token_id)].tolist()]
+        sentinel = self.tokenizer.get_vocab().get(SENTINEL)
+        begun += [sentinel] if sentinel in ids.tolist() else []
+        return {"decoder_input_ids": torch.tensor([begun])}
 
     def word_id(self, word: str) -> int:
         (only,) = self.tokenizer(word, add_special_tokens=False)["input_ids"]

@@ -8,7 +8,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 from serving import serving
-from tiny_models import ARCHITECTURES, CAUSAL
+from tiny_models import ARCHITECTURES, CAUSAL, ENCODER_DECODER
 
 from backends import BACKENDS
 from backends.http import HttpBackend
@@ -52,6 +52,8 @@ def server(tiny_folder):
 KINDS = [
     *((kind, name) for kind in ("local", "http", "pool") for name in ARCHITECTURES),
     *(("vllm", n) for n in CAUSAL),
+    *(("local", n) for n in ENCODER_DECODER),
+    *((kind, "t5") for kind in ("http", "pool")),
 ]
 
 

@@ -66,13 +66,25 @@ class Losses(Observer):
         self.losses.append(progress.train_loss)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2"])
-@pytest.mark.parametrize("method", TRAININGS)
+BEFORE_AND_AFTER = [
+    *((name, method) for name in ("bert", "roberta", "gpt2") for method in TRAININGS),
+    *(("bart", method) for method in ("prompt-tuning", "lora", "model-tuning")),
+]
+
+
+@pytest.mark.parametrize(("name", "method"), BEFORE_AND_AFTER)
 def test_training_lowers_the_loss(name, method, setting, last_wins):
     rate = 5e-2 if method in ("prompt-tuning", "prefix-tuning") else 5e-3
     start, end = (tune(setting(name, method, steps=n, learning_rate=r)) for n, r in ((1, 1e-12), (20, rate)))
     assert train_loss(end) < train_loss(start) - 0.05
     assert end.result["cost"]["train_queries"] == 20
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_prefix_of_a_decoder_lowers_the_loss(name, setting, last_wins):
+    """It moves the states of the one token that the decoder is given: that takes more steps."""
+    start, end = (tune(setting(name, "prefix-tuning", steps=n, learning_rate=r)) for n, r in ((1, 1e-12), (60, 0.1)))
+    assert train_loss(end) < train_loss(start) - 0.05
 
 
 def train_loss(outcome):

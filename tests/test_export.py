@@ -15,9 +15,11 @@ from tiny_models import ARCHITECTURES, CAUSAL, HIDDEN
 import bbt
 from backends.http import HttpBackend
 from backends.local import LocalBackend
+from bbt.backend import Decoding
 from bbt.baselines.peft_training import peft_imported
 from bbt.errors import BackendError, ConfigError, PromptError
 from bbt.experiment.classifiers import SoftPromptClassifier
+from bbt.experiment.generators import SoftPromptGenerator
 from bbt.export import export
 from bbt.prompts.soft import SoftPrompt
 from bbt.scoring.ledger import Ledger
@@ -63,7 +65,7 @@ def probabilities_of(classifier, texts):
     return torch.from_numpy(np.asarray(scores_of(classifier, texts))).double().softmax(-1).numpy()
 
 
-def run_page(folder, monkeypatch, text, **replaced):
+def run_page(folder, monkeypatch, text, what="probabilities", **replaced):
     """Execute the lines of the folder's page for one text; what they come to, and all their names."""
     (lines,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
     lines = lines.replace('"your text"', repr(text)).replace('"your second text, where there are two"', repr(PAIR))
@@ -74,7 +76,7 @@ def run_page(folder, monkeypatch, text, **replaced):
     names = {}
     with peft_imported():
         exec(compile(lines, "README.md", "exec"), names)
-    return names["probabilities"], names
+    return names[what], names
 
 
 def scores_of(classifier, texts):
@@ -86,14 +88,18 @@ def assert_same(page, expected, tolerance=1e-5):
     np.testing.assert_allclose(list(page.values()), expected, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "t5", "bart"])
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("to", ["peft", "transformers"])
 def test_the_pages_lines_give_the_numbers_of_bbt(name, template, to, classifier, tmp_path, monkeypatch):
     if name in CAUSAL and "after the mask" in template:
         pytest.skip("a causal LM reads the token after the template's end")
     ours = classifier(name, TEMPLATES[template])
-    if name == "llama" and template == "close to the text":  # its tokenizer writes no first word without a space
+    unlike_any_text = {
+        ("llama", "close to the text"),  # its tokenizer writes no first word without a space
+        ("bart", "first, words after the mask"),  # its decoder is given the row's own words
+    }
+    if (name, template) in unlike_any_text:
         with pytest.raises(BackendError, match="no text has the tokens of these rows"):
             export(ours, ours.backend, to, tmp_path / to)
         return
@@ -340,3 +346,38 @@ def test_the_command_exports_a_run_and_says_where_nothing_is_to_deploy(tiny_fold
     facts = json.loads((tmp_path / "carried" / "manual" / "classifier.json").read_text())
     assert facts["text"] == "{text} . The sentiment is"
     assert facts["biases"] == list(manual.classifier.prompt.biases)
+
+
+ASKED = "{prompt} {source}\nQuestion : {source_pair}\nAnswer : {target}"
+
+
+def generator_of(backend, embeddings, template=ASKED):
+    """A soft prompt that writes, as `Experiment.generator` makes it."""
+    info, decoding = backend.info, Decoding(max_new_tokens=7, stop=("was",))
+    facts = {"scored_by": "generation", "decoding": decoding}
+    prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, (), (), **facts)
+    return SoftPromptGenerator.loaded(prompt, backend)
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's own, of its own call
+@pytest.mark.parametrize("name", [*CAUSAL, "mt5", "bart"])
+@pytest.mark.parametrize("template", [ASKED, ASKED.replace("{prompt} ", "{start}")], ids=["first", "start"])
+@pytest.mark.parametrize("to", ["peft", "transformers", "manual"])
+def test_the_pages_lines_write_what_bbt_writes(name, template, to, tiny_backend, random_prompts, tmp_path, monkeypatch):
+    ours = generator_of(tiny_backend(name), random_prompts(1, 0 if to == "manual" else 5)[0], template)
+    assert export(ours, ours.backend, "peft" if to == "manual" else to, tmp_path) == (to != "manual")
+    expected = ours.texts([Example(text, 0, PAIR) for text in TEXTS], Ledger())
+    for text, written in zip(TEXTS, expected, strict=True):
+        assert run_page(tmp_path, monkeypatch, text, what="answer")[0] == written
+    assert len(set(expected)) > 1
+
+
+def test_a_prompt_that_writes_is_itself_again_after_peft(tiny_backend, random_prompts, tmp_path):
+    ours = generator_of(tiny_backend("llama"), random_prompts(1, 5)[0])
+    ours.prompt.to_peft(tmp_path, ours.backend)
+    again = SoftPrompt.from_peft(tmp_path)
+    np.testing.assert_array_equal(again.embeddings, ours.prompt.embeddings)
+    assert (again.decoding, again.template) == (ours.prompt.decoding, ASKED)
+    examples = [Example(text, 0, PAIR) for text in TEXTS]
+    loaded = SoftPromptGenerator.loaded(again, ours.backend)
+    assert loaded.texts(examples, Ledger()) == ours.texts(examples, Ledger())

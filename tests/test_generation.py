@@ -260,8 +260,7 @@ def test_targets_come_as_a_text_as_several_and_as_squad_has_them(tmp_path):
         ({"task": {"template": None, "name": "sst2"}}, "sst2 generates no text"),
         ({"objective": {"loss": "hinge"}}, "is for tasks with labels"),
         ({"prompt": {"placement": "layernorm"}}, "does not go with a task whose answer is a text"),
-        ({"method": {"name": "in-context"}}, "in-context takes no task that is scored by generation"),
-        ({"evaluation": {"also_test": {"sst2": None}}}, "is for tasks with labels"),
+        ({"evaluation": {"also_test": {"other": None}}}, "name a file of rows with targets"),
         ({"data": {"columns": {"text": "story"}}}, "name source and target"),
     ],
 )

@@ -9,7 +9,7 @@ from tiny_models import ARCHITECTURES
 
 from bbt.scoring.losses import cross_entropy
 
-every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+every_architecture = pytest.mark.parametrize("name", [*ARCHITECTURES, "t5", "bart"])
 every_case = pytest.mark.parametrize("case", SAME_FOR_BOTH.values(), ids=SAME_FOR_BOTH)
 LABELS = np.array([0, 1, 0, 1, 1, 0, 1])
 WORDS = ["bad", "great"]
@@ -28,7 +28,7 @@ def test_logits_are_those_of_the_forward_path(name, case, tiny_backend, random_p
         np.testing.assert_allclose(model.scores(encoded), expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "bart"])
 def test_the_prompt_s_gradient_is_the_slope_of_the_forward_only_backend(name, tiny_backend, random_prompts):
     case, backend = SAME_FOR_BOTH["two places"], tiny_backend(name)
     prompt, rows = random_prompts(1, 5), backend.encode(case.rows(), WORDS)

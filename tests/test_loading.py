@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from tiny_models import ARCHITECTURES, CAUSAL, save_tiny
+from tiny_models import ARCHITECTURES, CAUSAL, ENCODER_DECODER, save_tiny
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    BartConfig,
     BertConfig,
     BertForMaskedLM,
     BertForPreTraining,
@@ -24,7 +23,6 @@ from transformers import (
     ElectraForPreTraining,
     LlamaConfig,
     LlamaModel,
-    T5Config,
     ViTConfig,
 )
 
@@ -166,24 +164,22 @@ def test_weights_of_another_shape_are_refused(beside_a_tokenizer):
         LocalBackend(folder, device="cpu")
 
 
-OTHER_KINDS = {
-    "t5": T5Config(vocab_size=102, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4),
-    "bart": BartConfig(
-        vocab_size=102, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64, decoder_ffn_dim=64
-    ),
-    "vit": ViTConfig(),
-}
-
-
-@pytest.mark.parametrize("name", OTHER_KINDS)
-def test_a_model_of_neither_kind_is_named(name, tmp_path):
-    OTHER_KINDS[name].save_pretrained(tmp_path)
-    kind = "neither a masked LM" if name == "vit" else "an encoder-decoder model"
-    with pytest.raises(BackendError, match=rf"it is of type {name} .*{kind}") as error:
+def test_a_model_of_no_kind_is_named(tmp_path):
+    ViTConfig().save_pretrained(tmp_path)
+    with pytest.raises(BackendError, match=r"it is of type vit .*none of a masked LM") as error:
         LocalBackend(str(tmp_path), device="cpu")
-    with pytest.raises(BackendError, match=rf"it is of type {name} .*{kind}"):
+    with pytest.raises(BackendError, match=r"it is of type vit .*none of a masked LM"):
         read_words(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_an_encoder_decoder_is_one_by_its_config_and_nothing_else_is(tiny_folder, tiny_backend):
+    for name in ENCODER_DECODER:
+        assert tiny_backend(name).info.kind == "encoder-decoder"
+        with pytest.raises(BackendError, match="is an encoder-decoder; this kind of endpoint serves causal LMs only"):
+            read_words(str(tiny_folder(name)))
+    with pytest.raises(BackendError, match=r"it is of type gpt2 .*which is no encoder-decoder LM"):
+        tiny_backend("gpt2", kind="encoder-decoder")
 
 
 def test_a_tokenizer_with_words_beyond_the_embeddings_is_refused(tiny_folder, tmp_path):

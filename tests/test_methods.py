@@ -16,7 +16,7 @@ from bbt.testing import ToyBackend, check_method
 TINY = {
     "data": {"k": 4},
     "evaluation": {"rows": 40, "also_test": {"sst2": None}},
-    "prompt": {"n_prompt_tokens": 3, "intrinsic_dim": 8, "n_screened": 2},
+    "prompt": {"n_prompt_tokens": 3, "intrinsic_dim": 8, "n_screened": 2, "instruction": "What is it like ?"},
     "optimizer": {"population_size": 4},
     "budget": {"queries": 12, "dev_every": 8},
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from reference import Reference
-from tiny_models import CAUSAL
+from tiny_models import kind_of
 from toy import shared_config
 
 from bbt.api import run
@@ -46,7 +46,7 @@ def trained(tiny_folder, tmp_path, monkeypatch):
 
 def peft_logits(plain: Reference, adapter, texts, template) -> np.ndarray:
     """(B, K) as a user of PEFT has them: a batch padded at the right by the tokenizer, its mask, nothing else."""
-    tokenizer, masked = plain.tokenizer, plain.kind == "masked"
+    tokenizer, masked, decodes = plain.tokenizer, plain.kind == "masked", plain.kind == "encoder-decoder"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
@@ -57,7 +57,11 @@ def peft_logits(plain: Reference, adapter, texts, template) -> np.ndarray:
 
         model = PeftModel.from_pretrained(plain.model, adapter).eval()
     with torch.no_grad():
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        said = plain.decoded(batch["input_ids"][0])
+        said = {key: ids.repeat(len(texts), 1) for key, ids in said.items()}
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **said).logits
+    if decodes:
+        return logits[:, -1, [plain.word_id(word) for word in WORDS]].numpy()
     found = batch["input_ids"] == tokenizer.mask_token_id
     read = found.long().argmax(1) if masked else batch["attention_mask"].sum(1) - 1
     label_ids = [plain.word_id(f" {word}") for word in WORDS]
@@ -65,7 +69,7 @@ def peft_logits(plain: Reference, adapter, texts, template) -> np.ndarray:
     return logits[torch.arange(len(texts)), n_prompt_tokens + read][:, label_ids].numpy()
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama", "t5", "bart"])
 @pytest.mark.parametrize(
     ("method", "settings"),
     [("lora", {}), *(("prefix-tuning", settings) for settings in PREFIXES)],
@@ -73,7 +77,7 @@ def peft_logits(plain: Reference, adapter, texts, template) -> np.ndarray:
 )
 def test_a_saved_adapter_is_the_same_in_peft(name, method, settings, trained, tiny_folder):
     outcome = trained(name, method, **settings)
-    plain = partial(Reference, tiny_folder(name), "causal" if name in CAUSAL else "masked")
+    plain = partial(Reference, tiny_folder(name), kind_of(name))
     for texts in (TEXTS, TEXTS[:1]):  # with padding, and without
         examples = [Example(text, 0) for text in texts]
         expected = peft_logits(plain(), outcome.folder / "adapter", texts, "{text} . It was {mask}")
@@ -84,15 +88,17 @@ def test_a_saved_adapter_is_the_same_in_peft(name, method, settings, trained, ti
 
 
 @pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning"])
-def test_a_soft_prompt_at_the_start_is_prompt_tuning_of_peft(method, trained, tiny_folder, tmp_path):
-    """GPT-2 puts no token of its own before a text. Where a model does, PEFT's prompt stands left of that token and
-    the template's right of it: those prompts have no counterpart in PEFT, and none is claimed."""
-    outcome, plain = trained("gpt2", method), partial(Reference, tiny_folder("gpt2"), "causal")
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_a_soft_prompt_at_the_start_is_prompt_tuning_of_peft(name, method, trained, tiny_folder, tmp_path):
+    """GPT-2 and T5 put no token of their own before a text. Where a model does, PEFT's prompt stands left of that token
+    and the template's right of it: those prompts have no counterpart in PEFT, and none is claimed."""
+    outcome, plain = trained(name, method), partial(Reference, tiny_folder(name), kind_of(name))
     vectors = torch.from_numpy(outcome.classifier.prompt.embeddings)
     with peft_imported():
         from peft import PromptTuningConfig, get_peft_model
 
-        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(vectors))
+        kind = {"gpt2": "CAUSAL_LM", "t5": "SEQ_2_SEQ_LM"}[name]
+        config = PromptTuningConfig(task_type=kind, num_virtual_tokens=len(vectors), num_transformer_submodules=1)
         model = get_peft_model(plain().model, config)
         model.prompt_encoder["default"].embedding.weight.data.copy_(vectors)
         model.save_pretrained(tmp_path / "peft", save_embedding_layers=False)

@@ -1,7 +1,9 @@
 """Metrics of generated text are their own libraries' figures, and SQuAD's are its official script's."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
@@ -25,6 +27,24 @@ def test_squad_figures_are_worked_out_by_hand():
     assert found("token_f1", ["cat cat cat"], [("a cat",)]) == pytest.approx(
         2 * 1 / (3 + 1)
     )  # a word as often as it is
+
+
+def test_squad_figures_are_those_of_a_script_called_on_files(tmp_path):
+    texts = [*TEXTS, "The—end of a-b, U.S.", "", "an the", "Beyoncé's  1,000 songs"]
+    references = [*REFERENCES, ("—end ab US", "the end"), ("none",), ("a", "x"), ("Beyoncés 1000 songs", "songs")]
+    questions = [
+        {"id": str(i), "answers": [{"text": one, "answer_start": 0} for one in ones]}
+        for i, ones in enumerate(references)
+    ]
+    dataset = {"version": "1.1", "data": [{"paragraphs": [{"context": "", "qas": questions}]}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset))
+    (tmp_path / "predictions.json").write_text(json.dumps({str(i): text for i, text in enumerate(texts)}))
+    script = Path(__file__).with_name("squad_counting.py")
+    run = [sys.executable, str(script), str(tmp_path / "dataset.json"), str(tmp_path / "predictions.json")]
+    said = json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+    assert found("exact_match", texts, references) == pytest.approx(said["exact_match"] / 100)
+    assert found("token_f1", texts, references) == pytest.approx(said["f1"] / 100)
+    assert 0 < said["exact_match"] < said["f1"] < 100
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from backends.local import LocalBackend
 from backends.local.shapes import SHAPES, random_config
@@ -19,6 +19,9 @@ PUBLISHED = {
     "gpt2": 124_439_808,
     "gpt2-large": 774_030_080,
     "gpt2-xl": 1_557_611_200,
+    "t5-small": 60_506_624,
+    "t5-base": 222_903_552,
+    "t5-large": 737_668_096,
     "smollm2-135m": 134_515_008,
     "smollm2-1.7b": 1_711_376_384,
     "llama-3-8b": 8_030_261_248,
@@ -27,7 +30,8 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_shape_has_the_size_of_the_published_model(name):
-    auto = AutoModelForCausalLM if SHAPES[name][0] in ("gpt2", "llama") else AutoModelForMaskedLM
+    kinds = {"bert": AutoModelForMaskedLM, "roberta": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}
+    auto = kinds.get(SHAPES[name][0], AutoModelForCausalLM)
     with torch.device("meta"):
         model = auto.from_config(random_config(name))
     assert sum(weight.numel() for weight in model.parameters()) == PUBLISHED[name]

@@ -144,16 +144,16 @@ def test_attempt_learns_and_keeps_its_sources(attempt):
     experiment = make_experiment(attempt.config, attempt.classifier.backend)
     method = load_method(attempt.config)
     subject = method.subject(experiment, experiment.backend.trainable())
-    labels, rows = torch.from_numpy(experiment.train.labels), range(8)
+    rows = range(8)
     optimizer, losses = torch.optim.Adam(subject.parameters, 0.02), []
     for _ in range(20):
-        losses.append(torch.nn.functional.cross_entropy(subject.logits(rows), labels))
+        losses.append(subject.loss.of(rows).mean())
         optimizer.zero_grad()
         losses[-1].backward()
         assert all(parameter.grad.abs().max() > 0 for parameter in subject.parameters)
         optimizer.step()
     assert losses[-1] < 0.9 * losses[0]
-    for path, kept in zip(method.sources, subject.classifier().mixture.sources, strict=True):
+    for path, kept in zip(method.sources, subject.trained().mixture.sources, strict=True):
         np.testing.assert_array_equal(SoftPrompt.load(Path(path)).embeddings, kept)
 
 

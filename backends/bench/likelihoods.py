@@ -36,7 +36,7 @@ class Likelihoods(Generations):
     """A workload of the likelihoods (n, B) of rows' targets."""
 
     def _encoded(self) -> LocalPairs:
-        task = GENERATION_TASKS[self.workload.task].task(self.workload.task)
+        task = GENERATION_TASKS[self.workload.task].task(self.workload.task, self.backend.info.kind)
         examples = list(_examples(self.workload, task))
         n_rows = self.workload.n_rows or N_ROWS
         chosen = [examples[i % len(examples)] for i in range(n_rows)]

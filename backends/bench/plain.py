@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from backends.local.encoder_decoder import decoder_inputs
 from backends.local.encoding import TokenRow, prompt_id
 from bbt.types import Prompts, Scores
 
@@ -35,6 +36,9 @@ class PlainLoop:
         self._ids = torch.tensor(padded, device=device)
         self._mask = torch.tensor([[int(i < len(row.ids)) for i in range(width)] for row in rows], device=device)
         self._read = torch.tensor([row.read for row in rows], device=device)
+        self._said: dict[str, Tensor] = {}
+        if rows[0].decoder:
+            self._said["decoder_input_ids"], self._read = decoder_inputs(rows, device)
         self._label_ids = torch.tensor(list(label_ids), device=device)
         self._places = (self._ids < 0).nonzero(as_tuple=True)
         self._which = prompt_id(self._ids[self._places])
@@ -48,7 +52,7 @@ class PlainLoop:
         embeddings[self._places] = first[self._which]
         handles = [] if vectors.ndim == 2 else self._add_before_layers(vectors)
         try:
-            logits = self._model(inputs_embeds=embeddings, attention_mask=self._mask).logits
+            logits = self._model(inputs_embeds=embeddings, attention_mask=self._mask, **self._said).logits
         finally:
             for handle in handles:
                 handle.remove()

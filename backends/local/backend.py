@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from backends.local.device import HeldSpace, has_room_for
+from backends.local.encoder_decoder_gradient import TrainableEncoderDecoder
 from backends.local.encoding import ordinary_ids
 from backends.local.features import causal_log_likelihoods, hidden_states, masked_log_likelihoods
 from backends.local.frozen import Source
@@ -29,13 +30,13 @@ from bbt.types import AnyPrompts, DeepPrompts, Latents, Prompts, RowScores, Scor
 
 
 class LocalBackend:
-    """A masked or causal LM on this machine, forward pass only.
+    """A masked or causal LM or an encoder-decoder on this machine, forward pass only.
 
     It may be called from several threads at once.
 
     Args:
         model: a bundled name, a folder or a name on the hub.
-        kind: masked or causal (none: what the model's config says).
+        kind: masked, causal or encoder-decoder (none: what the model's config says).
         device: auto, cpu, cuda or mps; `auto` takes cuda, then mps, then cpu.
         precision: auto, fp32, bf16 or fp16. `auto` takes bf16 where the chip is fast with it, unless on a trial it does
             not rank candidates as fp32 does: then a warning says so, and fp32 is taken. That is settled here, once; it
@@ -91,7 +92,7 @@ class LocalBackend:
     def trunk(self) -> nn.Module:
         """The module that an evaluation calls once for each micro-batch before the rows' head, for whoever measures
         it."""
-        return self._evaluator.forward.packed or self._evaluator.forward.structure.trunk
+        return self._evaluator.trunk
 
     @property
     def target_evaluator(self) -> TargetEvaluator:
@@ -178,6 +179,8 @@ class LocalBackend:
 
     def _check_deep(self, prompts: DeepPrompts, encoded: LocalRows) -> None:
         parts = self._evaluator.forward.structure
+        if self._frozen.kind == "encoder-decoder":
+            raise BackendError("deep prompts are for masked and causal LMs; use another method than bbtv2.")
         parts.require_layers()
         if parts.hidden_size != self._words.shape[1]:
             raise BackendError(
@@ -190,12 +193,22 @@ class LocalBackend:
             raise BackendError(f"deep prompts have shape {prompts.shape}, expected (n, {shape}).")
 
     def features(self, encoded: LocalRows) -> list[Features]:
-        """The rows' last hidden states; see `FeatureBackend.features`."""
-        states = hidden_states(self.model, encoded.ids, self.token_budget)
+        """The rows' last hidden states, of an encoder-decoder its encoder's; see `FeatureBackend.features`."""
+        encodes = self._frozen.kind == "encoder-decoder"
+        trunk = self.model.get_encoder() if encodes else self.model.base_model
+        states = hidden_states(trunk, encoded.ids, self.token_budget)
         return [Features(s.numpy(), row.read) for s, row in zip(states, encoded.rows, strict=True)]
 
     def token_log_likelihoods(self, encoded: LocalRows) -> list[NDArray[np.float32]]:
-        """The log-likelihoods of each row's tokens; see `LikelihoodBackend.token_log_likelihoods`."""
+        """The log-likelihoods of each row's tokens; see `LikelihoodBackend.token_log_likelihoods`.
+
+        Raises:
+            BackendError: an encoder-decoder, which reads its rows and does not foretell them.
+        """
+        if self._frozen.kind == "encoder-decoder":
+            raise BackendError(
+                f"{self.info.architecture} gives no likelihoods of what its encoder reads: take another kind of model."
+            )
         if self._frozen.kind == "causal":
             return [causal_log_likelihoods(self.model, ids).numpy() for ids in encoded.ids]
         mask = self._frozen.tokenizer.mask_token_id
@@ -257,9 +270,7 @@ class LocalBackend:
 
     def plain_text(self, render: Callable[[str, str], Row], label_words: Sequence[str]) -> PlainText:
         """Describe what the bare tokenizer needs for the same rows; see `PlainBackend.plain_text`."""
-        return plain_text(
-            self._frozen.tokenizer, self._frozen.row_tokenizer, render, label_words, self._frozen.kind == "causal"
-        )
+        return plain_text(self._frozen.tokenizer, self._frozen.row_tokenizer, render, label_words)
 
     def embed_text(self, text: str) -> Prompts:
         """The word embeddings (1, T, H) of a text."""
@@ -278,7 +289,8 @@ class LocalBackend:
         """Load the model once more, with fp32 weights and gradients; see `GradientBackend.trainable`."""
         source = self._frozen.source
         model = load(source.name, source.kind, source.device, torch.float32, source.revision).model
-        return TrainableModel(model, self._frozen)
+        made = TrainableEncoderDecoder if self._frozen.kind == "encoder-decoder" else TrainableModel
+        return made(model, self._frozen)
 
     def _scores(self, prompts: DeepPrompts, encoded: LocalRows) -> Scores:
         if not len(prompts):

@@ -67,28 +67,30 @@ class Layout:
 
 
 def micro_batches(
-    lengths: Sequence[int], n_candidates: int, token_budget: int, one_length: bool = False
+    lengths: Sequence[int], n_candidates: int, token_budget: int, one_length: bool = False, padded: bool = False
 ) -> list[MicroBatch]:
     """Cover every (candidate, row) once with batches of at most `token_budget` tokens (one sequence at least).
 
     Rows are stacked over the whole population, longest first; with `one_length` each batch has rows of one length
-    only.
+    only. With `padded` every row counts as many tokens as the longest beside it.
     """
     batches = []
-    for rows in _row_groups(lengths, token_budget // n_candidates, one_length):
-        step = max(1, token_budget // sum(lengths[row] for row in rows))
+    for rows in _row_groups(lengths, token_budget // n_candidates, one_length, padded):
+        n_tokens = lengths[rows[0]] * len(rows) if padded else sum(lengths[row] for row in rows)
+        step = max(1, token_budget // n_tokens)
         for start in range(0, n_candidates, step):
             batches.append(MicroBatch(start, min(start + step, n_candidates), rows))
     return batches
 
 
-def _row_groups(lengths: Sequence[int], limit: int, one_length: bool) -> list[tuple[int, ...]]:
+def _row_groups(lengths: Sequence[int], limit: int, one_length: bool, padded: bool) -> list[tuple[int, ...]]:
     """The rows, longest first, in groups of at most `limit` tokens (one row at least)."""
     groups: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if groups:
-            fits = sum(lengths[other] for other in groups[-1]) + lengths[row] <= limit
-            if fits and (not one_length or lengths[row] == lengths[groups[-1][0]]):
+            longest, beside = lengths[groups[-1][0]], groups[-1]
+            n_tokens = longest * (len(beside) + 1) if padded else sum(lengths[i] for i in beside) + lengths[row]
+            if n_tokens <= limit and (not one_length or lengths[row] == longest):
                 groups[-1].append(row)
                 continue
         groups.append([row])

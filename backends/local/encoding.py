@@ -48,6 +48,9 @@ class TokenRow:
     """The position from whose hidden state the label words are scored."""
     truncated: bool
     """Whether the row's text was cut."""
+    decoder: tuple[int, ...] = ()
+    """(M,) token ids that an encoder-decoder's decoder is given, of which the last one's hidden state is read; empty
+    for other models."""
 
 
 @dataclass(frozen=True)
@@ -115,23 +118,33 @@ class RowTokenizer:
     """
 
     def __init__(self, tokenizer: Any, max_length: int, causal: bool) -> None:
-        if not causal and tokenizer.mask_token_id is None:
-            raise BackendError("the tokenizer of this masked LM has no mask token.")
+        mask_id = None if causal else self._mask_of(tokenizer)
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self._causal = causal
+        self._causal = self._scores_targets = causal
         self._left, self._right = _special_tokens(tokenizer)
         if causal:
             self._right = []
-        self._marking = _with_stand_ins(tokenizer)
+        self._marking = _with_stand_ins(tokenizer, mask_id)
         self._prompt, self._mask = self._marking.convert_tokens_to_ids([PROMPT, MASK])
         self._specials = {tokenizer.convert_ids_to_tokens(i): i for i in special_ids(tokenizer)}
         self._stands_for = {self._marking.convert_tokens_to_ids(_stand_in(i)): i for i in self._specials.values()}
-        if not causal:
-            self._stands_for[self._mask] = tokenizer.mask_token_id
+        if mask_id is not None:
+            self._stands_for[self._mask] = mask_id
         names = sorted(map(re.escape, self._specials), key=len, reverse=True)
         self._special = re.compile("|".join(names) or r"(?!)")
         self._keeps_space = len(self._ids(" a")) == 1
+
+    @staticmethod
+    def _mask_of(tokenizer: Any) -> int | None:
+        """Return the id of the token that stands where the template has the mask.
+
+        Raises:
+            BackendError: there is none.
+        """
+        if tokenizer.mask_token_id is None:
+            raise BackendError("the tokenizer of this masked LM has no mask token.")
+        return int(tokenizer.mask_token_id)
 
     @property
     def special_ids(self) -> tuple[list[int], list[int]]:
@@ -144,7 +157,7 @@ class RowTokenizer:
         Raises:
             LabelWordError: a word is not one token (shows its pieces), or two words are the same token.
         """
-        after_space = self._keeps_space and _left_of_mask(row).endswith(" ")
+        after_space = self._is_after_space(row)
         ids = [self._one_token(word.strip(), after_space) for word in label_words]
         for i, word in enumerate(label_words):
             if ids[i] in ids[:i]:
@@ -184,19 +197,19 @@ class RowTokenizer:
             raise BackendError("a row is empty: there is nothing left of {mask} for a causal LM to go on from.")
         return self._truncated(tokens, read, self._max_length - reserved)
 
-    def pairs(self, rows: Sequence[Row]) -> list[TokenPair]:
-        """Tokenise rows that end in their targets. A target is never cut; rows that differ in nothing else have one
-        context, with room for the longest of theirs.
+    def pairs(self, rows: Sequence[Row], reserved: int = 0) -> list[TokenPair]:
+        """Tokenise rows that end in their targets, `reserved` positions shorter than the model. A target is never cut;
+        rows that differ in nothing else have one context, with room for the longest of theirs.
 
         Raises:
             BackendError: as `target`, or as `row`.
         """
-        targets = [self.target(row) for row in rows]
+        targets, asked = [self.target(row) for row in rows], [self._with_mask(row) for row in rows]
         longest: dict[Row, int] = {}
-        for row, target in zip(rows, targets, strict=True):
-            longest[row[:-1]] = max(len(target), longest.get(row[:-1], 0))
-        contexts = {before: self.row((*before, Segment("mask")), n - 1) for before, n in longest.items()}
-        return [TokenPair(contexts[row[:-1]], target) for row, target in zip(rows, targets, strict=True)]
+        for row, target in zip(asked, targets, strict=True):
+            longest[row] = max(len(target), longest.get(row, 0))
+        contexts = {row: self.row(row, reserved + n - 1) for row, n in longest.items()}
+        return [TokenPair(contexts[row], target) for row, target in zip(asked, targets, strict=True)]
 
     def target(self, row: Row) -> tuple[int, ...]:
         """Return the token ids of a row's target as it comes after what stands left of it.
@@ -204,26 +217,26 @@ class RowTokenizer:
         Raises:
             BackendError: a row that does not end in a target, or a target without a token or too long for the model.
         """
-        after_space = self._keeps_space and _left_of_mask(_with_mask(row)).endswith(" ")
-        ids = self._ids(" " * after_space + row[-1].text)
-        if not ids:
-            raise BackendError("a target has no token: give each row one of a word at least.")
-        if len(ids) > self._max_length:
-            begins = row[-1].text[:40]
-            raise BackendError(f"the target {begins!r}... takes {len(ids)} tokens, the model {self._max_length}.")
-        return tuple(ids)
+        after_space = self._is_after_space(self._with_mask(row))
+        return self._fitting_target(row[-1].text, self._ids(" " * after_space + row[-1].text), self._max_length)
 
-    def context(self, row: Row, max_new_tokens: int) -> TokenRow:
-        """Tokenise what stands left of the target in which a row ends, leaving room for new tokens.
+    def context(self, row: Row, max_new_tokens: int, reserved: int = 0) -> TokenRow:
+        """Tokenise what stands left of the target in which a row ends, leaving room for new tokens and for `reserved`
+        positions.
 
         Raises:
             BackendError: a row that does not end in a target, or as `row`.
         """
-        return self.row(_with_mask(row), max_new_tokens - 1)
+        return self.row(self._with_mask(row), reserved + max_new_tokens - 1)
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return the readable text of token ids."""
         return str(self._tokenizer.decode(list(token_ids)))
+
+    def mask_text(self, row: Row) -> str:
+        """Return the text of the token that stands where the row has its mask; it is empty where none does."""
+        mask_id = self._stands_for.get(self._mask)
+        return self.text([mask_id]).strip() if mask_id is not None and self._shows_mask(row) else ""
 
     def ordinary_places(self, row: TokenRow) -> list[int]:
         """Find the places of a masked LM's row that hold words: neither special tokens nor the mask that is read."""
@@ -245,7 +258,7 @@ class RowTokenizer:
             slot = segment.kind in ("prompt", "mask")
             if slot:
                 written = written.removesuffix(" ") if number and row[number - 1].kind == "literal" else written
-                piece = PROMPT * segment.n_tokens if segment.kind == "prompt" else "" if self._causal else MASK
+                piece = PROMPT * segment.n_tokens if segment.kind == "prompt" else MASK * self._shows_mask(row)
             else:
                 piece = _readable(segment.text)
                 # Vocabularies that put a space before the first word themselves would count this one twice.
@@ -267,6 +280,36 @@ class RowTokenizer:
             _Token(i, next((number for number, a, b in spans if a <= middle < b), None))
             for i, middle in zip(coded["input_ids"], middles, strict=True)
         ]
+
+    def _shows_mask(self, row: Row) -> bool:
+        """Tell whether a token stands where the row has its mask."""
+        return not self._causal
+
+    def _with_mask(self, row: Row) -> Row:
+        """Return what stands left of a row's target, with the mask in the target's place: a causal LM's next token.
+
+        Raises:
+            BackendError: the row does not end in a target.
+        """
+        if not row or row[-1].kind != "target":
+            raise BackendError("a row does not end in its target: put {target} last in the template.")
+        return (*row[:-1], Segment("mask"))
+
+    def _is_after_space(self, row: Row) -> bool:
+        """Tell whether what comes in the mask's place begins with the space that stands left of it."""
+        return self._keeps_space and _left_of_mask(row).endswith(" ")
+
+    def _fitting_target(self, text: str, ids: Sequence[int], limit: int) -> tuple[int, ...]:
+        """Check that a target's ids are some, and not more than `limit`.
+
+        Raises:
+            BackendError: they are not.
+        """
+        if not ids:
+            raise BackendError("a target has no token: give each row one of a word at least.")
+        if len(ids) > limit:
+            raise BackendError(f"the target {text[:40]!r}... takes {len(ids)} tokens, the model {limit}.")
+        return tuple(ids)
 
     def _meant(self, token_id: int, n_prompt: int) -> int:
         """Return the id that a token of a written row stands for, after `n_prompt` soft tokens."""
@@ -290,21 +333,25 @@ class RowTokenizer:
         if not self._is_one_token(ids):
             pieces = self._tokenizer.convert_ids_to_tokens(ids)
             advice = "Choose a word that is (task.label_words)."
-            if self._causal and ids:
+            if self._scores_targets and ids:
                 advice = (
                     "Choose a word that is (task.label_words), or have a local model score labels of several tokens by "
                     "their likelihood (task.scored_by: likelihood)."
                 )
             if self._keeps_space and self._is_one_token(others):
-                here, there = ("with", "without") if after_space else ("without", "with")
-                advice = (
-                    f"The template has {{mask}} {here} a space before it, and so the word is taken {here} its space; "
-                    f"{there} it the word is one token. Choose another word (task.label_words) or change the template."
-                )
+                advice = self._space_advice(after_space)
             raise LabelWordError(
                 f"label word {word!r} is not one token of this model but {len(ids)}: {pieces}. {advice}"
             )
         return ids[0]
+
+    def _space_advice(self, after_space: bool) -> str:
+        """Say what to do about a label word that is one token the other way, without or with its space."""
+        here, there = ("with", "without") if after_space else ("without", "with")
+        return (
+            f"The template has {{mask}} {here} a space before it, and so the word is taken {here} its space; "
+            f"{there} it the word is one token. Choose another word (task.label_words) or change the template."
+        )
 
     def _is_one_token(self, ids: list[int]) -> bool:
         return len(ids) == 1 and ids[0] != self._tokenizer.unk_token_id
@@ -338,7 +385,7 @@ def _stand_in(name: Any) -> str:
     return f"{MARK}{name}{MARK}"
 
 
-def _with_stand_ins(tokenizer: Any) -> Any:
+def _with_stand_ins(tokenizer: Any, mask_id: int | None) -> Any:
     """Copy the tokenizer and teach it `PROMPT`, `MASK` and a stand-in for every special token: tokens that are found in
     a text although they are not special, and swallow the spaces that their originals swallow."""
     from tokenizers import AddedToken
@@ -349,7 +396,7 @@ def _with_stand_ins(tokenizer: Any) -> Any:
         return AddedToken(name, normalized=False, special=False, **sides)
 
     copied = copy.deepcopy(tokenizer)
-    stand_ins = [token(PROMPT, None), token(MASK, tokenizer.mask_token_id)]
+    stand_ins = [token(PROMPT, None), token(MASK, mask_id)]
     copied.add_tokens([*stand_ins, *(token(_stand_in(i), i) for i in sorted(special_ids(tokenizer)))])
     return copied
 
@@ -373,17 +420,6 @@ def _cut_places(texts: Sequence[int | None], excess: int) -> set[int]:
     while len(cut) < excess and any(places.values()):
         cut.add(max(places.values(), key=len).pop())
     return cut
-
-
-def _with_mask(row: Row) -> Row:
-    """Return what stands left of a row's target, with the mask in the target's place: a causal LM's next token.
-
-    Raises:
-        BackendError: the row does not end in a target.
-    """
-    if not row or row[-1].kind != "target":
-        raise BackendError("a row does not end in its target: put {target} last in the template.")
-    return (*row[:-1], Segment("mask"))
 
 
 def _left_of_mask(row: Row) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from backends.local.batching import Layout, MicroBatch, laid_out, micro_batches, reading_on
@@ -19,7 +19,7 @@ from backends.local.forward import Forward, KeysAndValues, Pass
 from backends.local.graphs import Graphs
 from backends.local.head import Head
 from backends.local.plans import KEPT_TOKENS, Plan, kept, planned
-from backends.local.rows import KEPT_BYTES, LaidRows, LocalRows, Shared, differing, lowest_difference
+from backends.local.rows import KEPT_BYTES, LaidRows, LocalRows, Planned, Shared, differing, lowest_difference
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Latents, Scores
 
@@ -42,6 +42,11 @@ class Evaluator:
             threading.Lock() if forward.structure.depends_on_length else nullcontext()
         )
         self.graphs = Graphs() if words.device.type == "cuda" and not self._one_length else None
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The module that is called once for each micro-batch before the rows' head."""
+        return self.forward.packed or self.forward.structure.trunk
 
     @property
     def shares_prefixes(self) -> bool:
@@ -76,7 +81,7 @@ class Evaluator:
         """Copy an array to the device, floats as float32; see `on_device`."""
         return on_device(array, self.words.device)
 
-    def _fitting(self, rows: LaidRows, compute: Callable[[int], T]) -> T:
+    def _fitting(self, rows: Planned, compute: Callable[[int], T]) -> T:
         """What `compute` makes with the budget; where memory runs out, it is tried again with half of the budget."""
         while True:
             budget = self.token_budget
@@ -92,7 +97,7 @@ class Evaluator:
             # Only here, since the error holds the tensors of the call that failed.
             self._make_room(rows, budget)
 
-    def _make_room(self, rows: LaidRows, budget: int) -> None:
+    def _make_room(self, rows: Planned, budget: int) -> None:
         """Halve the budget with which memory ran out, and give back what is held for speed alone."""
         self.token_budget = min(self.token_budget, budget // 2)
         logger.warning("memory ran out: micro-batches have %d tokens from now on, not %d.", self.token_budget, budget)

@@ -15,13 +15,13 @@ HEAD_TOKENS = 1024
 
 
 @torch.inference_mode()
-def hidden_states(model: Any, rows: Sequence[Tensor], token_budget: int) -> list[Tensor]:
+def hidden_states(trunk: Any, rows: Sequence[Tensor], token_budget: int) -> list[Tensor]:
     """The last hidden states (N, H) of each row of token ids (N,), in micro-batches of at most `token_budget`
     tokens."""
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     for batch in micro_batches([len(row) for row in rows], 1, token_budget):
         ids, mask = _padded([rows[i] for i in batch.rows])
-        states = model.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
+        states = trunk(input_ids=ids, attention_mask=mask).last_hidden_state
         for i, state in zip(batch.rows, states, strict=True):
             found[i] = state[: len(rows[i])].float().cpu()
     return found

@@ -7,12 +7,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from backends.local.answers import AnswerTokenizer, row_tokenizer
 from backends.local.check import checked_evaluator
 from backends.local.device import default_budget
-from backends.local.encoding import RowTokenizer
+from backends.local.encoder_decoder_check import checked_encoder_decoder
+from backends.local.evaluation import Evaluator
 from backends.local.loading import load
 from backends.local.rows import LocalContexts, LocalPairs, LocalRows, common_prefix
-from backends.local.source import Kind
+from backends.local.source import Kind, position_limit
 from backends.local.structure import first_position
 from backends.local.targets import TargetEvaluator, checked_target_evaluator
 from bbt.backend import Row, check_anchor
@@ -27,7 +29,7 @@ class Source:
     name: str
     """The model's bundled name, its folder or its name on the hub."""
     kind: Kind | None
-    """Whether the model is masked or causal (none: its config says which)."""
+    """Whether the model is masked, causal or an encoder-decoder (none: its config says which)."""
     device: torch.device
     """The device that computes."""
     revision: str | None
@@ -47,9 +49,15 @@ class FrozenModel:
         self.source = source
         loaded = load(source.name, source.kind, source.device, dtype, source.revision)
         self.model, self.tokenizer, self.kind, self.fingerprint = loaded
+        parts = self.model.config, self.model.generation_config if self.model.can_generate() else None
+        self.row_tokenizer = row_tokenizer(self.kind, self.tokenizer, self.max_length, *parts)
         budget = source.token_budget or default_budget(self.model, source.device)
-        self.evaluator = checked_evaluator(self.model, self.kind, self.max_length, budget)
-        self.row_tokenizer = RowTokenizer(self.tokenizer, self.max_length, self.kind == "causal")
+        self.evaluator: Evaluator
+        if isinstance(self.row_tokenizer, AnswerTokenizer):
+            frame = self.row_tokenizer.frame
+            self.evaluator = checked_encoder_decoder(self.model, frame, self.max_length, budget)
+        else:
+            self.evaluator = checked_evaluator(self.model, self.kind, self.max_length, budget)
 
     @property
     def words(self) -> Tensor:
@@ -64,7 +72,7 @@ class FrozenModel:
     @cached_property
     def max_length(self) -> int:
         """The number of positions that the model has and its tokenizer admits."""
-        limit = int(getattr(self.model.config, "max_position_embeddings", None) or self.tokenizer.model_max_length)
+        limit = position_limit(self.model.config) or int(self.tokenizer.model_max_length)
         return min(limit - first_position(self.model.base_model), int(self.tokenizer.model_max_length))
 
     def encode(
@@ -88,28 +96,33 @@ class FrozenModel:
         """The evaluator that scores targets of several tokens; it is made and checked when it is first asked for.
 
         Raises:
-            BackendError: not a causal LM, or one whose targets cannot be scored.
+            BackendError: a masked LM, or one whose targets cannot be scored.
         """
-        self._require_causal("scores targets of several tokens")
+        self._require_writer("scores targets of several tokens")
+        if isinstance(self.evaluator, TargetEvaluator):
+            return self.evaluator
         return checked_target_evaluator(self.model, self.evaluator, self.max_length)
 
-    def encode_pairs(self, rows: Sequence[Row]) -> LocalPairs:
-        """Tokenise rows that end in targets; see `TargetBackend.encode_pairs`."""
+    def encode_pairs(self, rows: Sequence[Row], reserved: int = 0) -> LocalPairs:
+        """Tokenise rows that end in targets, `reserved` positions shorter than the model; see
+        `TargetBackend.encode_pairs`."""
         longest = self.max_length if self.target_evaluator.shares_prefixes else 0
         _require_rows(rows)
-        return LocalPairs(self.row_tokenizer.pairs(rows), _n_prompt_tokens(rows), longest)
+        return LocalPairs(self.row_tokenizer.pairs(rows, reserved), _n_prompt_tokens(rows), longest)
 
-    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> LocalContexts:
-        """Tokenise what stands left of targets; see `GenerationBackend.encode_contexts`."""
-        self._require_causal("generates text")
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int, reserved: int = 0) -> LocalContexts:
+        """Tokenise what stands left of targets, `reserved` positions shorter than the model; see
+        `GenerationBackend.encode_contexts`."""
+        self._require_writer("generates text")
         _require_rows(rows)
-        contexts = [self.row_tokenizer.context(row, max_new_tokens) for row in rows]
+        contexts = [self.row_tokenizer.context(row, max_new_tokens, reserved) for row in rows]
         return LocalContexts(contexts, _n_prompt_tokens(rows), max_new_tokens)
 
-    def _require_causal(self, does: str) -> None:
-        if self.kind != "causal":
+    def _require_writer(self, does: str) -> None:
+        if self.kind == "masked":
             raise BackendError(
-                f"{self.source.name} is a masked LM, and only a causal LM (GPT's kind) {does}: choose another model."
+                f"{self.source.name} is a masked LM, and only a causal LM (GPT's kind) or an encoder-decoder (T5's "
+                f"kind) {does}: choose another model."
             )
 
 

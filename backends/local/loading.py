@@ -64,30 +64,40 @@ class Loaded(NamedTuple):
     tokenizer: Any
     """Its fast tokenizer."""
     kind: Kind
-    """Masked or causal."""
+    """Masked, causal or encoder-decoder."""
     fingerprint: str
     """A digest of its weights: see `fingerprint`."""
 
 
 def load(model: str, kind: Kind | None, device: torch.device, dtype: torch.dtype, revision: str | None) -> Loaded:
-    """Load a model on the device with its fast tokenizer, whether it is a masked or a causal LM, and its fingerprint.
+    """Load a model on the device with its fast tokenizer, its kind, and its fingerprint.
 
     Raises:
         BackendError: not found, of another kind, without a language-model head or other weights of its own, without
             a fast tokenizer, or with a tokenizer of another model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSeq2SeqLM,
+        AutoTokenizer,
+    )
 
-    if kind not in (None, "masked", "causal"):
-        raise BackendError(unknown("kind", kind, ("masked", "causal")))
+    autos: dict[str, Any] = {
+        "masked": AutoModelForMaskedLM,
+        "causal": AutoModelForCausalLM,
+        "encoder-decoder": AutoModelForSeq2SeqLM,
+    }
+    if kind is not None and kind not in autos:
+        raise BackendError(unknown("kind", kind, autos))
     shape = model.removeprefix(PREFIX)
-    auto: Any
     loaded: Any
     with cannot_load(model), quiet():
         if shape != model:
             config = random_config(shape, revision)
             kind = checked_kind(model, config, kind)
-            auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
+            auto = autos[kind]
             tokenizer = random_tokenizer(shape, kind, revision)
             loaded = random_model(auto, config, device)
             identity, loaded = fingerprint(loaded), loaded.to(dtype)
@@ -97,7 +107,7 @@ def load(model: str, kind: Kind | None, device: torch.device, dtype: torch.dtype
             config = AutoConfig.from_pretrained(source, **options)
             kind = checked_kind(model, config, kind)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            auto = AutoModelForMaskedLM if kind == "masked" else AutoModelForCausalLM
+            auto = autos[kind]
             loaded, report = auto.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
             _check_weights(model, loaded, report["missing_keys"])
             # What fp16 has rounded cannot be rounded to bf16 as the checkpoint's own values are.

@@ -13,7 +13,7 @@ PROBES = (("a film", "it was slow"), ("Two  words, 3.5 % - and\nmore!", "Zo\u00e
 
 
 def plain_text(
-    tokenizer: Any, rows: RowTokenizer, render: Callable[[str, str], Row], label_words: Sequence[str], causal: bool
+    tokenizer: Any, rows: RowTokenizer, render: Callable[[str, str], Row], label_words: Sequence[str]
 ) -> PlainText:
     """Describe the rows; see `PlainBackend.plain_text`.
 
@@ -21,16 +21,19 @@ def plain_text(
         BackendError: the prompt stands neither at the start nor before everything else, or no text has these tokens.
     """
     row = render("{text}", "{text_pair}")
-    written = _written(row, "" if causal else tokenizer.mask_token)
+    written = _written(row, rows.mask_text(row))
+    decoder = rows.row(row).decoder
     leading = tuple(rows.special_ids[0]) if _has_prompt_inside(row) else ()
     for text, adds in _candidates(written, tokenizer, rows, bool(leading) or _has_prompt_inside(row)):
         if all(
             _agrees(tokenizer, rows, render(*probe), text.format(text=probe[0], text_pair=probe[1]), adds, leading)
+            and rows.row(render(*probe)).decoder == decoder
             for probe in PROBES
         ):
-            return PlainText(text, adds, leading, tuple(rows.label_ids(label_words, row)))
+            return PlainText(text, adds, leading, tuple(rows.label_ids(label_words, row)), decoder)
     raise BackendError(
-        "no text has the tokens of these rows, so that no export would be exact; tune with prompt.placement: start."
+        "no text has the tokens of these rows, so that no export would be exact; tune with prompt.placement: start, "
+        "and for a model of BART's kind with {mask} last."
     )
 
 
@@ -54,6 +57,7 @@ def _has_prompt_inside(row: Row) -> bool:
 def _written(row: Row, mask: str) -> str:
     """Write the row as a text to be formatted. The space before a causal LM's label word belongs to the word."""
     pieces = {"literal": lambda s: s.text.replace("{", "{{").replace("}", "}}"), "text": lambda s: s.text}
+    pieces["whole"] = pieces["text"]
     written = ""
     for segment in row:
         if segment.kind == "mask":

@@ -37,19 +37,24 @@ class Shared:
         return bool((prompts[:, : self.layer] == self.lower).all())
 
 
-class LaidRows(Protocol):
-    """Tokenised rows, end to end: what an evaluation lays out and embeds."""
+class Planned(Protocol):
+    """Rows whose work is cut into micro-batches."""
 
     lengths: list[int]
     """The number of tokens of each row (B,)."""
+    plans: dict[Hashable, list[Plan]]
+    """The plans of micro-batches that are kept, by kind."""
+
+
+class LaidRows(Planned, Protocol):
+    """Tokenised rows, end to end: what an evaluation lays out and embeds."""
+
     reads: list[int]
     """The position in each row (B,) whose hidden state is read, or the first one of several."""
     tokens: NDArray[np.int64]
     """The token ids (N,) of all rows, end to end."""
     starts: NDArray[np.int64]
     """The place (B + 1,) at which each row begins among all tokens, and N at the end."""
-    plans: dict[Hashable, list[Plan]]
-    """The plans of micro-batches that are kept, by kind."""
 
     @property
     def n_prefix(self) -> int:

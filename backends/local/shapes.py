@@ -5,16 +5,21 @@ has one, of a folder, a bundled model or a hub name. A shape comes with the toke
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from backends.local.answers import SENTINEL
 from backends.local.hub import where
 from backends.models import bundled_models
 from bbt.errors import BackendError, unknown
 
+if TYPE_CHECKING:
+    from backends.local.source import Kind
+
 PREFIX = "random:"
 _ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+_T5 = {"vocab_size": 32128, "decoder_start_token_id": 0}
 _LLAMA = {"rms_norm_eps": 1e-5, "max_position_embeddings": 8192}
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 
@@ -39,6 +44,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
     "gpt2-large": ("gpt2", {"n_embd": 1280, "n_layer": 36, "n_head": 20}),
     "gpt2-xl": ("gpt2", {"n_embd": 1600, "n_layer": 48, "n_head": 25}),
+    "t5-small": ("t5", _T5),
+    "t5-base": ("t5", {**_T5, "d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}),
+    "t5-large": ("t5", {**_T5, "d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_heads": 16}),
     "smollm2-135m": ("llama", {**_LLAMA, **_llama(49152, 576, 1536, 30, 9, 3), "tie_word_embeddings": True}),
     "smollm2-1.7b": ("llama", {**_LLAMA, **_llama(49152, 2048, 8192, 24, 32, 32), "tie_word_embeddings": True}),
     "llama-3-8b": ("llama", {**_LLAMA, **_llama(128256, 4096, 14336, 32, 32, 8)}),
@@ -64,13 +72,16 @@ def random_config(name: str, revision: str | None = None) -> Any:
     return AutoConfig.from_pretrained(source, **where(source, revision))
 
 
-def random_tokenizer(name: str, kind: Literal["masked", "causal"], revision: str | None = None) -> Any:
+def random_tokenizer(name: str, kind: "Kind", revision: str | None = None) -> Any:
     """The tokenizer beside the configuration, or a bundled model's for a shape."""
     from transformers import AutoTokenizer
 
     bundled = bundled_models()
     if name in SHAPES or (Path(name).is_dir() and not (Path(name) / "tokenizer.json").is_file()):
-        return AutoTokenizer.from_pretrained(bundled["minilm-mlm" if kind == "masked" else "gpt2-mini"])
+        tokenizer = AutoTokenizer.from_pretrained(bundled["minilm-mlm" if kind == "masked" else "gpt2-mini"])
+        if kind == "encoder-decoder":
+            tokenizer.add_tokens([SENTINEL], special_tokens=True)
+        return tokenizer
     source = str(bundled.get(name, name))
     return AutoTokenizer.from_pretrained(source, **where(source, revision))
 

@@ -13,7 +13,7 @@ from backends.local.gguf import SMOLLM2, plain_copy, smollm2_file
 from backends.models import bundled_models
 from bbt.errors import BackendError, did_you_mean
 
-Kind = Literal["masked", "causal"]
+Kind = Literal["masked", "causal", "encoder-decoder"]
 
 
 def known_models() -> list[str]:
@@ -95,26 +95,31 @@ def checked_kind(model: str, config: Any, kind: Kind | None) -> Kind:
     """The kind asked for, or else the config's own.
 
     Raises:
-        BackendError: a model of neither kind, or that `transformers` does not have in the kind asked for.
+        BackendError: a model of none of the kinds, or that `transformers` does not have in the kind asked for.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    from transformers.models.auto import modeling_auto
 
+    known = {
+        "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING,
+        "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+        "encoder-decoder": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    }
     what = f"cannot load model {model!r}: it is of type {config.model_type} ({', '.join(config.architectures or [])})"
-    if getattr(config, "is_encoder_decoder", False) and kind != "causal":
-        raise BackendError(
-            f"{what}, an encoder-decoder model; bbt tunes masked LMs (BERT's kind) and causal LMs (GPT's kind)."
-        )
+    if getattr(config, "is_encoder_decoder", False) and kind == "masked":
+        raise BackendError(f"{what}, an encoder-decoder model and no masked LM: leave the backend's option kind out.")
     chosen = kind or kind_of(config)
-    if type(config) not in (MODEL_FOR_MASKED_LM_MAPPING if chosen == "masked" else MODEL_FOR_CAUSAL_LM_MAPPING):
-        known = f"which is no {chosen} LM" if kind else "neither a masked LM (BERT's kind) nor a causal LM (GPT's kind)"
-        raise BackendError(f"{what}, {known}.")
+    if type(config) not in known[chosen]:
+        none = "none of a masked LM (BERT's kind), a causal LM (GPT's kind) and an encoder-decoder (T5's kind)"
+        raise BackendError(f"{what}, {f'which is no {chosen} LM' if kind else none}.")
     return chosen
 
 
 def kind_of(config: Any) -> Kind:
-    """The kind that the architectures in config.json name; where they name none, masked if `transformers` has a masked
-    LM of that model type, else causal."""
+    """The kind that the architectures in config.json name, or an encoder-decoder where the config says that it is one;
+    else masked if `transformers` has a masked LM of that model type, or causal."""
     names = " ".join(config.architectures or [])
+    if getattr(config, "is_encoder_decoder", False) and "CausalLM" not in names:
+        return "encoder-decoder"
     if "MaskedLM" in names or "ForPreTraining" in names:
         return "masked"
     if "CausalLM" in names or "LMHead" in names:
@@ -122,3 +127,12 @@ def kind_of(config: Any) -> Kind:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
     return "masked" if type(config) in MODEL_FOR_MASKED_LM_MAPPING else "causal"
+
+
+def position_limit(config: Any) -> int | None:
+    """The most tokens of a row by the model's config; None where it does not say. T5's kind has relative positions that
+    never end, and was trained on rows of `n_positions`, or of 512 (Raffel et al. 2020, section 3.1.2)."""
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    if limit is None and getattr(config, "relative_attention_num_buckets", None) and config.is_encoder_decoder:
+        return 512
+    return None if limit is None else int(limit)

@@ -89,11 +89,9 @@ def structure_of(model: Any) -> Structure:
     """Find a model's parts by watching it with two rows of three tokens.
 
     Raises:
-        BackendError: it is an encoder-decoder, or has no part that gives hidden states.
+        BackendError: it has no part that gives hidden states.
     """
     name = type(model).__name__
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise BackendError(f"{name} is an encoder-decoder model; bbt scores with masked (BERT-like) and causal LMs.")
     words = word_embeddings(model)
     visits = watched(model, words[torch.arange(6, device=words.device) % len(words)].view(2, 3, -1))
     inside = set(model.base_model.modules()) - {model}

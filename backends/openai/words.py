@@ -127,14 +127,18 @@ def _by_transformers(model: str, source: str, options: dict[str, Any]) -> Words:
     """Read the words of any causal LM that `transformers` knows; they are fetched if it is on the hub.
 
     Raises:
-        BackendError: it is a masked LM.
+        BackendError: it is a masked LM or an encoder-decoder.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     with quiet():
         config = AutoConfig.from_pretrained(source, **options)
-        if checked_kind(model, config, None) != "causal":
-            raise BackendError(f"model {model!r} is a masked LM; this kind of endpoint serves causal LMs only.")
+        kind = checked_kind(model, config, None)
+        if kind != "causal":
+            raise BackendError(
+                f"model {model!r} is {'a masked LM' if kind == 'masked' else 'an encoder-decoder'}; this kind of "
+                "endpoint serves causal LMs only."
+            )
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     text = config.get_text_config()
     return Words(

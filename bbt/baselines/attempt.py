@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bbt.backend import Backend, GradientBackend, Trainable, require
+from bbt.baselines.losses import label_loss
 from bbt.baselines.training import Subject, Training
 from bbt.errors import RunError
 from bbt.experiment.classifiers import Classifier
@@ -60,7 +61,8 @@ class Attempt(Training):
             found: Tensor = model.logits(encoded, rows, mixture(words[rows]))
             return found
 
-        return Subject(list(mixture.parameters()), logits, lambda: classifier)
+        loss = label_loss(logits, e.train.labels, encoded.n_tokens)
+        return Subject(list(mixture.parameters()), loss, lambda: classifier)
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
         """Load the mixture with its sources.

@@ -4,7 +4,7 @@ Its tokens may stand anywhere in the template, in several `{prompt}` places, wit
 between them. The network is PEFT's; only the vectors that it ends with are kept.
 """
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,8 @@ from bbt.settings import PromptLength
 
 class PTuning(Training):
     """P-tuning, with the encoder as wide as the model unless its width is given."""
+
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "generation")
 
     prompt: PromptLength = PromptLength()
     """The prompt's length."""

@@ -6,14 +6,15 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bbt.backend import Backend, GradientBackend, Trainable, require
 from bbt.baselines.training import Subject, Training, thawed
-from bbt.baselines.weights import ModelClassifier, model_subject
+from bbt.baselines.weights import model_subject, trained_model
 from bbt.errors import BackendError, RunError
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment
+from bbt.experiment.generators import Generator
 from bbt.tasks import Task
 
 ADAPTER = "adapter"
@@ -21,6 +22,8 @@ ADAPTER = "adapter"
 
 class PeftTraining(Training):
     """A training whose result is the folder `adapter`, as PEFT's `save_pretrained` writes it."""
+
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "generation")
 
     @abstractmethod
     def peft_config(self, model: Any) -> Any:
@@ -45,7 +48,7 @@ class PeftTraining(Training):
         self.attach(model, peft_model)
         return model_subject(experiment, model, thawed(peft_model), lambda folder: save_adapter(peft_model, folder))
 
-    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
+    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier | Generator:
         """Load the model with the saved adapter.
 
         Raises:
@@ -60,7 +63,7 @@ class PeftTraining(Training):
             peft_model = PeftModel.from_pretrained(model.model, str(folder / ADAPTER))
         self.attach(model, peft_model)
         # Copied, because a prefix whose network was left behind cannot be saved by PEFT again.
-        return ModelClassifier(model, task, lambda other: copy_adapter(folder, other))
+        return trained_model(model, task, lambda other: copy_adapter(folder, other))
 
 
 def save_adapter(peft_model: Any, folder: Path) -> None:

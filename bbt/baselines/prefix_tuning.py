@@ -1,5 +1,6 @@
 """P-Tuning v2 (Liu et al. 2022, arXiv 2110.07602), alias prefix tuning (Li & Liang 2021, arXiv 2101.00190), by PEFT:
-trained keys and values stand left of every row in every layer."""
+trained keys and values stand left of every row in every layer; in an encoder-decoder, of what its decoder says, as
+PEFT has them."""
 
 import inspect
 from typing import Any
@@ -33,8 +34,9 @@ class PrefixTuning(PeftTraining):
 
         if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
             raise BackendError(f"{type(model).__name__} takes no keys and values, so no prefix; take prompt-tuning.")
+        writes = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
         return PrefixTuningConfig(
-            task_type="CAUSAL_LM" if model.can_generate() else "FEATURE_EXTRACTION",
+            task_type=writes if model.can_generate() else "FEATURE_EXTRACTION",
             num_virtual_tokens=self.n_prefix_tokens,
             prefix_projection=self.projection,
             encoder_hidden_size=self.projection_size,

@@ -1,5 +1,7 @@
 """Prompt tuning (Lester et al. 2021, arXiv 2104.08691) trains the prompt's vectors themselves."""
 
+from typing import ClassVar
+
 import torch
 from pydantic import Field
 
@@ -8,13 +10,16 @@ from bbt.baselines.soft import soft_prompt_subject
 from bbt.baselines.training import Subject, Training
 from bbt.experiment.experiment import Experiment
 from bbt.scoring.losses import cross_entropy
-from bbt.scoring.objective import Objective
+from bbt.scoring.objective import Objective, TrainingLoss
+from bbt.scoring.targets import TargetObjective, target_rows
 from bbt.settings import InitialPromptConfig
 from bbt.spaces.initial import initial_prompts
 
 
 class PromptTuning(Training):
     """Prompt tuning. The prompt's length and start are the config's section `prompt`, as for Black-Box Tuning."""
+
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "generation")
 
     prompt: InitialPromptConfig = InitialPromptConfig()
     """The prompt's length and its start p0."""
@@ -29,6 +34,14 @@ class PromptTuning(Training):
         candidates = initial_prompts(self.prompt, e.backend, e.task, e.seed)
         best = 0
         if len(candidates) > 1:
-            best = int(Objective(e.train, cross_entropy, e.ledger).losses(candidates).argmin())
+            best = int(likelihood_objective(e).losses(candidates).argmin())
         prompt = torch.from_numpy(candidates[best].copy()).to(model.model.device).requires_grad_()
         return soft_prompt_subject(e, model, [prompt], lambda: prompt, len(prompt))
+
+
+def likelihood_objective(experiment: Experiment) -> TrainingLoss:
+    """Make the objective of the forward pass alone whose gradient the training follows."""
+    e = experiment
+    if e.generates:
+        return TargetObjective(target_rows(e.train), "cross_entropy", e.ledger)
+    return Objective(e.train, cross_entropy, e.ledger)

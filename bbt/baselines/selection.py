@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment
+from bbt.experiment.generators import Generator
 from bbt.scoring.judge import Verdict
 
 State = TypeVar("State")
@@ -38,10 +39,10 @@ class Selection(Generic[State]):
         assert self._best is not None
         return self._best
 
-    def check(self, step: int, classifier: Classifier, state: Callable[[], State]) -> None:
+    def check(self, step: int, trained: Classifier | Generator, state: Callable[[], State]) -> None:
         """Judge a state on dev; scores that are not numbers are never better. `state` makes a copy, and is asked for
         one if the state is better."""
         e, who = self._experiment, f"step {step}"
-        verdict = e.judge(classifier, who)
+        verdict = e.judge_generator(trained, who) if isinstance(trained, Generator) else e.judge(trained, who)
         if self._best is None or verdict.better_than(self._best.verdict, self._by):
             self._best = Best(who, verdict, e.ledger.train_queries, state())

@@ -11,12 +11,13 @@ from typing import Any, Literal, cast
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional
 
 from bbt.backend import GradientBackend, Trainable, require
+from bbt.baselines.losses import TrainingLoss
 from bbt.baselines.selection import Best, Selection
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.generators import Generator
 from bbt.methods.base import SelectingMethod
 from bbt.runs.observer import Progress
 
@@ -27,18 +28,18 @@ class Subject:
 
     parameters: Sequence[Tensor]
     """The tensors that are trained."""
-    logits: Callable[[Sequence[int]], Tensor]
-    """A function from b train rows, by number, to their logits (b, K), differentiable in the parameters."""
-    classifier: Callable[[], Classifier]
-    """A function that makes a classifier of the parameters as they are at the moment."""
-    references: dict[str, Classifier] = field(default_factory=dict)
+    loss: TrainingLoss
+    """The loss of the train rows, differentiable in the parameters."""
+    trained: Callable[[], Classifier | Generator]
+    """A function that makes a classifier or a generator of the parameters as they are at the moment."""
+    references: dict[str, Classifier | Generator] = field(default_factory=dict)
     """What the outcome is to be tested beside, by name."""
 
 
 class Training(SelectingMethod):
-    """The settings of every training. The loss is cross-entropy over the label words, and the learning rate is
-    constant. A step takes `gradient_accumulation` batches of `batch_size` rows; dev judges every `dev_every` steps and
-    at the end, and by `selection.by` the best state is kept."""
+    """The settings of every training. The loss is cross-entropy over the label words, or of the targets' tokens where
+    the answer is a text. A step takes `gradient_accumulation` batches of `batch_size` rows, as if they were one; dev
+    judges every `dev_every` steps and at the end, and by `selection.by` the best state is kept."""
 
     learning_rate: float = Field(gt=0)
     """The optimizer's step size."""
@@ -48,6 +49,10 @@ class Training(SelectingMethod):
     """The train rows of a batch."""
     gradient_accumulation: int = Field(1, ge=1)
     """The batches of a step."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """How the learning rate goes after the warm-up: it stays, or falls in a line to zero at the last step."""
+    warmup_steps: int = Field(0, ge=0)
+    """The steps over which the learning rate rises in a line to `learning_rate`."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """The optimizer: see `make_optimizer`."""
     weight_decay: float = Field(0.0, ge=0)
@@ -72,6 +77,14 @@ class Training(SelectingMethod):
             torch.manual_seed(experiment.seed)
             return Loop(self, self.subject(experiment, model), experiment).run()
 
+    def rate(self, step: int) -> float:
+        """The share of the learning rate that the step after so many steps takes."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.schedule == "constant":
+            return 1.0
+        return max(0.0, (self.steps - step) / max(1, self.steps - self.warmup_steps))
+
     def make_optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         """Make AdamW, or Adafactor at a constant rate without parameter scaling (Lester et al. 2021, section 3)."""
         if self.optimizer == "adamw":
@@ -92,9 +105,11 @@ class Loop:
     def __init__(self, settings: Training, subject: Subject, experiment: Experiment) -> None:
         self._settings, self._subject, self._experiment = settings, subject, experiment
         self._optimizer = settings.make_optimizer(subject.parameters)
-        self._labels = torch.from_numpy(experiment.train.labels)
-        self._batches = batches(len(self._labels), settings.batch_size)
+        self._rates = torch.optim.lr_scheduler.LambdaLR(self._optimizer, settings.rate)
+        self._train_rows = len(subject.loss.weights)
+        self._batches = batches(self._train_rows, settings.batch_size)
         self._n_rows = 0
+        self._losses: list[float] = []
         self._screened = experiment.ledger.train_queries  # what the subject's start has cost
 
     def run(self) -> Trained:
@@ -102,38 +117,50 @@ class Loop:
         s, observer = self._settings, self._experiment.observer
         selection = Selection[list[Tensor]](self._experiment, s.selection.by)
         observer.started(s.steps, "step")
-        selection.check(0, self._subject.classifier(), self._state)
+        selection.check(0, self._subject.trained(), self._state)
         for step in range(1, s.steps + 1):
             loss = self._step()
             if not math.isfinite(loss):
                 break
+            self._losses.append(loss)
             if step % s.dev_every == 0 or step == s.steps:
-                selection.check(step, self._subject.classifier(), self._state)
+                self._log_losses()
+                selection.check(step, self._subject.trained(), self._state)
             observer.progressed(Progress(step, loss, selection.best.verdict.metric))
         return self._trained(selection.best)
+
+    def _log_losses(self) -> None:
+        """Log the losses of the steps since the last time, each before its step."""
+        e = self._experiment
+        e.log.append({"event": "steps", "losses": self._losses, "ledger": e.ledger.snapshot()})
+        self._losses = []
 
     def _step(self) -> float:
         """Take one step of the optimizer, and return the training loss before it."""
         ledger, start = self._experiment.ledger, time.perf_counter()
-        loss = sum(self._backward(next(self._batches)) for _ in range(self._settings.gradient_accumulation))
+        parts = [next(self._batches) for _ in range(self._settings.gradient_accumulation)]
+        total = sum(float(self._subject.loss.weights[rows].sum()) for rows in parts)
+        loss = sum(self._backward(rows, total) for rows in parts)
         differentiated = time.perf_counter()
         torch.nn.utils.clip_grad_norm_(self._subject.parameters, self._settings.max_gradient_norm)
         self._optimizer.step()
+        self._rates.step()
         self._optimizer.zero_grad()
         ledger.backend_seconds += differentiated - start
         ledger.seconds += differentiated - start
         ledger.optimizer_seconds += time.perf_counter() - differentiated
         return loss
 
-    def _backward(self, rows: list[int]) -> float:
-        """Add one batch's share to the gradient, and return its share of the loss."""
-        logits = self._subject.logits(rows)
-        loss = functional.cross_entropy(logits, self._labels[rows].to(logits.device))
-        loss = loss / self._settings.gradient_accumulation
+    def _backward(self, rows: list[int], total: float) -> float:
+        """Add one batch's share to the gradient, and return its share of the loss; `total` is what the rows of the
+        whole step weigh."""
+        loss = self._subject.loss.of(rows).sum() / total
         loss.backward()  # type: ignore[no-untyped-call]
         self._n_rows += len(rows)
-        self._experiment.ledger.examples += len(rows)
-        self._experiment.ledger.train_queries = self._screened + self._n_rows // len(self._labels)
+        ledger = self._experiment.ledger
+        ledger.examples += len(rows)
+        ledger.tokens_up += round(len(rows) * self._subject.loss.n_tokens / self._train_rows)
+        ledger.train_queries = self._screened + self._n_rows // self._train_rows
         return loss.item()
 
     def _state(self) -> list[Tensor]:
@@ -144,8 +171,9 @@ class Loop:
         for parameter, value in zip(self._subject.parameters, best.state, strict=True):
             parameter.copy_(value)
         n_parameters = sum(parameter.numel() for parameter in self._subject.parameters)
-        references = {"manual": self._experiment.manual, **self._subject.references}
-        return Trained(self._subject.classifier(), best.who, best.verdict, best.train_queries, n_parameters, references)
+        e = self._experiment
+        references = {"manual": e.prompted(e.no_prompt), **self._subject.references}
+        return Trained(self._subject.trained(), best.who, best.verdict, best.train_queries, n_parameters, references)
 
 
 def batches(n_rows: int, batch_size: int) -> Iterator[list[int]]:

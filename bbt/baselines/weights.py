@@ -2,20 +2,24 @@
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from bbt.backend import Backend, GradientBackend, Trainable, require
+from bbt.backend import Backend, Encoded, GradientBackend, Trainable, require
+from bbt.baselines.losses import training_loss
 from bbt.baselines.training import Subject, Training, thawed
 from bbt.errors import RunError
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment
+from bbt.experiment.generators import Generator
 from bbt.scoring.ledger import Ledger
-from bbt.tasks import Example, Task
+from bbt.scoring.targets import TargetScores
+from bbt.tasks import Example, GenerationTask, Task
 from bbt.types import RowScores
 
 WEIGHTS = "weights.safetensors"
@@ -36,19 +40,66 @@ class ModelClassifier:
         """The logits (B, K) of the label words in the manual template."""
         encoded = self.model.encode(self.task.rows(examples, 0), self.task.label_words)
         ledger.truncated += encoded.n_truncated
-        start = time.perf_counter()
-        scores = self.model.scores(encoded)
-        ledger.backend_seconds += time.perf_counter() - start
-        ledger.examples += len(examples)
-        return scores
+        with _counted(ledger, encoded):
+            return self.model.scores(encoded)
 
     def save(self, folder: Path) -> None:
         """Write into a run folder what makes the model out of the backend's."""
         self.write(folder)
 
 
+@dataclass(frozen=True)
+class ModelGenerator:
+    """A generator that is a model of its own."""
+
+    model: Trainable
+    """The copy of the backend's model, trained."""
+    task: GenerationTask
+    """The template that rows are put in, and the decoding."""
+    write: Callable[[Path], None]
+    """A function that saves into a folder what makes the model out of the backend's."""
+
+    def texts(self, examples: Sequence[Example], ledger: Ledger) -> list[str]:
+        """Write a text for each example in the manual template."""
+        decoding = self.task.decoding
+        encoded = self.model.encode_contexts(self.task.rows(examples, 0), decoding.max_new_tokens)
+        ledger.truncated += encoded.n_truncated
+        with _counted(ledger, encoded):
+            return self.model.generate(encoded, decoding)
+
+    def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores:
+        """Compute how likely the examples' targets are in the manual template."""
+        pairs = self.model.encode_pairs(self.task.rows(examples, 0))
+        ledger.truncated += pairs.n_truncated
+        with _counted(ledger, pairs):
+            return TargetScores(self.model.target_scores(pairs), pairs.n_target_tokens)
+
+    def save(self, folder: Path) -> None:
+        """Write into a run folder what makes the model out of the backend's."""
+        self.write(folder)
+
+
+def trained_model(model: Trainable, task: Task, write: Callable[[Path], None]) -> ModelClassifier | ModelGenerator:
+    """Make what the task asks for of a model of its own: a generator where the answer is a text."""
+    return (
+        ModelGenerator(model, task, write) if isinstance(task, GenerationTask) else ModelClassifier(model, task, write)
+    )
+
+
+@contextmanager
+def _counted(ledger: Ledger, encoded: Encoded) -> Iterator[None]:
+    """A context in which all of these rows go through the model; the ledger counts it."""
+    start = time.perf_counter()
+    yield
+    ledger.backend_seconds += time.perf_counter() - start
+    ledger.examples += encoded.n_examples
+    ledger.tokens_up += encoded.n_tokens
+
+
 class WeightTraining(Training):
     """A training whose result is the tuned weights alone, in `weights.safetensors`."""
+
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "generation")
 
     @abstractmethod
     def thaw(self, model: Any) -> None:
@@ -59,7 +110,7 @@ class WeightTraining(Training):
         self.thaw(model.model)
         return model_subject(experiment, model, thawed(model.model), lambda folder: save_thawed(model.model, folder))
 
-    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
+    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier | Generator:
         """Load the model with the tuned weights.
 
         Raises:
@@ -68,19 +119,17 @@ class WeightTraining(Training):
         model = require(backend, GradientBackend, type(self).__name__).trainable()
         self.thaw(model.model)
         load_thawed(model.model, folder)
-        return ModelClassifier(model, task, lambda other: save_thawed(model.model, other))
+        return trained_model(model, task, lambda other: save_thawed(model.model, other))
 
 
 def model_subject(
     experiment: Experiment, model: Trainable, parameters: Sequence[Tensor], write: Callable[[Path], None]
 ) -> Subject:
     """Make a subject whose parameters belong to the model."""
-    task = experiment.task
-    encoded = model.encode(task.rows(experiment.split.train, 0), task.label_words)
-    experiment.ledger.truncated += encoded.n_truncated
+    loss = training_loss(experiment, model)
     model.model.train()
-    classifier = ModelClassifier(model, task, write)
-    return Subject(parameters, lambda rows: model.logits(encoded, rows), lambda: classifier)
+    trained = trained_model(model, experiment.task, write)
+    return Subject(parameters, loss, lambda: trained)
 
 
 def save_thawed(model: Any, folder: Path) -> None:

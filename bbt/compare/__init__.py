@@ -11,6 +11,7 @@ finished      run folders -> what each cell has come to
 comparison    a plan with what has finished of it: a table's rows and columns
 scores, costs, published
               finished cells -> tables of test scores, of costs, and of published figures
+samples       what is written on the first test rows, where the answers are texts
 significance  a paired test over seeds, in words
 validation    k-fold cross-validation: which settings dev rows choose
 plots, page   curves and spreads as SVG; everything on one HTML page

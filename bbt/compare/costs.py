@@ -13,6 +13,7 @@ COSTS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "tuned numbers": lambda result: result.get("n_parameters"),
     "train queries": lambda result: result["cost"]["train_queries"],
     "dev queries": lambda result: result["cost"]["dev_queries"],
+    "tokens": lambda result: _tokens(result["cost"]),
     "examples forwarded": lambda result: result["cost"]["examples"],
     "seconds": lambda result: result["cost"]["seconds"] + result["cost"]["optimizer_seconds"],
     "peak memory (MB)": lambda result: result["peak_memory_mb"],
@@ -20,6 +21,11 @@ COSTS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "bytes down per query": lambda result: _per_query(result, "bytes_down"),
 }
 """The columns of the cost table, and the function that reads each one from a result."""
+
+
+def _tokens(cost: dict[str, Any]) -> float | None:
+    """The tokens that went in and came out; runs of version 0.1 have not counted them."""
+    return cost["tokens_up"] + cost["tokens_down"] if "tokens_up" in cost else None
 
 
 def _per_query(result: dict[str, Any], what: str) -> float:
@@ -42,6 +48,8 @@ COST_NOTES = (
     "A train query is one candidate (or one pass of a training) over the whole k-shot training set; dev queries are "
     "counted apart; test rows are in none of it. Bytes are prompts sent and label scores returned, as float32. "
     "Peak memory is the GPU's where the model is on one, else the process's.",
+    "Tokens are those of the rows, prompt tokens included, as often as they went through the model, and those that it "
+    "gave: of a text each one, else one for each score.",
 )
 
 

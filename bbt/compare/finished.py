@@ -17,6 +17,15 @@ ARROW = " → "
 """The sign between a task and the other test set that its classifier was tested on."""
 
 
+PERPLEXITY = "perplexity"
+"""The one figure that is no share, and is not shown in percent."""
+
+
+def factor(metric: str) -> int:
+    """The number that a figure is multiplied by when it is shown: 100 makes percents of shares."""
+    return 1 if metric == PERPLEXITY else 100
+
+
 @dataclass(frozen=True)
 class Point:
     """Where a run stood when dev had judged."""
@@ -42,8 +51,11 @@ class Finished:
 
     @property
     def scores(self) -> dict[tuple[str, str], float]:
-        """The figures by (test set, metric); the own test set goes by the task's name in the plan."""
+        """The figures by (test set, metric), the perplexity of targets among them; the own test set goes by the task's
+        name in the plan."""
         own = {(self.cell.task, metric): value for metric, value in self.result["test"]["tuned"].items()}
+        if "tuned" in self.result.get(PERPLEXITY, {}):
+            own[self.cell.task, PERPLEXITY] = self.result[PERPLEXITY]["tuned"]
         elsewhere = {
             (f"{self.cell.task}{ARROW}{name}", metric): value
             for name, metrics in self.result.get("also_test", {}).items()

@@ -10,6 +10,7 @@ from bbt.compare.finished import finished
 from bbt.compare.page import page
 from bbt.compare.plan import Plan, cells
 from bbt.compare.published import published_table
+from bbt.compare.samples import sample_tables
 from bbt.compare.scores import score_table
 from bbt.compare.significance import paired_tables
 from bbt.compare.table import Table
@@ -41,13 +42,14 @@ class Report:
 
     @property
     def tables(self) -> list[Table]:
-        """The tables of scores, of published figures where the plan asks for them, of tests over seeds, and of
-        costs."""
+        """The tables of scores, of published figures where the plan asks for them, of tests over seeds, of
+        costs, and of what is written where the answers are texts."""
         if self.folds:
             return [validation_table(self.comparison, self.folds), *cost_tables(self.comparison)]
         published = [published_table(self.comparison)] if self.plan.published else []
         tests = paired_tables(self.comparison)
-        return [score_table(self.comparison), *published, *tests, *cost_tables(self.comparison)]
+        samples = sample_tables(self.comparison, self.runs)
+        return [score_table(self.comparison), *published, *tests, *cost_tables(self.comparison), *samples]
 
     @property
     def markdown(self) -> str:

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from statistics import mean, stdev
 
 from bbt.compare.comparison import Comparison
-from bbt.compare.finished import ARROW, Finished
+from bbt.compare.finished import ARROW, PERPLEXITY, Finished, factor
 from bbt.compare.plan import Cell
 from bbt.compare.table import NOTHING, Table
 
 
 def score_table(comparison: Comparison) -> Table:
-    """The table of test scores in percent, like the paper's, with the mean of the tasks' first metrics."""
+    """The table of test scores in percent, like the paper's, with the mean of the tasks' first metrics; perplexities
+    are as they are."""
     columns = comparison.columns
+    unit = "%; perplexity as it is" if any(metric == PERPLEXITY for _, metric in columns) else "%"
     head = ("method", *(f"{test} {metric}" for test, metric in columns), "mean")
     rows = [
         (
@@ -22,20 +24,21 @@ def score_table(comparison: Comparison) -> Table:
         )
         for label in comparison.rows
     ]
-    return Table(f"Test scores (%), {_model(comparison)}", head, tuple(rows), tuple(_notes(comparison)))
+    return Table(f"Test scores ({unit}), {_model(comparison)}", head, tuple(rows), tuple(_notes(comparison)))
 
 
-def spread(values: Sequence[float]) -> str:
-    """The mean and the sample standard deviation of values, in percent."""
+def spread(values: Sequence[float], times: int = 100) -> str:
+    """The mean and the sample standard deviation of values, in percent unless they are multiplied by something else."""
     if not values:
         return NOTHING
-    return f"{100 * mean(values):.2f}" + (f" ± {100 * stdev(values):.2f}" if len(values) > 1 else "")
+    return f"{times * mean(values):.2f}" + (f" ± {times * stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def _cell(comparison: Comparison, label: str, column: tuple[str, str]) -> str:
     """The spread over the seeds, with a mark where some have not finished."""
     found, wanted = comparison.scores(label, column), comparison.n_planned(label, column[0].partition(ARROW)[0])
-    return spread(list(found.values())) + (f" ({len(found)} of {wanted} seeds)" if 0 < len(found) < wanted else "")
+    shown = spread(list(found.values()), factor(column[1]))
+    return shown + (f" ({len(found)} of {wanted} seeds)" if 0 < len(found) < wanted else "")
 
 
 def _mean_of_tasks(comparison: Comparison, label: str) -> str:
@@ -59,7 +62,8 @@ def _about(comparison: Comparison, of_task: Sequence[Finished]) -> str:
     """The sentence on one task: its rows, split, shots and seeds."""
     one = of_task[0]
     config, seeds = one.cell.config, comparison.plan.seeds_of(one.cell.task)
-    shots = f"k = {', '.join(map(str, comparison.plan.k or (config.data.k,)))} a class"
+    of = "rows" if PERPLEXITY in one.result else "a class"
+    shots = f"k = {', '.join(map(str, comparison.plan.k or (config.data.k,)))} {of}"
     drawn = " drawn from" if config.evaluation.rows == one.result["test_examples"] else ""
     budgets = comparison.plan.budgets_of(one.cell.task)
     facts = [

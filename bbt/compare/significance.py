@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bbt.compare.comparison import Comparison
+from bbt.compare.finished import factor
 from bbt.compare.table import NOTHING, Table
 from bbt.errors import ConfigError, unknown
 
@@ -82,8 +83,9 @@ def _t_p(differences: NDArray[np.float64]) -> float | None:
     return None if np.ptp(differences) == 0 else float(ttest_1samp(differences, 0.0).pvalue)
 
 
-def in_words(name: str, other: str, test: Paired | None) -> str:
-    """The sentence on what can be said of `name` against `other`."""
+def in_words(name: str, other: str, test: Paired | None, times: int = 100) -> str:
+    """The sentence on what can be said of `name` against `other`; a difference is multiplied by `times` to be in
+    points."""
     if test is None:
         return f"{name} and {other} share fewer than two seeds: nothing can be tested."
     if test.higher == test.lower == 0:
@@ -91,7 +93,7 @@ def in_words(name: str, other: str, test: Paired | None) -> str:
     side = "above" if test.difference > 0 else "below"
     t = "" if test.p_t is None else f" A paired t-test, which supposes normal differences, gives p = {test.p_t:.2g}."
     return (
-        f"{name} is {abs(100 * test.difference):.2f} points {side} {other} on the mean of {test.n} seeds (higher on "
+        f"{name} is {abs(times * test.difference):.2f} points {side} {other} on the mean of {test.n} seeds (higher on "
         f"{test.higher}, lower on {test.lower}). {_kind(test)} sign-flip test: p = {test.p:.2g}; {_verdict(test)}.{t}"
     )
 
@@ -120,7 +122,8 @@ def pair_in_words(comparison: Comparison, method: str, other: str) -> list[str]:
         if name not in comparison.plan.methods:
             raise ConfigError(unknown("method of the plan", name, comparison.plan.methods))
     return [
-        f"{test} {metric}: " + in_words(a, b, paired(comparison.scores(a, column), comparison.scores(b, column)))
+        f"{test} {metric}: "
+        + in_words(a, b, paired(comparison.scores(a, column), comparison.scores(b, column)), factor(metric))
         for a, b in comparison.pairs(method, other)
         for column in comparison.columns
         for test, metric in [column]
@@ -151,7 +154,7 @@ def _cell(comparison: Comparison, a: str, b: str, column: tuple[str, str]) -> st
     if test is None:
         return NOTHING
     sampled = "" if test.exact else ", sampled"
-    return f"{100 * test.difference:+.2f} (p = {test.p:.2g}, n = {test.n}{sampled})"
+    return f"{factor(column[1]) * test.difference:+.2f} (p = {test.p:.2g}, n = {test.n}{sampled})"
 
 
 NOTES = (

@@ -23,7 +23,7 @@ from bbt.scoring.ledger import Ledger
 from bbt.scoring.many_words import WordsJudge
 from bbt.scoring.readout import Strength
 from bbt.scoring.scorers import scorer_of
-from bbt.scoring.targets import TargetJudge, target_rows
+from bbt.scoring.targets import text_verdict
 from bbt.settings import CalibrationKind, PriceConfig
 from bbt.tasks import Example, GenerationTask, Split, Task
 from bbt.types import Prompts, RowScores
@@ -124,6 +124,10 @@ class Experiment:
         prompt = SoftPrompt(*of, self.provenance(task, **facts), scored_by=task.scored_by, decoding=task.decoding)
         return SoftPromptGenerator(self.backend, task, prompt)
 
+    def prompted(self, embeddings: Prompts) -> Classifier | Generator:
+        """Make what the task asks for of a soft prompt (T, H), with its provenance: a classifier or a generator."""
+        return self.generator(embeddings) if self.generates else self.soft_prompt(embeddings, None)
+
     @property
     def generation_task(self) -> GenerationTask:
         """The task, whose answer is a text."""
@@ -185,10 +189,12 @@ class Experiment:
         (verdict,) = judge.verdicts(classifier.prompt.batch)
         return self._logged(who, verdict, start)
 
-    def judge_generator(self, generator: SoftPromptGenerator, who: str) -> Verdict:
-        """How a prompt does on dev rows whose answer is a text; counts one dev query and logs it."""
-        start = time.perf_counter()
-        (verdict,) = TargetJudge(target_rows(self.dev), self.ledger).verdicts(generator.prompt.batch)
+    def judge_generator(self, generator: Generator, who: str) -> Verdict:
+        """How it does on dev rows whose answer is a text; counts one dev query and logs it."""
+        start, dev = time.perf_counter(), self.split.dev
+        scores = generator.target_scores(dev, self.ledger)
+        self.ledger.dev_queries += 1
+        verdict = text_verdict(self.generation_task, dev, scores, lambda: generator.texts(dev, self.ledger))
         return self._logged(who, verdict, start)
 
     def _logged(self, who: str, verdict: Verdict, start: float) -> Verdict:

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
 from bbt.backend import Backend
 from bbt.errors import RunError
 from bbt.experiment.classifiers import Classifier
 from bbt.prompts import SoftPrompt
 from bbt.scoring.ledger import Ledger
-from bbt.scoring.targets import TargetScorer
+from bbt.scoring.targets import TargetScorer, TargetScores
 from bbt.tasks import Example, GenerationTask, Template
 
 
@@ -23,12 +21,12 @@ class Generator(Protocol):
     def texts(self, examples: Sequence[Example], ledger: Ledger) -> list[str]:
         """Write a text for each example; what it costs is counted in the ledger."""
 
-    def perplexity(self, examples: Sequence[Example], ledger: Ledger) -> float | None:
-        """Compute the perplexity of the examples' targets: the exponential of the mean negative log-likelihood, in
-        nats, of their tokens; None where the model tells no likelihoods."""
+    def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores | None:
+        """Compute how likely the examples' targets are; what it costs is counted in the ledger. None where the model
+        tells no likelihoods."""
 
     def save(self, folder: Path) -> None:
-        """Write into a run folder what a `Predictor` needs."""
+        """Write into a run folder what a `Predictor` needs beside the run's config."""
 
 
 def labelling(model: Classifier | Generator) -> Classifier:
@@ -79,14 +77,9 @@ class SoftPromptGenerator:
         """Write a text for each example under this prompt."""
         return self._scorer(examples, ledger).texts(self.prompt.batch)
 
-    def perplexity(self, examples: Sequence[Example], ledger: Ledger) -> float | None:
-        """Compute the perplexity of the examples' targets under this prompt, if the backend tells likelihoods."""
-        scorer = self._scorer(examples, ledger)
-        if not scorer.tells_likelihoods:
-            return None
-        total = scorer.log_likelihoods(self.prompt.batch).sum(dtype=np.float64)
-        with np.errstate(over="ignore"):
-            return float(np.exp(-total / scorer.pairs(self.prompt.batch.shape[1]).n_target_tokens.sum()))
+    def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores | None:
+        """Compute how likely the examples' targets are under this prompt, if the backend tells likelihoods."""
+        return self._scorer(examples, ledger).target_scores(self.prompt.batch)
 
     def save(self, folder: Path) -> None:
         """Write the prompt as `prompt.safetensors`, which any `Predictor` loads by itself."""

@@ -2,42 +2,68 @@
 from."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bbt.experiment.experiment import Experiment, Trained
-from bbt.experiment.generators import writing
+from bbt.experiment.generators import Generator, writing
 from bbt.experiment.outcome import Tested, result_of
 from bbt.scoring.ledger import Ledger
-from bbt.tasks import Example
+from bbt.tasks import Example, GenerationTask
 from bbt.tasks.sequence_metrics import signatures
 
 
 def tested_texts(experiment: Experiment, trained: Trained) -> Tested:
     """Compute the task's metrics of what is generated on the test rows, with sacreBLEU's signatures beside its metrics,
     and the perplexity of the rows' targets."""
-    e, task, rows = experiment, experiment.generation_task, experiment.split.test
+    e, rows = experiment, experiment.split.test
     generators = {**(trained.references if e.references else {}), "tuned": trained.classifier}
     costs, ledgers = e.ledger.snapshot(), {name: Ledger() for name in generators}
-    test: dict[str, dict[str, float]] = {name: {} for name in generators}
-    perplexity: dict[str, float] = {}
-    texts: list[str] = []
-    truncated = 0
-    for name, generator in generators.items() if rows else ():
-        texts = writing(generator).texts(rows, ledgers[name])
-        truncated = ledgers[name].truncated
-        test[name] = task.evaluate_texts(texts, rows)
-        found = writing(generator).perplexity(rows, ledgers[name])
-        if found is not None:
-            perplexity[name] = found
-    figures = {
-        "test": test,
-        "also_test": {},
-        "test_truncated": truncated,
-        "perplexity": perplexity,
-        "signatures": signatures(task.metrics),
+    found = {name: _written(writing(one), e.generation_task, rows, ledgers[name]) for name, one in generators.items()}
+    beside = Ledger()
+    also_test = {
+        other.name: {
+            **_written(writing(trained.classifier), e.generation_task, others, beside).figures,
+            "examples": len(others),
+        }
+        for other, others in e.other_tests
     }
-    result = result_of(e, trained, costs, ledgers.values(), figures)
-    return Tested(trained.classifier, result, outputs(rows, texts))
+    figures = {
+        "test": {name: one.metrics for name, one in found.items()},
+        "also_test": also_test,
+        "test_truncated": ledgers["tuned"].truncated,
+        "perplexity": {name: one.perplexity for name, one in found.items() if one.perplexity is not None},
+        "signatures": signatures(e.task.metrics),
+    }
+    result = result_of(e, trained, costs, (*ledgers.values(), beside), figures)
+    return Tested(trained.classifier, result, outputs(rows, found["tuned"].texts))
+
+
+@dataclass(frozen=True)
+class _Written:
+    """What a generator has written on B rows, and how good it is."""
+
+    texts: Sequence[str]
+    """(B,) the texts."""
+    metrics: dict[str, float]
+    """The task's metrics of them by name; none where there are no rows."""
+    perplexity: float | None
+    """The perplexity of the rows' targets (none: there are no rows)."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The metrics, and the perplexity beside them."""
+        return self.metrics if self.perplexity is None else {**self.metrics, "perplexity": self.perplexity}
+
+
+def _written(generator: Generator, task: GenerationTask, rows: Sequence[Example], ledger: Ledger) -> _Written:
+    """Have a generator write on rows, and compare the texts with their references."""
+    if not rows:
+        return _Written((), {}, None)
+    texts, own = generator.texts(rows, ledger), Ledger()
+    scores = generator.target_scores(rows, own)
+    ledger.add(replace(own, truncated=0))  # the rows that are cut have been counted
+    return _Written(texts, task.evaluate_texts(texts, rows), None if scores is None else scores.perplexity)
 
 
 def outputs(examples: Sequence[Example], texts: Sequence[str]) -> list[dict[str, Any]]:

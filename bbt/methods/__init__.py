@@ -27,6 +27,7 @@ METHODS: Table = {
         "bbt.methods.hard_prompt:HardPromptTuning",
         "p0 + A z rounded to the nearest words: a readable prompt",
     ),
+    "instruction": ("bbt.methods.instruction:Instruction", "words of one's own in the prompt's place"),
     "token-search": ("bbt.methods.token_search:TokenSearch", "a discrete search over prompts of words (nevergrad)"),
     "manual": ("bbt.methods.manual:Manual", "the template's words alone"),
     "prompt-mixture": ("bbt.methods.prompt_mixture:PromptMixture", "a searched mixture of prompts tuned before"),

@@ -10,6 +10,7 @@ from bbt.config import SECTIONS, validated
 from bbt.errors import ConfigError, RunError, unknown
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.generators import Generator
 from bbt.runs.estimate import PlannedQueries
 from bbt.settings import CriterionConfig, Strict
 from bbt.tasks import Task
@@ -39,7 +40,7 @@ class Method(Strict):
         """The task in the words that the method trains with; by default the task as it is."""
         return task
 
-    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
+    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier | Generator:
         """Load what `train` made, from the run folder in which it was saved. A soft prompt needs none of this: it loads
         by itself.
 

@@ -119,7 +119,7 @@ class Ensemble(Method):
         """Load a member from its folder in `members/`; the copy of a run folder has a config of its own."""
         if (path / "prompt.safetensors").is_file() or (path / "config.yaml").is_file():
             return _member(path, load_classifier(path, backend)[1])
-        return _member(path, self.member.load(path, backend, task))
+        return _member(path, labelling(self.member.load(path, backend, task)))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """In-context learning (Brown et al. 2020): training rows stand before the text as solved examples; nothing is tuned.
 
-A demonstration is the task's own manual template with the row's texts and, for {mask}, its label word.
+A demonstration is the task's own manual template with the row's texts and, for {mask}, its label word, or, for
+{target}, its target.
 """
 
 import json
@@ -10,22 +11,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from bbt.backend import Backend, Encoded, Row, Segment
+from bbt.backend import Backend, Encoded, GenerationBackend, Row, Segment, require
 from bbt.draws import stable_uniform
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.generators import Generator
 from bbt.files import write_atomically
 from bbt.methods.base import SelectingMethod
 from bbt.runs.observer import Progress
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.scorer import Scorer
-from bbt.tasks import Example, Task
-from bbt.types import RowScores
+from bbt.scoring.targets import TargetScorer, TargetScores
+from bbt.tasks import Example, GenerationTask, Task
+from bbt.types import Prompts, RowScores
 
 LOG = logging.getLogger(__name__)
 FILE = "demonstrations.json"
@@ -34,6 +37,8 @@ FILE = "demonstrations.json"
 class InContext(SelectingMethod):
     """In-context learning with demonstrations in several random orders, of which dev picks one: orders matter (Lu et
     al. 2022, arXiv 2104.08786). BBT's baseline is a single order of up to 32 rows (BBT section 4.1)."""
+
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "generation")
 
     n_orders: int = Field(8, ge=1)
     """How many random orders of the training rows are tried, one dev query each."""
@@ -45,20 +50,27 @@ class InContext(SelectingMethod):
         e, best = experiment, None
         e.observer.started(self.n_orders, "order")
         for i in range(self.n_orders):
-            order = alternating(e.split.train, e.seed * self.n_orders + i)[: self.n_demonstrations]
-            classifier = demonstrated(e.backend, e.task, order)
-            verdict = e.judge(classifier, f"order {i + 1}", held_in=False)
+            order, who = (
+                alternating(e.split.train, e.seed * self.n_orders + i)[: self.n_demonstrations],
+                f"order {i + 1}",
+            )
+            shown = demonstrated(e.backend, e.task, order)
+            if isinstance(shown, InContextGenerator):
+                verdict = e.judge_generator(shown, who)
+            else:
+                verdict = e.judge(shown, who, held_in=False)
             if best is None or verdict.better_than(best[1].verdict, self.selection.by):
-                best = classifier, Trained(classifier, f"order {i + 1}", verdict, 0, 0, {"manual": e.manual})
+                best = shown.task, Trained(shown, who, verdict, 0, 0, {"manual": e.prompted(e.no_prompt)})
             e.observer.progressed(Progress(i + 1, verdict.loss, best[1].verdict.metric))
         assert best is not None
         _tell_of_the_left_out(e, best[0])
         return best[1]
 
-    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier:
+    def load(self, folder: Path, backend: Backend, task: Task) -> Classifier | Generator:
         """Load the demonstrations in their order."""
         saved = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return demonstrated(backend, task, [Example(**row) for row in saved])
+        examples = [Example(**{**row, "targets": tuple(row.get("targets", ()))}) for row in saved]
+        return demonstrated(backend, task, examples)
 
 
 @dataclass(frozen=True)
@@ -71,13 +83,34 @@ class InContextClassifier:
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
         """The scores (B, K) of the examples; each row is shown the demonstrations for which it leaves room."""
         backend = self.task.backend
-        no_prompt = np.zeros((1, 0, backend.info.hidden_size), np.float32)
-        return np.asarray(Scorer(backend, self.task, examples, ledger).scores(no_prompt)[0])
+        return np.asarray(Scorer(backend, self.task, examples, ledger).scores(_no_prompt(backend))[0])
 
     def save(self, folder: Path) -> None:
         """Write the demonstrations as `demonstrations.json`, in their order."""
-        rows = [asdict(example) for example in self.task.demonstrations]
-        write_atomically(folder / FILE, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        _save(self.task, folder)
+
+
+@dataclass(frozen=True)
+class InContextGenerator:
+    """A generator that is the manual prompt after demonstrations."""
+
+    task: "DemonstratedGenerationTask"
+    """The task whose rows begin with the demonstrations."""
+
+    def texts(self, examples: Sequence[Example], ledger: Ledger) -> list[str]:
+        """Write a text for each example."""
+        return self._scorer(examples, ledger).texts(_no_prompt(self.task.backend))
+
+    def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores | None:
+        """Compute how likely the examples' targets are."""
+        return self._scorer(examples, ledger).target_scores(_no_prompt(self.task.backend))
+
+    def save(self, folder: Path) -> None:
+        """Write the demonstrations as `demonstrations.json`, in their order."""
+        _save(self.task, folder)
+
+    def _scorer(self, examples: Sequence[Example], ledger: Ledger) -> TargetScorer:
+        return TargetScorer(self.task.backend, self.task, examples, ledger)
 
 
 @dataclass(frozen=True)
@@ -118,9 +151,11 @@ class DemonstratedTask(Task):
         return (Segment(kind, lines), *row) if n else row
 
     def _solved(self, example: Example) -> str:
+        """The example as it is shown: its row with the label word in the mask's place, or with its target."""
         (row,) = super().rows([example], 0)
-        word = self.label_words[example.label]
-        return "".join(word if segment.kind == "mask" else segment.text for segment in row)
+        return "".join(
+            self.label_words[example.label] if segment.kind == "mask" else segment.text for segment in row
+        ).removesuffix("\n")
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -136,13 +171,35 @@ class DemonstratedTask(Task):
         return sizes
 
     def _encoded(self, row: Row) -> Encoded:
+        """The row as it goes into the model."""
         return self.backend.encode([row], self.label_words)
 
 
-def demonstrated(backend: Backend, task: Task, order: Sequence[Example]) -> InContextClassifier:
-    """Make a classifier that shows demonstrations in this order."""
+@dataclass(frozen=True)
+class DemonstratedGenerationTask(DemonstratedTask, GenerationTask):
+    """A task whose answer is a text, after demonstrations."""
+
+    def _encoded(self, row: Row) -> Encoded:
+        backend = require(self.backend, GenerationBackend, f"task {self.name}")
+        return backend.encode_contexts([row], self.decoding.max_new_tokens)
+
+
+def demonstrated(backend: Backend, task: Task, order: Sequence[Example]) -> InContextClassifier | InContextGenerator:
+    """Make what shows demonstrations in this order: a classifier, or a generator where the task's answer is a text."""
     own: dict[str, Any] = {"demonstrations": tuple(order), "backend": backend}
+    if isinstance(task, GenerationTask):
+        return InContextGenerator(DemonstratedGenerationTask(**vars(task), **own))
     return InContextClassifier(DemonstratedTask(**vars(task), **own))
+
+
+def _no_prompt(backend: Backend) -> Prompts:
+    """The manual prompt, as a population of one."""
+    return np.zeros((1, 0, backend.info.hidden_size), np.float32)
+
+
+def _save(task: DemonstratedTask, folder: Path) -> None:
+    rows = [asdict(example) for example in task.demonstrations]
+    write_atomically(folder / FILE, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 def alternating(examples: Sequence[Example], seed: int) -> list[Example]:
@@ -156,9 +213,9 @@ def alternating(examples: Sequence[Example], seed: int) -> list[Example]:
     return [example for _, example in sorted(turns, key=lambda turn: turn[0])]
 
 
-def _tell_of_the_left_out(experiment: Experiment, classifier: InContextClassifier) -> None:
+def _tell_of_the_left_out(experiment: Experiment, task: DemonstratedTask) -> None:
     """Tell the log and the user how many demonstrations had no room."""
-    task, dev = classifier.task, experiment.split.dev
+    dev = experiment.split.dev
     n_left_out, n = task.n_left_out(dev), len(task.demonstrations)
     experiment.log.append({"event": "demonstrations", "given": n, "left_out_per_dev_row": n_left_out / len(dev)})
     if n_left_out:

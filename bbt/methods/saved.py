@@ -37,7 +37,8 @@ def load_trained(path: Path | str, backend: Backend) -> tuple[Task, Classifier |
     config = read_run_config(path)
     _check_model(path, backend)
     task = make_task(config.task, backend.info.kind)
-    return task, calibrated_as_saved(load_method(config).load(path, backend, task), path)
+    trained = load_method(config).load(path, backend, task)
+    return task, trained if isinstance(trained, Generator) else calibrated_as_saved(trained, path)
 
 
 def load_classifier(path: Path | str, backend: Backend) -> tuple[Task, Classifier]:

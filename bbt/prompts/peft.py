@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bbt.backend import Backend, PlainBackend, require
+from bbt.backend import Backend, Decoding, PlainBackend, Row, Segment, require
 from bbt.errors import PromptError
 from bbt.files import write_atomically, write_bytes_atomically
 from bbt.tasks.template import Template
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CONFIG, WEIGHTS, FACTS = "adapter_config.json", "adapter_model.safetensors", "classifier.json"
 KEY = "prompt_embeddings"
 FORMAT = "bbt-export/1"
+_TASK_TYPES = {"causal": "CAUSAL_LM", "masked": "FEATURE_EXTRACTION", "encoder-decoder": "SEQ_2_SEQ_LM"}
 
 
 def is_peft_folder(path: Path) -> bool:
@@ -37,13 +38,13 @@ def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dic
 
     Raises:
         PromptError: another model's prompt, one that is no list of word embeddings (deep, or `placement: layernorm`),
-            or one of a task that is not scored by label words.
+            or one of a task whose labels are scored by likelihood.
         BackendError: the rows cannot be had without bbt, exactly.
     """
     prompt.check_model(backend.info.name, backend.info.fingerprint)
     if prompt.embeddings.ndim != 2:
         raise PromptError("a deep prompt adds to every layer; PEFT and the like take word embeddings alone.")
-    if prompt.scored_by != "label_words":
+    if prompt.scored_by not in ("label_words", "generation"):
         raise PromptError(
             f"a prompt of a task that is scored by {prompt.scored_by.replace('_', ' ')} is not exported yet: what is "
             "written here is how one label word is read. Its vectors stand in the run's prompt.safetensors."
@@ -55,7 +56,7 @@ def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dic
         )
     n_tokens, template = len(prompt.embeddings), Template(prompt.template)
     plain = require(backend, PlainBackend, "an export").plain_text(
-        lambda text, pair: template.render(text, pair, n_tokens), prompt.label_words + prompt.words
+        lambda text, pair: _read_at_end(template.render(text, pair, n_tokens)), prompt.label_words + prompt.words
     )
     vectors = prompt.embeddings
     if plain.leading_ids and n_tokens:
@@ -67,11 +68,41 @@ def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dic
         **asdict(plain),
         "biases": prompt.biases or [0.0] * len(prompt.label_words),
         **{key: getattr(prompt, key) for key in ("model", "fingerprint", "template", "label_words", "label_names")},
+        **(_generation(prompt.decoding) if prompt.decoding else {}),
         "provenance": prompt.provenance,
     }
     if prompt.weights is not None:
         facts |= {"words": prompt.words, "weights": prompt.weights.tolist()}
     return np.ascontiguousarray(vectors, dtype=np.float32), facts
+
+
+def _read_at_end(row: Row) -> Row:
+    """The row with the mask in its target's place, where it has one: what comes next is the model's."""
+    return (*row[:-1], Segment("mask")) if row[-1].kind == "target" else row
+
+
+def _generation(decoding: Decoding) -> dict[str, Any]:
+    """The facts of how text is generated: ours, and as arguments of `transformers`' `generate`, in which nothing is
+    left to what the model's own defaults say."""
+    drawn = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0} if decoding.sample else {}
+    arguments = {
+        "max_new_tokens": decoding.max_new_tokens,
+        "do_sample": decoding.sample,
+        "num_beams": decoding.n_beams,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "length_penalty": 1.0,
+        "min_length": 0,
+        "early_stopping": False,
+        **drawn,
+    }
+    ours = {"decoding": asdict(decoding), "stop": list(decoding.stop), "seed": decoding.seed}
+    return {"scored_by": "generation", **ours, "generation": arguments}
+
+
+def decoding_of(facts: dict[str, Any]) -> Decoding:
+    """Read how text is generated from what a JSON file holds."""
+    return Decoding(**{**facts, "stop": tuple(facts["stop"])})
 
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
@@ -85,7 +116,7 @@ def write_peft(folder: Path, vectors: Prompts, facts: dict[str, Any]) -> None:
 
     config = {
         "peft_type": "PROMPT_TUNING",
-        "task_type": "CAUSAL_LM" if facts["kind"] == "causal" else "FEATURE_EXTRACTION",
+        "task_type": _TASK_TYPES[facts["kind"]],
         "base_model_name_or_path": facts["model"],
         "inference_mode": True,
         "num_virtual_tokens": len(vectors),
@@ -114,7 +145,8 @@ def read_peft(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if config["peft_type"] != "PROMPT_TUNING":
             raise PromptError(f"{folder} holds PEFT's {config['peft_type']}; a soft prompt is of PROMPT_TUNING.")
-        vectors = load_file(folder / WEIGHTS)[KEY].astype(np.float32)
+        # PEFT makes vectors for an encoder and a decoder, and puts the first before the encoder's input.
+        vectors = load_file(folder / WEIGHTS)[KEY].astype(np.float32)[: config["num_virtual_tokens"]]
         facts: dict[str, Any] = {
             "model": config.get("base_model_name_or_path") or "",
             "fingerprint": "",
@@ -131,4 +163,6 @@ def read_peft(folder: Path) -> dict[str, Any]:
     fields |= {key: tuple(facts[key]) for key in ("label_words", "label_names", "biases", "words") if key in facts}
     if "weights" in facts:
         fields["weights"] = np.array(facts["weights"], np.float32)
+    if "decoding" in facts:
+        fields |= {"scored_by": facts["scored_by"], "decoding": decoding_of(facts["decoding"])}
     return {"embeddings": vectors[len(facts.get("leading_ids", ())) :], **fields}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bbt.backend import Backend, Decoding
 from bbt.errors import PromptError
 from bbt.files import write_bytes_atomically
-from bbt.prompts.peft import is_peft_folder, read_peft, virtual_tokens, write_peft
+from bbt.prompts.peft import decoding_of, is_peft_folder, read_peft, virtual_tokens, write_peft
 from bbt.settings import ScoredBy
 from bbt.types import Prompts, RowScores
 
@@ -139,7 +139,7 @@ class SoftPrompt:
             facts = json.loads(metadata["prompt"])
             facts |= {k: tuple(facts[k]) for k in _LISTS if facts.get(k) is not None}
             if facts.get("decoding"):
-                facts["decoding"] = Decoding(**{**facts["decoding"], "stop": tuple(facts["decoding"]["stop"])})
+                facts["decoding"] = decoding_of(facts["decoding"])
             return cls(**arrays, **facts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PromptError(f"{file} is damaged: its metadata do not describe a prompt ({error!r}).") from error

@@ -16,14 +16,14 @@ LOSS, METRIC, MANUAL, CHOSEN = "#2f86cc", "tab:orange", "tab:gray", "tab:red"
 
 
 def convergence_figure(events: Sequence[Event], result: dict[str, Any], title: str, reason: bool = True) -> "Figure":
-    """Draw every candidate's training loss and the lowest so far, the best dev metric of each check, the manual
-    prompt's as a line, and a star where the run has chosen; with `reason`, why stands above it."""
+    """Draw the training loss of every candidate or step and the lowest so far, the best dev metric of each check, the
+    manual prompt's as a line, and a star where the run has chosen; with `reason`, why stands above it."""
     choice = Choice.of(events, result)
     figure = new_figure(7.5, 4.8 if reason and choice.why else 4.4)
     left = figure.add_subplot()
     queries, losses, best = curve(events)
     if queries:
-        left.plot(queries, losses, ".", markersize=3.5, alpha=0.5, color=LOSS, label="candidates' training loss")
+        left.plot(queries, losses, ".", markersize=3.5, alpha=0.5, color=LOSS, label="training loss")
         left.step(queries, best, where="post", color=LOSS, label="lowest so far")
     left.set_xlabel("train queries")
     left.set_ylabel("training loss", color=LOSS)
@@ -62,18 +62,21 @@ def _dev(axes: "Axes", choice: Choice) -> None:
     axes.set_ylabel("dev metric (%)", color=METRIC)
 
 
-def curve(events: Sequence[Event]) -> tuple[list[int], list[float], list[float]]:
-    """Three lists over the candidates of finite loss: each one's query number, its loss, and the lowest loss so far."""
-    queries, losses, best = [], [], []
+def curve(events: Sequence[Event]) -> tuple[list[float], list[float], list[float]]:
+    """Three lists over the candidates of finite loss, or over the steps of a training: each one's query number, its
+    loss, and the lowest loss so far. The steps between two dev checks lie evenly over what they have cost."""
+    queries, losses, best = list[float](), list[float](), list[float]()
     spent, lowest = 0, float("inf")
     for event in events:
-        if event["event"] != "generation":
+        if event["event"] not in ("generation", "steps"):
             continue
-        spent = event["ledger"]["train_queries"] - len(event["losses"])
+        now, n = event["ledger"]["train_queries"], len(event["losses"])
+        begun = now - n if event["event"] == "generation" else spent
         for i, loss in enumerate(event["losses"]):
             if loss is not None:
                 lowest = min(lowest, loss)
-                queries.append(spent + i + 1)
+                queries.append(begun + (now - begun) * (i + 1) / n)
                 losses.append(loss)
                 best.append(lowest)
+        spent = now
     return queries, losses, best

@@ -59,7 +59,7 @@ class Gauge(Protocol):
 
     @property
     def kind(self) -> str:
-        """The language model's kind: masked or causal."""
+        """The language model's kind: masked, causal or encoder-decoder."""
 
     @property
     def counted(self) -> str:
@@ -87,7 +87,7 @@ class Estimate:
     tokens_up: int
     """Tokens of those rows, prompt tokens included."""
     tokens_down: int
-    """Tokens generated: one a row."""
+    """Tokens generated: one a row that is scored, and those of generated texts."""
     bytes_up: int
     """Bytes sent, about."""
     bytes_down: int

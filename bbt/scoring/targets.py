@@ -1,7 +1,8 @@
 """Rows whose answer is a text are scored here: by how likely a prompt makes that text, or by what the model writes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,27 @@ from bbt.scoring.scorer import Scorer
 from bbt.spaces.soft import LatentTargetBackend, PromptSpace, Space
 from bbt.tasks import Example, GenerationTask, Task
 from bbt.types import AnyPrompts, Latents, Losses, Prompts, RowScores
+
+
+@dataclass(frozen=True)
+class TargetScores:
+    """How likely the targets of B rows are."""
+
+    log_likelihoods: RowScores
+    """(B,) log-likelihoods of the targets in nats, summed over their tokens."""
+    n_tokens: NDArray[np.int64]
+    """(B,) the numbers of their tokens."""
+
+    @property
+    def row_losses(self) -> NDArray[np.float64]:
+        """The losses (B,) of the rows: see `token_losses`."""
+        return np.asarray(token_losses(self.log_likelihoods[None], self.n_tokens)[0])
+
+    @property
+    def perplexity(self) -> float:
+        """The exponential of the mean negative log-likelihood, in nats, of the targets' tokens."""
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.row_losses.mean()))
 
 
 class TargetScorer(Scorer):
@@ -74,6 +96,13 @@ class TargetScorer(Scorer):
             return backend.target_log_likelihoods(prompts, pairs)
 
         return self._counted(prompts.nbytes, pairs, score)
+
+    def target_scores(self, prompt: Prompts) -> TargetScores | None:
+        """How likely the targets are under one prompt (1, T, H), if the backend tells likelihoods. The ledger counts
+        it."""
+        if not self.tells_likelihoods:
+            return None
+        return TargetScores(self.log_likelihoods(prompt)[0], self.pairs(prompt.shape[1]).n_target_tokens)
 
     def latent_log_likelihoods(self, latents: Latents, space: Space) -> RowScores:
         """Compute the log-likelihoods (n, B) of the targets under the prompts that latents (n, d) stand for in a space.
@@ -207,12 +236,20 @@ class TargetJudge:
         """Take note of verdicts that a resumed run has recorded; this judge needs none of them."""
 
     def _verdict(self, prompt: Prompts) -> Verdict:
-        if not self._scorer.tells_likelihoods:
-            metric = self._scorer.task.text_metric(self._scorer.texts(prompt), self._scorer.examples)
-            return Verdict(metric, -metric)
-        found = self._scorer.log_likelihoods(prompt)
-        rows = token_losses(found, self._scorer.pairs(prompt.shape[1]).n_target_tokens)[0]
-        if not np.isfinite(rows).all():
-            return Verdict(0.0, float("inf"))
-        metric = self._scorer.task.text_metric(self._scorer.texts(prompt), self._scorer.examples)
-        return Verdict(metric, float(rows.mean()), row_losses=tuple(rows.tolist()))
+        scorer = self._scorer
+        found = scorer.target_scores(prompt)
+        return text_verdict(scorer.task, scorer.examples, found, lambda: scorer.texts(prompt))
+
+
+def text_verdict(
+    task: GenerationTask, examples: Sequence[Example], scores: TargetScores | None, texts: Callable[[], Sequence[str]]
+) -> Verdict:
+    """Give the verdict on what scores dev rows' targets so and, when it is asked, writes these texts. Where no
+    likelihoods are told the metric stands for the loss."""
+    if scores is None:
+        metric = task.text_metric(texts(), examples)
+        return Verdict(metric, -metric)
+    losses = scores.row_losses
+    if not np.isfinite(losses).all():
+        return Verdict(0.0, float("inf"))
+    return Verdict(task.text_metric(texts(), examples), float(losses.mean()), row_losses=tuple(losses.tolist()))

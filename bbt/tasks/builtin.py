@@ -1,4 +1,7 @@
-"""The seven tasks of the BBT paper with the reference's templates and label words, and TREC with ours."""
+"""The seven tasks of the BBT paper with the reference's templates and label words, and TREC with ours.
+
+For encoder-decoders they are those of its T5 data loaders: the words of masked LMs, where nothing else is said.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +45,8 @@ class TaskSpec:
     metrics: tuple[str, ...] = ("accuracy",)
     loss: str = "cross_entropy"
     clean: Callable[[str], str] | None = None
+    encoder_decoder: Wording | None = None
+    """The wording for encoder-decoders (none: that of masked LMs, with a sentinel or a mask token in the text)."""
 
     @property
     def takes_pair(self) -> bool:
@@ -49,8 +54,8 @@ class TaskSpec:
         return "{text_pair}" in self.masked.template
 
     def task(self, name: str, kind: str) -> Task:
-        """The task, called `name`, worded for a `masked` or `causal` LM."""
-        wording = self.masked if kind == "masked" else self.causal
+        """The task, called `name`, worded for a `masked` or `causal` LM or an `encoder-decoder`."""
+        wording = {"masked": self.masked, "causal": self.causal}.get(kind) or self.encoder_decoder or self.masked
         return Task(name, Template(wording.template), self.label_names, wording.label_words, self.metrics, self.loss)
 
 
@@ -73,6 +78,8 @@ _MRPC_ON_THE_HUB = ("not_equivalent", "equivalent")
 _PAIR = "{prompt} . {text} ? {mask} , {text_pair}"
 # The paper has no causal templates for pairs; this one is ours.
 _CAUSAL_PAIR = "{prompt} . {text} Question : {text_pair} True , or not ? Answer : {mask}"
+# The released code ends the row with the sentinel; the full stop puts the mask within the text, where one stands.
+_T5_SENTIMENT = Wording("text: {prompt} {text} . It was {mask} .", _SENTIMENT)
 
 TASKS: dict[str, TaskSpec] = {
     "sst2": TaskSpec(
@@ -81,6 +88,7 @@ TASKS: dict[str, TaskSpec] = {
         Wording("{prompt} . {text} . It was {mask} .", ("bad", "great")),
         Wording("{prompt} . {text} . The sentiment is {mask}", _SENTIMENT),
         HubSource("nyu-mll/glue", "sst2", Columns("sentence"), ("train", "validation")),
+        encoder_decoder=_T5_SENTIMENT,
     ),
     "yelp": TaskSpec(
         "Yelp polarity: sentiment of a review",
@@ -88,6 +96,7 @@ TASKS: dict[str, TaskSpec] = {
         Wording("{prompt} . {text} . It was {mask} .", ("bad", "great")),
         Wording("{prompt} . {text} . It is {mask}", _SENTIMENT),
         HubSource("fancyzhx/yelp_polarity", None, Columns(), labels=("1", "2")),
+        encoder_decoder=_T5_SENTIMENT,
         clean=_without_written_newlines,
     ),
     "agnews": TaskSpec(
@@ -96,6 +105,7 @@ TASKS: dict[str, TaskSpec] = {
         Wording("{prompt} . {mask} News: {text}", _TOPICS),
         Wording("{prompt} . {text} The news above is about {mask}", tuple(w.lower() for w in _TOPICS)),
         HubSource("fancyzhx/ag_news", None, Columns(), labels=("World", "Sports", "Business", "Sci/Tech")),
+        encoder_decoder=Wording("{prompt} {mask} News: {text}", _TOPICS),
     ),
     "dbpedia": TaskSpec(
         "DBPedia: ontology class of an encyclopedia entry",
@@ -157,5 +167,5 @@ def task_spec(name: str) -> TaskSpec:
 
 
 def builtin_task(name: str, kind: str) -> Task:
-    """A built-in task worded for a `masked` or `causal` LM."""
+    """A built-in task worded for a `masked` or `causal` LM or an `encoder-decoder`."""
     return task_spec(name).task(name, kind)

@@ -20,13 +20,14 @@ from bbt.tasks.template import Template
 
 
 def make_task(config: TaskConfig, kind: str) -> Task:
-    """Make the task, worded for a `masked` or `causal` LM, with the config's own words over the built-in ones.
+    """Make the task, worded for a `masked` or `causal` LM or an `encoder-decoder`, with the config's own words over the
+    built-in ones.
 
     Raises:
         ConfigError: neither built in nor fully described.
     """
     if config.name in GENERATION_TASKS or (config.template and Template(config.template).takes_target):
-        return _generation_task(config)
+        return _generation_task(config, kind)
     if config.decoding != DecodingConfig() or config.scored_by == "generation":
         raise ConfigError(
             f"task {config.name} generates no text: leave out task.decoding and task.scored_by, or give a "
@@ -60,7 +61,7 @@ def make_task(config: TaskConfig, kind: str) -> Task:
     )
 
 
-def _generation_task(config: TaskConfig) -> GenerationTask:
+def _generation_task(config: TaskConfig, kind: str) -> GenerationTask:
     """Make a built-in task whose answer is a text, or one of the config's own.
 
     Raises:
@@ -73,7 +74,7 @@ def _generation_task(config: TaskConfig) -> GenerationTask:
     if config.scored_by not in ("label_words", "generation"):
         raise ConfigError(f"task.scored_by: {config.scored_by} is for labels; task {config.name} generates text.")
     known = GENERATION_TASKS.get(config.name)
-    base = known.task(config.name) if known else GenerationTask(config.name, Template(str(config.template)))
+    base = known.task(config.name, kind) if known else GenerationTask(config.name, Template(str(config.template)))
     own = config.decoding.model_dump(exclude_none=True)
     return replace(
         base,
@@ -84,9 +85,9 @@ def _generation_task(config: TaskConfig) -> GenerationTask:
 
 
 def worded(config: TaskConfig, label_names: Sequence[str], kind: str, takes_pair: bool) -> TaskConfig:
-    """Complete a task's settings with all that `make_task` needs for a `masked` or `causal` LM. A task that is neither
-    built in nor a `module:SPEC` takes, where nothing is given, the paper's template for DBPedia (or for pairs) and the
-    label names as label words."""
+    """Complete a task's settings with all that `make_task` needs for a kind of model. A task that is neither built in
+    nor a `module:SPEC` takes, where nothing is given, the paper's template for DBPedia (or for pairs) and the label
+    names as label words."""
     if config.name in TASKS or ":" in config.name:
         return config
     asks_like = TASKS["mrpc" if takes_pair else "dbpedia"]
@@ -317,16 +318,35 @@ def _label_values(task: Task) -> tuple[str, ...]:
     return tuple(str(i) for i in range(len(task.label_names)))
 
 
-def other_tests(config: EvaluationConfig, task: Task, kind: str) -> list[tuple[Task, list[Example]]]:
-    """Make the `also_test` of a config: each task, asked in this one's words, and its rows.
+def other_tests(config: EvaluationConfig, task: Task, kind: str, data: DataConfig) -> list[tuple[Task, list[Example]]]:
+    """Make the `also_test` of a config: each task, asked in this one's words, and its rows. Where the answer is a text
+    the rows are read as `data` says, or as those of the built-in task of that name.
 
     Raises:
-        ConfigError: a task whose answer is a text, or other labels there.
+        ConfigError: other labels there, or no file where the answer is a text.
     """
-    if config.also_test and isinstance(task, GenerationTask):
-        raise ConfigError("evaluation.also_test is for tasks with labels; test on other rows with bbt eval --data.")
-    tests = [other_test(name, Path(path) if path else None, task, kind) for name, path in config.also_test.items()]
+    tests = [
+        _other_targets(name, path, task, data)
+        if isinstance(task, GenerationTask)
+        else other_test(name, Path(path) if path else None, task, kind)
+        for name, path in config.also_test.items()
+    ]
     return [(other, limited(rows, config.rows)) for other, rows in tests]
+
+
+def _other_targets(name: str, path: str | None, task: GenerationTask, data: DataConfig) -> tuple[Task, list[Example]]:
+    """Make what puts the rows of a file to a generator of this task, with this task's metrics.
+
+    Raises:
+        ConfigError: there is no file.
+    """
+    if path is None:
+        raise ConfigError(f"evaluation.also_test.{name}: {task.name} generates text; name a file of rows with targets.")
+    known = GENERATION_TASKS.get(name)
+    columns = known.columns if known else columns_of(data, task)
+    if not task.template.takes_pair:
+        columns = replace(columns, text_pair=None)
+    return replace(task, name=name), read_examples(path, columns, (), data.header)
 
 
 def limited(examples: Sequence[Example], rows: int | None) -> list[Example]:

@@ -14,7 +14,7 @@ from bbt.tasks.template import Template
 
 @dataclass(frozen=True)
 class GenerationTask(Task):
-    """What is asked of a causal LM that answers in its own words. It has no labels.
+    """What is asked of a model that answers in its own words. It has no labels.
 
     A row's target is its first reference and the first string of `decoding.stop`, by which the model is to end it;
     where a newline ends it, a target's own lines are put into one.
@@ -71,7 +71,9 @@ class GenerationSpec:
     title: str
     """What the task is, in one line."""
     template: str
-    """The template's text; it is ours where nothing else is said."""
+    """The template's text for causal LMs; it is ours where nothing else is said."""
+    encoder_decoder: str
+    """The template's text for encoder-decoders, as T5 was trained on such tasks (Raffel et al. 2020, appendix D)."""
     columns: Columns
     """The columns of its data set, and of files of it."""
     metrics: tuple[str, ...]
@@ -85,15 +87,17 @@ class GenerationSpec:
     splits: tuple[str, ...] = ("train", "validation")
     """The names of the splits for train and test."""
 
-    def task(self, name: str) -> GenerationTask:
-        """Make the task, called `name`."""
-        return GenerationTask(name, Template(self.template), metrics=self.metrics, decoding=self.decoding)
+    def task(self, name: str, kind: str) -> GenerationTask:
+        """Make the task, called `name`, worded for a `causal` LM or an `encoder-decoder`."""
+        template = Template(self.encoder_decoder if kind == "encoder-decoder" else self.template)
+        return GenerationTask(name, template, metrics=self.metrics, decoding=self.decoding)
 
 
 GENERATION_TASKS: dict[str, GenerationSpec] = {
     "squad": GenerationSpec(
         "SQuAD: a question about a paragraph, answered by words of it",
         "{prompt} {source}\nQuestion: {source_pair}\nAnswer: {target}",
+        "{prompt} question: {source_pair} context: {source} {target}",
         Columns("context", "question", target="answers"),
         ("token_f1", "exact_match"),
         Decoding(max_new_tokens=16),
@@ -102,6 +106,7 @@ GENERATION_TASKS: dict[str, GenerationSpec] = {
     "cnn-dailymail": GenerationSpec(
         "CNN/DailyMail: an article's highlights",
         "{prompt} {source}\nTL;DR: {target}",  # as GPT-2 was asked (Radford et al. 2019, section 3.6)
+        "{prompt} summarize: {source} {target}",
         Columns("article", target="highlights"),
         ("rougeL", "rouge1", "rouge2"),
         Decoding(max_new_tokens=100),
@@ -112,6 +117,7 @@ GENERATION_TASKS: dict[str, GenerationSpec] = {
     "translation-en-de": GenerationSpec(
         "English to German, sentence by sentence",
         "{prompt} English: {source}\nGerman: {target}",
+        "{prompt} translate English to German: {source} {target}",
         Columns("en", target="de"),
         ("bleu", "chrf"),
         Decoding(max_new_tokens=64),

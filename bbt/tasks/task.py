@@ -37,8 +37,8 @@ class Task:
     """The loss that a search minimises unless it is told otherwise."""
     scored_by: ScoredBy = "label_words"
     """What a label's score is. `label_words` is the logit of its word, which is one token; `likelihood` is the
-    log-likelihood of its word or words, of as many tokens as they have (causal LMs); `mean_likelihood` is the same
-    divided by the number of tokens, so that long labels have no disadvantage."""
+    log-likelihood of its word or words, of as many tokens as they have (masked LMs have none); `mean_likelihood` is the
+    same divided by the number of tokens, so that long labels have no disadvantage."""
     words: tuple[str, ...] = ()
     """Further words, whose scores come behind those of the label words: M words in all (`bbt.scoring.readout`)."""
 

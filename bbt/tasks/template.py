@@ -24,7 +24,8 @@ class Template:
     The soft tokens stand where `{prompt}` stands; in several places they are shared out in order, the first
     places taking one more if they do not divide evenly. Or they stand at `{start}`: at the very start of the row, even
     before the BOS or [CLS] that a tokenizer puts there, where PEFT has its virtual tokens. For a causal LM `{mask}`
-    comes last: the label word is the next token.
+    comes last: the label word is the next token. An encoder-decoder says it first where `{mask}` comes last. Within the
+    text T5's sentinel or BART's mask token stands there, and the label word is what the decoder says in its place.
 
     Where text is to be generated, `{source}`, `{source_pair}` and `{target}` stand for the texts and the answer, which
     comes last; the space left of it belongs to its first word. Only the source is cut where a row is too long.
@@ -68,6 +69,16 @@ class Template:
     def manual(self) -> "Template":
         """Return the template without the soft prompt and the full stop that separates it from the text."""
         return Template(_PROMPT_AND_SEPARATOR.sub(_gap, self.source.removeprefix(START)))
+
+    def filled(self, words: str) -> "Template":
+        """Return the template with words in the soft prompt's place.
+
+        Raises:
+            ConfigError: the words hold braces, which are for slots.
+        """
+        if "{" in words or "}" in words:
+            raise ConfigError(f"an instruction holds no braces, got {words!r}.")
+        return Template(self.source.replace("{prompt}", words))
 
     def at_start(self) -> "Template":
         """Return the manual template with the soft prompt at the very start."""

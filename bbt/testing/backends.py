@@ -40,7 +40,8 @@ def info_tells_the_truth(backend: Backend, label_words: Sequence[str]) -> None:
     assert np.isclose(info.embedding_std, spread, rtol=1e-3), (
         f"info.embedding_std is {info.embedding_std}, but that of all word embeddings is {spread}."
     )
-    assert info.kind in ("masked", "causal"), f"info.kind is {info.kind!r}, expected masked or causal."
+    kinds = ("masked", "causal", "encoder-decoder")
+    assert info.kind in kinds, f"info.kind is {info.kind!r}, expected one of {', '.join(kinds)}."
     assert info.fingerprint, "info.fingerprint is empty: a prompt could be used on another model by accident."
 
 

@@ -70,12 +70,12 @@ def check_metric(metric: Callable[[Labels, NDArray[np.int64]], float]) -> None:
 
 def check_task(task: Task | TaskSpec) -> None:
     """Check that a task puts its texts, T prompt tokens and one mask into every row (last, for a causal LM), and that
-    its metrics keep their contract. A `TaskSpec` is checked for masked and for causal LMs.
+    its metrics keep their contract. A `TaskSpec` is checked for every kind of model.
 
     Raises:
         AssertionError: it does not; ConfigError: no {prompt}, label words that repeat, or a metric that is not there.
     """
-    for kind in ("masked", "causal"):
+    for kind in ("masked", "causal", "encoder-decoder"):
         worded = task.task("checked", kind) if isinstance(task, TaskSpec) else task
         _check_rows(worded, causal=kind == "causal" and isinstance(task, TaskSpec))
         for name in worded.metrics:

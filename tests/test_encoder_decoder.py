@@ -1,0 +1,247 @@
+"""Encoder-decoders: label words, targets and texts are what plain transformers says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from reference import normalised
+from test_local_backend import BEFORE, MASKED_ONLY, SAME_FOR_BOTH, TEXTS, losses, rank_correlation
+from tiny_models import ENCODER_DECODER, MAX_LENGTH
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from backends.local import LocalBackend
+from bbt.backend import Decoding
+from bbt.errors import BackendError, LabelWordError
+from bbt.tasks.builtin import TASKS
+from bbt.tasks.template import Template
+
+every_model = pytest.mark.parametrize("name", ENCODER_DECODER)
+CASES = {f"{name}: {case}": (name, case) for name in ENCODER_DECODER for case in {**SAME_FOR_BOTH, **MASKED_ONLY}}
+ANSWERS = [
+    ("a film so bad that it was great", "bad film"),
+    ("bad", "great"),
+    ("the acting is bad and the plot is worse , it was a slow , warm and funny story", "not a good film , or worse ?"),
+    ("bad", "I liked it"),
+    ("", "story about two friends"),
+]
+N_TOKENS = 3
+
+
+def case_of(name, case):
+    """The case; where BART says the label word first, it has no space before it."""
+    case = {**SAME_FOR_BOTH, **MASKED_ONLY}[case]
+    first = name == "bart" and case.template.endswith("{mask}")
+    return replace(case, words=tuple(word.strip() for word in case.words)) if first else case
+
+
+@pytest.mark.parametrize(("name", "case"), CASES.values(), ids=CASES)
+def test_label_scores_are_those_of_a_plain_forward(name, case, tiny_backend, reference, random_prompts):
+    case = case_of(name, case)
+    prompts = random_prompts(2, case.n_tokens, scale=1.0)
+    expected = case.expected(reference(name), prompts)
+    np.testing.assert_allclose(normalised(case.scores(tiny_backend(name), prompts)), expected, atol=1e-4)
+    assert expected.std(1).max() > 0.02, "rows that score alike would prove nothing"
+
+
+@every_model
+@pytest.mark.parametrize("token_budget", [1, 100])
+def test_the_size_of_micro_batches_does_not_matter(name, token_budget, tiny_backend, random_prompts):
+    prompts = random_prompts(6, 5)
+    expected = BEFORE.scores(tiny_backend(name), prompts)
+    scores = BEFORE.scores(tiny_backend(name, token_budget=token_budget), prompts)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_micro_batch_has_no_more_places_than_the_budget(tiny_backend, random_prompts):
+    """Filled up to the longest row beside it, a short row counts as much as that."""
+    backend, seen = tiny_backend("t5", token_budget=120), []
+    backend.trunk.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[0] * args[0].shape[1]))
+    backend.label_scores(random_prompts(6, 5), backend.encode(BEFORE.rows(), ("bad", "great")))
+    assert len(seen) > 1
+    assert max(seen) <= 120
+
+
+def test_half_precision_ranks_a_population_as_full_precision_does(tiny_backend, random_prompts):
+    prompts = random_prompts(24, 5, scale=1.0)
+    full, half = (losses(BEFORE.scores(tiny_backend("t5", precision=p), prompts)) for p in ("fp32", "bf16"))
+    assert rank_correlation(full, half) >= 0.95
+    assert np.abs(full - half).max() > 0, "bf16 was not used"
+
+
+def rows(name="", answers=ANSWERS, template="{prompt} . {source} . It was {target}"):
+    return [Template(template).render(text, "", N_TOKENS, target) for text, target in answers]
+
+
+@pytest.fixture(params=ENCODER_DECODER)
+def subject(request, tiny_folder, tiny_backend):
+    """A backend, and what plain transformers loads from the same folder."""
+    folder = tiny_folder(request.param)
+    plain = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    return tiny_backend(request.param), *plain
+
+
+@pytest.fixture
+def prompts(subject):
+    info = subject[0].info
+    return np.random.default_rng(0).normal(0, info.embedding_std, (4, N_TOKENS, info.hidden_size)).astype(np.float32)
+
+
+def embeddings(model, tokenizer, prompt, text):
+    """(1, N, E) as written out by hand: BART's kind has <s> before the prompt, both have </s> at the end."""
+    first = tokenizer("a")["input_ids"][: len(tokenizer("a")["input_ids"]) - 1 - len(tokenizer.tokenize("a"))]
+    ids = tokenizer(f" . {text} . It was", add_special_tokens=False)["input_ids"]
+    words = model.get_input_embeddings()
+    parts = words(torch.tensor(first, dtype=torch.long)), torch.tensor(prompt), words(torch.tensor(ids))
+    return torch.cat([*parts, words(torch.tensor([tokenizer.eos_token_id]))])[None].detach()
+
+
+@torch.no_grad()
+def test_likelihoods_are_the_models_own_loss(subject, prompts):
+    """The labels are the tokenizer's, with </s>; <s>, which BART's kind must say first, is nobody's choice."""
+    backend, model, tokenizer = subject
+    encoded = backend.encode_pairs(rows())
+    expected, forced = np.empty((len(prompts), len(ANSWERS))), model.generation_config.forced_bos_token_id
+    for i, (text, target) in enumerate(ANSWERS):
+        labels = torch.tensor([tokenizer(text_target=target)["input_ids"]])
+        assert encoded.n_target_tokens[i] == labels.shape[1] - (forced is not None)
+        for n, prompt in enumerate(prompts):
+            inputs = embeddings(model, tokenizer, prompt, text)
+            found = model(inputs_embeds=inputs, labels=labels).logits[0].log_softmax(-1).gather(-1, labels[0][:, None])
+            expected[n, i] = found[int(forced is not None) :].double().sum()
+    np.testing.assert_allclose(backend.target_log_likelihoods(prompts, encoded), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("budget", [1, 100])
+def test_likelihoods_are_the_same_however_the_work_is_cut(tiny_backend, budget, random_prompts):
+    whole, cut = (tiny_backend("t5", token_budget=tokens) for tokens in (None, budget))
+    found = [b.target_log_likelihoods(random_prompts(3, N_TOKENS), b.encode_pairs(rows())) for b in (whole, cut)]
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-4)
+
+
+def test_the_encoder_reads_a_row_once_for_all_of_its_targets(subject, prompts):
+    backend = subject[0]
+    encoded = backend.encode_pairs(rows(answers=[("a film", target) for target in ("bad", "great", "not bad")]))
+    seen = []
+    backend.trunk.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["inputs_embeds"])), with_kwargs=True
+    )
+    found = backend.target_log_likelihoods(prompts, encoded)
+    assert sum(seen) == len(prompts)
+    assert found.std(1).min() > 0.01
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_targets_within_a_text_are_what_the_decoder_says_there(name, tiny_backend, random_prompts):
+    """A target of one token scores as that label word does."""
+    backend, prompts = tiny_backend(name), random_prompts(2, 5)
+    template = Template("{prompt} . {text} . It was {mask} .")
+    asked = [template.render(text, "", 5) for text, _ in TEXTS]
+    pairs = [
+        tuple(replace(segment, kind="target", text=word) if segment.kind == "mask" else segment for segment in row)
+        for row in asked
+        for word in ("bad", "great")
+    ]
+    likely = backend.target_log_likelihoods(prompts, backend.encode_pairs(pairs)).reshape(2, len(TEXTS), 2)
+    scores = backend.label_scores(prompts, backend.encode(asked, ("bad", "great")))
+    np.testing.assert_allclose(normalised(likely), normalised(scores), atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n_beams", [1, 3])
+def test_generated_text_is_plain_transformers_whatever_stands_in_the_batch(subject, prompts, n_beams):
+    backend, model, tokenizer = subject
+    contexts = backend.encode_contexts(rows(), 12)
+    found = backend.generate(prompts[:1], contexts, Decoding(max_new_tokens=12, stop=(), n_beams=n_beams))
+    n_forced = int(model.generation_config.forced_bos_token_id is not None)
+    for (text, _), written in zip(ANSWERS, found, strict=True):
+        inputs = embeddings(model, tokenizer, prompts[0], text)
+        ids = model.generate(inputs_embeds=inputs, max_new_tokens=12 + n_forced, num_beams=n_beams, do_sample=False)
+        assert written == tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+    assert len(set(found)) > 1
+
+
+def test_text_ends_before_a_stop_string_and_samples_are_drawn_by_their_seed(subject, prompts):
+    backend = subject[0]
+    contexts = backend.encode_contexts(rows(), 12)
+    whole = backend.generate(prompts[:1], contexts, Decoding(12, stop=()))
+    stop = next(text for text in whole if len(text) > 4)[2:4]
+    cut = backend.generate(prompts[:1], contexts, Decoding(12, stop=(stop,)))
+    assert cut == [text.split(stop)[0].strip() for text in whole]
+    texts = [backend.generate(prompts[:1], contexts, Decoding(8, (), sample=True, seed=seed)) for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_settings_that_a_summariser_brings_along_are_not_ours(tiny_folder, tmp_path, random_prompts):
+    """A least length, no repetitions and four beams, as in bart-large-cnn."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_folder("bart"))
+    AutoTokenizer.from_pretrained(tiny_folder("bart")).save_pretrained(tmp_path)
+    own = {"min_length": 12, "no_repeat_ngram_size": 2, "num_beams": 4, "length_penalty": 2.0, "early_stopping": True}
+    model.generation_config.update(**own)
+    model.save_pretrained(tmp_path)
+    found = []
+    for folder in (tmp_path, tiny_folder("bart")):
+        backend = LocalBackend(str(folder), precision="fp32", device="cpu")
+        contexts = backend.encode_contexts(rows(), 12)
+        found.append(backend.generate(random_prompts(1, N_TOKENS), contexts, Decoding(12, ())))
+    assert found[0] == found[1]
+
+
+def test_a_decoder_has_positions_of_its_own(subject):
+    backend = subject[0]
+    long = [(" ".join(["story"] * 80), "not a good film")]
+    pair = backend.encode_pairs(rows(answers=long)).pairs[0]
+    assert pair.context.truncated
+    assert len(pair.context.ids) == MAX_LENGTH
+    with pytest.raises(BackendError, match=r"the target 'story .*takes \d+ tokens, the model 6"):
+        backend.encode_pairs(rows(answers=[("bad", "story " * 200)]))
+    with pytest.raises(BackendError, match="64 new tokens were asked for; this model's decoder has room for 6"):
+        backend.encode_contexts(rows(), 64)
+
+
+def test_features_are_the_encoders_last_hidden_states(subject):
+    backend, model, tokenizer = subject
+    encoded = backend.encode(
+        [Template("{text} . It was {mask}").render(text, "", 0) for text, _ in ANSWERS], ("bad", "great")
+    )
+    for (text, _), found in zip(ANSWERS, backend.features(encoded), strict=True):
+        ids = torch.tensor([tokenizer(f"{text} . It was")["input_ids"]])
+        expected = model.get_encoder()(ids).last_hidden_state[0]
+        torch.testing.assert_close(torch.from_numpy(found.hidden_states), expected, rtol=1e-4, atol=1e-4)
+        assert found.read == ids.shape[1] - 1
+    with pytest.raises(BackendError, match="gives no likelihoods of what its encoder reads"):
+        backend.token_log_likelihoods(encoded)
+
+
+def test_what_has_no_place_in_an_encoder_decoder_is_said(subject, random_prompts):
+    backend, encoded = subject[0], subject[0].encode(BEFORE.rows(), ("bad", "great"))
+    with pytest.raises(BackendError, match="use another method than bbtv2"):
+        backend.deep_label_scores(random_prompts(2, 5)[:, None], encoded)
+    with pytest.raises(BackendError, match=r"use prompt\.placement: embedding"):
+        backend.encode(BEFORE.rows(), ("bad", "great"), random_prompts(1, 5))
+    with pytest.raises(BackendError, match="does not end in its target"):
+        backend.encode_pairs(BEFORE.rows())
+
+
+def test_a_mask_within_a_text_needs_a_token_for_it(tiny_folder, tmp_path):
+    folder = tiny_folder("bart")
+    AutoModelForSeq2SeqLM.from_pretrained(folder).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folder, mask_token=None).save_pretrained(tmp_path)
+    backend = LocalBackend(str(tmp_path), precision="fp32", device="cpu")
+    assert backend.encode(BEFORE.rows(), ("bad", "great")).n_examples == len(TEXTS)
+    with pytest.raises(
+        BackendError, match=r"no token that stands for what is missing within a text .*put \{mask\} last"
+    ):
+        backend.encode(MASKED_ONLY["mask inside"].rows(), ("bad", "great"))
+
+
+def test_a_label_word_that_is_one_token_only_after_a_space_is_explained(tiny_backend):
+    with pytest.raises(LabelWordError, match=r"'sentiment' .* says the word first, without the space"):
+        tiny_backend("bart").encode(BEFORE.rows(), ("bad", "sentiment"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_built_in_tasks_have_the_mask_within_the_text(task):
+    wording = TASKS[task].task(task, "encoder-decoder")
+    assert not wording.template.source.endswith("{mask}")
+    assert wording.template.manual().source.count("{mask}") == 1
