@@ -137,12 +137,13 @@ def test_what_crosses_a_wire_is_counted_once_where_calls_overlap():
             return scores
 
     backend = Wired()
-    done = search(backend)
+    done, start = search(backend), time.perf_counter()
     done.run()
+    elapsed = time.perf_counter() - start
     assert done.ledger.bytes_up == backend.traffic.bytes_up
     assert done.ledger.tokens_up == backend.traffic.tokens_up
     assert done.ledger.train_queries == 60
-    assert done.ledger.backend_seconds <= done.ledger.seconds
+    assert done.ledger.backend_seconds <= elapsed  # it goes on while the log is written, which is not the search's time
 
 
 def test_a_changed_candidate_is_noticed(tmp_path):

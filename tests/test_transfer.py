@@ -62,7 +62,8 @@ def test_the_mixture_is_searched_in_the_span_of_its_sources(sources):
 
 
 def test_the_mixture_fits_better_than_its_sources(sources):
-    config = settings({"name": "prompt-mixture", "sources": sources})
+    # The toy scores all rows alike, so class biases would explain every prompt as well as any other.
+    config = settings({"name": "prompt-mixture", "sources": sources}, calibration="none")
     search = MixtureSearch(make_experiment(config, ToyBackend()), load_method(config))
     trained = search.run()
     others = search.space.prompts(np.concatenate([np.zeros((1, 2)), np.eye(2)]))
