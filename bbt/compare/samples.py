@@ -37,12 +37,12 @@ def _tables_of(comparison: Comparison, runs: Path, task: str) -> Iterator[Table]
 
 
 def _outputs(finished: list[Finished], runs: Path, task: str, seed: int) -> list[dict[str, str]]:
-    """The first records of a run's outputs; there are none where labels are the answer."""
+    """The first records of a run's outputs, if they are texts beside references; none where labels are the answer."""
     for one in finished:
         file = one.cell.folder(runs) / OUTPUTS
         if (one.cell.task, one.cell.seed) == (task, seed) and file.is_file():
             lines = file.read_text(encoding="utf-8").splitlines()[:N_ROWS]
-            return [json.loads(line) for line in lines]
+            return [record for record in map(json.loads, lines) if "references" in record]
     return []
 
 

@@ -48,6 +48,7 @@ class FullCMA:
                 f"takes up to {MAX_FULL_DIM}. Choose optimizer.name: cma-separable, whose cost is linear in d."
             )
         self._two_point = settings.step_size_rule == "tpa"
+        self._some_come_late = False
         self._strategy = pycma().CMAEvolutionStrategy(np.zeros(d), settings.sigma0, self.options(settings))
 
     @classmethod
@@ -80,12 +81,16 @@ class FullCMA:
         """
         if self._two_point:
             raise ConfigError("optimizer.asynchronous goes with step_size_rule: csa, not with tpa.")
+        self._some_come_late = True
         with one_thread():
             return np.array(self._strategy.ask(n))
 
     def tell(self, latents: Latents, losses: Losses) -> None:
         """Update the distribution's mean, step size and covariance."""
-        with one_thread(), OwnGenerator(0):  # TPA checks itself at random places, drawn from the global generator
+        with one_thread(), OwnGenerator(0), warnings.catch_warnings():
+            # TPA checks itself at random places, drawn from the global generator, which is why it gets one of its own.
+            if self._some_come_late:  # so may pycma's mirrored samples of populations below 6, which it would warn of
+                warnings.simplefilter("ignore", pycma().evolution_strategy.InjectionWarning)
             self._strategy.tell(list(latents), losses.tolist())
 
     @property
