@@ -13,6 +13,8 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 TRIED = 4
 """The candidates for each word that is wanted; some are more than one token of the model's."""
+AT_ONCE = 64
+"""The candidates that are tried together: servers bound the words that they are given (`bbt serve`: 256)."""
 
 
 def further_words(backend: Backend, task: Task, examples: Sequence[Example], n_words: int) -> tuple[str, ...]:
@@ -25,16 +27,23 @@ def further_words(backend: Backend, task: Task, examples: Sequence[Example], n_w
     found = Counter(word for e in examples for word in sorted(set(_WORD.findall(f"{e.text} {e.text_pair}".lower()))))
     label_words = {word.strip().lower() for word in task.label_words}
     ranked = sorted((word for word in found if word not in label_words), key=lambda word: (-found[word], word))
-    return tuple(_of_one_token(backend, task, examples[0], ranked[: TRIED * missing])[:missing])
+    words: list[str] = []
+    for start in range(0, min(len(ranked), TRIED * missing), AT_ONCE):
+        words += _of_one_token(backend, task, examples[0], words, ranked[start : start + AT_ONCE])
+        if len(words) >= missing:
+            break
+    return tuple(words[:missing])
 
 
-def _of_one_token(backend: Backend, task: Task, example: Example, words: list[str]) -> list[str]:
-    """Those of the words that the model can score beside the label words: where it refuses several, each half of them
-    is tried."""
+def _of_one_token(backend: Backend, task: Task, example: Example, known: list[str], words: list[str]) -> list[str]:
+    """Those of the words that the model can score beside the label words and the `known` ones; where it refuses some,
+    each half of them is tried."""
     try:
-        backend.encode(task.rows([example], 0), [*task.label_words, *words])
+        backend.encode(task.rows([example], 0), [*task.label_words, *known, *words])
         return words
     except LabelWordError:
         half = len(words) // 2
-    halves = (words[:half], words[half:]) if half else ()
-    return [word for part in halves for word in _of_one_token(backend, task, example, part)]
+    if not half:
+        return []
+    first = _of_one_token(backend, task, example, known, words[:half])
+    return first + _of_one_token(backend, task, example, [*known, *first], words[half:])
