@@ -8,6 +8,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from ray_nodes import add_node, until
 from toy import TASK
@@ -32,6 +33,15 @@ pytestmark = [
 ROWS = TASK.rows([Example(str(number), 1) for number in (1.5, -0.5, 3)], 2)
 WORDS = ("no", "yes")
 SMALL = {"cpu": 0.25}
+
+
+@pytest.fixture
+def one_thread():
+    """This process computes on as many threads as an actor does: sums of float32 depend on it in their last bits."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture
@@ -85,7 +95,7 @@ def test_what_the_actors_own_backend_exchanges_is_counted_too(crew):
     assert backend.traffic.tokens_up == 12 * 7
 
 
-def test_what_a_local_model_offers_is_offered_bit_for_bit(tiny_folder):
+def test_what_a_local_model_offers_is_offered_bit_for_bit(tiny_folder, one_thread):
     """Causal, since such a model's last bits depend on the candidates beside one."""
     options = {"model": str(tiny_folder("gpt2")), "precision": "fp32", "device": "cpu", "at_once": 2}
     here, there = LocalBackend(**options), load_backend("ray", backend="local", actors=2, actor=SMALL, **options)
