@@ -1,3 +1,10 @@
+import io
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from bbt.runs.progress import Bar
 from bbt.runs.report import cost_rows, result_rows, selected_line
 
 RESULT = {
@@ -37,3 +44,15 @@ def test_costs_are_printed_with_train_and_dev_queries_apart():
 def test_the_selected_candidate_is_named():
     line = selected_line(RESULT)
     assert line == "selected: mean at query 300, dev metric 93.75, dev loss 0.2500"
+
+
+@pytest.mark.parametrize(
+    ("shell", "shown"), [(None, False), (SimpleNamespace(), False), (SimpleNamespace(kernel=1), True)]
+)
+def test_a_bar_is_drawn_in_a_notebook_and_not_where_a_package_of_notebooks_is_imported(shell, shown, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    bar = Bar()
+    assert bar.bar.disable is not shown
+    bar.close()

@@ -14,8 +14,8 @@ class Bar(Observer):
     def __init__(self) -> None:
         from tqdm import tqdm
 
-        notebook = "ipykernel" in sys.modules  # there standard error is no terminal, and shows a bar all the same
-        self.bar = tqdm(disable=False if notebook else None, file=sys.stderr, dynamic_ncols=True)
+        # In a notebook standard error is no terminal, and shows a bar all the same.
+        self.bar = tqdm(disable=False if _in_notebook() else None, file=sys.stderr, dynamic_ncols=True)
 
     def opened(self, folder: Path) -> None:
         """Say in which folder the run is kept."""
@@ -35,6 +35,12 @@ class Bar(Observer):
     def close(self) -> None:
         """Leave the bar as it stands."""
         self.bar.close()
+
+
+def _in_notebook() -> bool:
+    """Whether this code runs in a notebook's kernel; that ipykernel is imported says nothing, other packages do so."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
 
 
 @contextmanager
