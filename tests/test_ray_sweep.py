@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -191,7 +192,11 @@ def test_a_worker_out_of_memory_is_given_another_try(plan, tmp_path, ray_cluster
 def driver(path, runs, cluster):
     command = [sys.executable, "-m", "bbt.cli", "compare", str(path), "--runs", str(runs), "--cluster", "auto"]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    # A shell that puts tests into the background has them ignore Ctrl-C, which a child would inherit.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heard
+    )
 
 
 def alive(tmp_path):
