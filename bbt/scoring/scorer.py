@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from bbt.backend import Backend, DeepBackend, Encoded, HardBackend, RemoteBackend, Traffic, require
 from bbt.scoring.ledger import Ledger
+from bbt.scoring.meter import Reading
 from bbt.spaces.soft import LatentBackend, PromptSpace, Space
 from bbt.tasks import Example, Task
 from bbt.tasks.task import labels_of
@@ -92,15 +93,23 @@ class Scorer:
     def _counted(self, bytes_up: int, encoded: Encoded, score: Callable[[], Scores]) -> Scores:
         """The scores (n, B, K), with what they cost in the ledger. Where the backend knows of no traffic, the prompts'
         `bytes_up` are counted; where it is not told what is billed, the rows' own tokens, and one for each score."""
-        remote = self._backend if isinstance(self._backend, RemoteBackend) else None
         with self._ledger.meter.call(self._backend) as reading:
             scores = score()
+        n, n_rows = scores.shape[:2]
+        self._ledger.examples += n * n_rows
+        own = Traffic(bytes_up, scores.nbytes)
+        self._bill(reading, own, lambda: n * encoded.n_tokens, lambda: n * encoded.n_examples)
+        return scores
+
+    def _bill(
+        self, reading: Reading, own: Traffic, tokens_up: Callable[[], int], tokens_down: Callable[[], int]
+    ) -> None:
+        """Count in the ledger what a call has cost by its reading; where the backend knows of no traffic, the bytes of
+        our `own` count; where it is not told what is billed, `tokens_up` and `tokens_down`."""
+        remote = self._backend if isinstance(self._backend, RemoteBackend) else None
+        spent, billed = (reading.traffic, remote.traffic) if remote else (own, Traffic())
         self._ledger.backend_seconds += reading.seconds
-        self._ledger.examples += scores.shape[0] * scores.shape[1]
-        spent = reading.traffic if remote else Traffic(bytes_up, scores.nbytes)
-        billed = remote.traffic if remote else Traffic()
         self._ledger.bytes_up += spent.bytes_up
         self._ledger.bytes_down += spent.bytes_down
-        self._ledger.tokens_up += spent.tokens_up if billed.tokens_up else len(scores) * encoded.n_tokens
-        self._ledger.tokens_down += spent.tokens_down if billed.tokens_down else len(scores) * encoded.n_examples
-        return scores
+        self._ledger.tokens_up += spent.tokens_up if billed.tokens_up else tokens_up()
+        self._ledger.tokens_down += spent.tokens_down if billed.tokens_down else tokens_down()

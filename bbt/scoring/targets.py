@@ -13,7 +13,6 @@ from bbt.backend import (
     EncodedPairs,
     GenerationBackend,
     HardBackend,
-    RemoteBackend,
     TargetBackend,
     Traffic,
     require,
@@ -127,17 +126,11 @@ class TargetScorer(Scorer):
             return []
         backend = require(self._backend, GenerationBackend, f"task {self._task.name}")
         contexts, decoding = self._contexts_of(backend, prompt.shape[1]), self.task.decoding
-        remote = self._backend if isinstance(self._backend, RemoteBackend) else None
         with self._ledger.meter.call(self._backend) as reading:
             texts = backend.generate(prompt, contexts, decoding)
-        self._ledger.backend_seconds += reading.seconds
         self._ledger.examples += len(texts)
-        spent = reading.traffic if remote else Traffic(prompt.nbytes, sum(len(text.encode()) for text in texts))
-        billed = remote.traffic if remote else Traffic()
-        self._ledger.bytes_up += spent.bytes_up
-        self._ledger.bytes_down += spent.bytes_down
-        self._ledger.tokens_up += spent.tokens_up if billed.tokens_up else contexts.n_tokens
-        self._ledger.tokens_down += spent.tokens_down if billed.tokens_down else self._n_tokens(texts)
+        own = Traffic(prompt.nbytes, sum(len(text.encode()) for text in texts))
+        self._bill(reading, own, lambda: contexts.n_tokens, lambda: self._n_tokens(texts))
         return texts
 
     def _n_tokens(self, texts: Sequence[str]) -> int:
