@@ -13,6 +13,10 @@ from bbt.optimizers.base import Optimizer, Settings
 OPTIMIZERS: Table = {
     "cma": ("bbt.optimizers.cma:FullCMA", "CMA-ES with full covariance (pycma), the paper's optimizer"),
     "cma-separable": ("bbt.optimizers.cma:SeparableCMA", "CMA-ES with diagonal covariance (pycma), linear in d"),
+    "kernel-surrogate": (
+        "bbt.optimizers.kernel_surrogate:KernelSurrogate",
+        "a model of the label scores in z, minimised in a trust region",
+    ),
     "random": (
         "bbt.optimizers.random_search:RandomSearch",
         "independent draws from N(0, sigma0^2): the baseline to beat",
