@@ -8,7 +8,7 @@ name a `module:Class` of the user's own, and any other name is looked up in neve
 from typing import cast
 
 from bbt.names import Table, resolved
-from bbt.optimizers.base import Optimizer, Settings
+from bbt.optimizers.base import Optimizer, ScoreOptimizer, Settings
 
 OPTIMIZERS: Table = {
     "cma": ("bbt.optimizers.cma:FullCMA", "CMA-ES with full covariance (pycma), the paper's optimizer"),
@@ -42,4 +42,4 @@ def make_optimizer(name: str, settings: Settings) -> Optimizer:
     return Nevergrad(name, settings, also_valid=tuple(OPTIMIZERS))
 
 
-__all__ = ["OPTIMIZERS", "Optimizer", "Settings", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "Optimizer", "ScoreOptimizer", "Settings", "make_optimizer"]

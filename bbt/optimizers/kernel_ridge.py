@@ -1,4 +1,4 @@
-"""Kernel ridge regression of many outputs at once; what must be chosen is chosen by leaving out points, in closed form."""
+"""Kernel ridge regression of many outputs at once; its settings are chosen by left-out points in closed form."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,8 @@ RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 class KernelRidge:
     """A regression of outputs (n, m) on points (n, d), the first of which is met exactly.
 
-    The kernel is Gaussian, l^2 exp(-|x - x'|^2 / (2 l^2)): with a large l it is the linear model. Everything is n x n, and
-    what the model knows lies in the span of the n points, in which it has r <= n - 1 coordinates, the first point at 0.
+    The kernel is Gaussian, l^2 exp(-|x - x'|^2 / (2 l^2)): with a large l it is the linear model. Everything is n x n.
+    What the model knows lies in the span of the n points, in which it has r <= n - 1 coordinates, the first point at 0.
     """
 
     def __init__(self, points: NDArray[np.float64], outputs: NDArray[np.float64]) -> None:

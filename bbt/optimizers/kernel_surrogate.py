@@ -1,7 +1,7 @@
 """A search by a model of the label scores: a query tells B x K numbers, and a model of them in z foresees the loss.
 
-CMA-ES learns one number from a query. Here the scores of all rows are regressed on z (`KernelRidge`), the cross-entropy of
-the foreseen scores is minimised within a trust region by damped Gauss-Newton steps, and the minimiser is scored for
+CMA-ES learns one number from a query. Here the scores of all rows are regressed on z (`KernelRidge`), the cross-entropy
+of the foreseen scores is minimised within a trust region by damped Gauss-Newton steps, and the minimiser is scored for
 real among the next candidates. The others explore directions that are new.
 """
 
@@ -18,7 +18,7 @@ from bbt.types import Labels, Latents, Losses, Scores
 N_STEPS = 2
 """The candidates of a generation that are minimisers of the model: within the trust region, and within half of it."""
 SPREAD = 0.5
-"""The standard deviation of the exploring candidates around the centre, in units of sigma0, after the first generation."""
+"""The standard deviation of exploring candidates around the centre after the first generation, in units of sigma0."""
 KEPT = 200
 """The points that the model is fitted to, those nearest to the centre: fits take time in their cube."""
 ITERATIONS, HALVINGS, TOLERANCE = 12, 8, 1e-4
