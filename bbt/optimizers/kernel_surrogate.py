@@ -19,7 +19,7 @@ N_STEPS = 2
 """The candidates of a generation that are minimisers of the model: within the trust region, and within half of it."""
 SPREAD = 0.5
 """The standard deviation of exploring candidates around the centre after the first generation, in units of sigma0."""
-KEPT = 200
+KEPT = 100
 """The points that the model is fitted to, those nearest to the centre: fits take time in their cube."""
 ITERATIONS, HALVINGS, TOLERANCE = 12, 8, 1e-4
 
@@ -55,35 +55,32 @@ class KernelSurrogate:
     def tell_scores(self, latents: Latents, losses: Losses, scores: Scores, labels: Labels) -> None:
         """Take note of the candidates' losses (n,), label scores (n, B, K) and the rows' labels (B,). A candidate whose
         scores are not finite is left out of the model."""
-        rows = scores.astype(np.float64)
-        rows = (rows - rows.mean(axis=2, keepdims=True)).reshape(len(rows), -1)
-        self._note(latents, losses, rows, _CrossEntropy(labels))
+        self._note(latents, losses, scores.reshape(len(scores), -1).astype(np.float64), _CrossEntropy(labels))
 
     def _note(self, latents: Latents, losses: Losses, outputs: NDArray[np.float64], goal: "_Goal") -> None:
-        self._goal = goal
-        self._adapt(outputs)
         sound = np.isfinite(outputs).all(axis=1)
+        self._goal = goal
+        self._adapt(outputs, sound)
         before = self._outputs if self._n_told else outputs[:0]
         self._points = np.concatenate([self._points, latents[sound]])
         self._outputs = np.concatenate([before, outputs[sound]])
         self._losses = np.concatenate([self._losses, losses[sound]])
         self._model = None
 
-    def _adapt(self, outputs: NDArray[np.float64]) -> None:
-        """Change the trust region's radius by what the steps, the first of the candidates, have kept of what they
-        promised."""
+    def _adapt(self, outputs: NDArray[np.float64], sound: NDArray[np.bool_]) -> None:
+        """Change the trust region's radius by what the steps, which come before the other candidates, have kept of what
+        they promised; a step that is not sound has kept nothing."""
         if not self._promised:
             return
         before = self._goal.value(self._outputs[self._best])
-        found = np.array([self._goal.value(row) for row in outputs[: len(self._promised)]])
-        found = np.where(np.isfinite(found), found, np.inf)
-        shortest = int(found.argmin()) > 0
-        if not found.min() < before:
+        steps = zip(outputs[: len(self._promised)], sound, strict=False)
+        found = np.array([self._goal.value(row) if fine else np.inf for row, fine in steps])
+        kept = (before - found[0]) / max(before - self._promised[0], 1e-12)
+        if found.min() >= before:
             self._radius *= 0.6
-        elif shortest:
-            self._radius *= 0.65
+        elif found.argmin() > 0:
+            self._radius *= 0.65  # the shorter step was the better one
         else:
-            kept = (before - found[0]) / max(before - self._promised[0], 1e-12)
             self._radius *= 1.5 if kept > 0.5 else 1.15
 
     def _minimiser(self, radius: float) -> tuple[NDArray[np.float64], float]:
@@ -125,8 +122,8 @@ class KernelSurrogate:
         if not self._n_told:
             drawn[0] = 0.0
             return np.asarray(drawn)
-        recent = self._points[-min(d // 2, KEPT) :] if d > 1 else self._points[:0]
-        known = np.linalg.qr((recent - self._centre).T)[0]
+        offsets = self._points[-min(d // 2, KEPT) :] - self._centre if d > 1 else self._points[:0]
+        known = np.linalg.qr(offsets[offsets.any(axis=1)].T)[0]
         fresh = drawn - (drawn @ known) @ known.T
         fresh *= np.linalg.norm(drawn, axis=1, keepdims=True) / np.linalg.norm(fresh, axis=1, keepdims=True)
         return np.asarray(self._centre + SPREAD * fresh)
