@@ -128,7 +128,10 @@ def test_gradients_need_one_device(spread):
             r"unknown device_map 'atuo'. Did you mean 'auto'\? Valid: auto, balanced.*each module",
         ),
         ({"device_map": "auto", "device": "cpu"}, "give device: cpu or device_map, not both"),
-        ({"device_map": {"model.embed_tokens": "cpu", "model.layers": "disk"}}, "does not give any device for the following parameters"),
+        (
+            {"device_map": {"model.embed_tokens": "cpu", "model.layers": "disk"}},
+            "does not give any device for the following parameters",
+        ),
         (
             {"device_map": {"model.embed_tokens": "disk", "model.layers": "cpu", **REST}},
             "puts the word embeddings where nothing computes",

@@ -44,6 +44,7 @@ def default_budget(model: Any, device: torch.device) -> int:
     memory more or less changes nothing; of several GPUs the fullest counts."""
     if device.type != "cuda":
         return CPU_TOKENS if device.type == "cpu" else OTHER_TOKENS
+    torch.cuda.empty_cache()  # what loading has left behind is free as well
     gpus = [one for one in devices_of(model) if one.type == "cuda"] or [device]
     return budget_within(min(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) // 2, model)
 
