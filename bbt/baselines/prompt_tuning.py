@@ -8,7 +8,8 @@ from pydantic import Field
 from bbt.backend import Trainable
 from bbt.baselines.soft import soft_prompt_subject
 from bbt.baselines.training import Subject, Training
-from bbt.experiment.experiment import Experiment
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.many_words import read_trained
 from bbt.scoring.losses import cross_entropy
 from bbt.scoring.objective import Objective, TrainingLoss
 from bbt.scoring.targets import TargetObjective, target_rows
@@ -27,6 +28,14 @@ class PromptTuning(Training):
     """The optimizer's step size."""
     steps: int = Field(100, gt=0)
     """The number of gradient steps."""
+    n_words: int = Field(0, ge=0)
+    """How many words, the label words among them, labels may be read from when the prompt has been tuned (0: the label
+    words alone), as by Black-Box Tuning. See `bbt.scoring.readout`."""
+
+    def train(self, experiment: Experiment) -> Trained:
+        """Train, keep the state that dev judges best, and read its labels from many words where these pay."""
+        trained = super().train(experiment)
+        return read_trained(experiment, trained, self.n_words) if self.n_words else trained
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
         """What is trained: the vectors p (T, H), which begin at p0."""

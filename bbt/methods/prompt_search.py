@@ -118,7 +118,8 @@ class PromptSearch(ABC):
             best.who,
             best.verdict if biases is None else replace(best.verdict, biases=biases),
             best.train_queries,
-            self.space.intrinsic_dim + _n_weights(classifier),
+            self.space.intrinsic_dim
+            + (classifier.prompt.n_weights if isinstance(classifier, SoftPromptClassifier) else 0),
             {name: one for name, (one, _) in references.items()},
             biases={**known, **{name: found for name, (_, found) in references.items() if found}},
         )
@@ -312,12 +313,6 @@ class SoftSearch(PromptSearch):
     @property
     def _sigma0(self) -> float:
         return self.settings.optimizer.sigma0
-
-
-def _n_weights(classifier: Classifier | Generator) -> int:
-    """How many weights of words a classifier's readout has."""
-    weights = classifier.prompt.weights if isinstance(classifier, SoftPromptClassifier) else None
-    return 0 if weights is None else weights.size
 
 
 def found(best: Candidate) -> dict[str, Any]:
