@@ -28,6 +28,7 @@ class EventLog:
             self.events, self._complete = _read_events(path)
         self._to_recall = deque(self.events)
         self.listener: Callable[[Event], None] = lambda event: None  # hears of each event, recalled or new
+        self.witness: Callable[[Event], Event] = lambda event: event  # adds facts to a new event
 
     def recall(self, kind: str, **expected: Any) -> Event | None:
         """Return the next recorded event, or None when the record is used up. Extensions of the budget are skipped.
@@ -75,6 +76,7 @@ class EventLog:
         Raises:
             OSError: a full disk, or a folder that cannot be written to; says how to go on.
         """
+        event = self.witness(event)
         self.events.append(event)
         if self.path:
             try:
