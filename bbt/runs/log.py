@@ -37,6 +37,7 @@ class EventLog:
         self._beside: ThreadPoolExecutor | None = None  # waits for the disk
         self._settling: Future[None] | None = None
         self.listener: Callable[[Event], None] = lambda event: None  # hears of each event, recalled or new
+        self.witness: Callable[[Event], Event] = lambda event: event  # adds facts to a new event
 
     def recall(self, kind: str, **expected: Any) -> Event | None:
         """Return the next recorded event, or None when the record is used up. Extensions of the budget are skipped.
@@ -85,6 +86,7 @@ class EventLog:
         Raises:
             OSError: a full disk, or a folder that cannot be written to; says how to go on.
         """
+        event = self.witness(event)
         self.settle()
         self.events.append(event)
         if self.path:
