@@ -39,8 +39,8 @@ def targets_are_counted(backend: Backend) -> None:
     equal("n_truncated of short rows", encoded.n_truncated, 0)
     counts = np.asarray(encoded.n_target_tokens).reshape(len(TEXTS), -1)
     equal("n_target_tokens of other rows", (counts == counts[0]).all(), True)
-    least = 1 + _says_the_end(backend)
-    assert least == counts[0, 0] < counts[0, 1] < counts[0, 3], f"n_target_tokens of {TARGETS} are {counts[0].tolist()}."
+    least, found = 1 + _says_the_end(backend), counts[0].tolist()
+    assert least == found[0] < found[1] < found[3], f"n_target_tokens of {TARGETS} are {found}."
     assert encoded.n_tokens > counts.sum(), "n_tokens must count the contexts' tokens and the targets'."
 
 
@@ -61,8 +61,8 @@ def log_likelihoods_depend_on_all_that_they_are_of(backend: Backend) -> None:
 
 
 def a_target_is_no_likelier_than_its_beginning(backend: Backend) -> None:
-    """The log-likelihood is a sum over a target's tokens: "bad film" has "bad" and more. What a decoder says has its end
-    too, so that no answer is another's beginning: all of them together are no likelier than 1."""
+    """The log-likelihood is a sum over a target's tokens: "bad film" has "bad" and more. What a decoder says has its
+    end too, so that no answer is another's beginning: all of them together have a probability of 1 at most."""
     found = _found(backend, prompts_of(backend, 3)).reshape(3, len(TEXTS), len(TARGETS))
     if _says_the_end(backend):
         total = np.exp(found.astype(np.float64)).sum(-1).max()
