@@ -163,6 +163,9 @@ class Trainable(Protocol):
     def text(self, token_ids: Sequence[int]) -> str:
         """The readable text of token ids."""
 
+    def n_tokens(self, text: str) -> int:
+        """The number of tokens of a text, as it stands after other words."""
+
 
 @runtime_checkable
 class GradientBackend(Backend, Protocol):

@@ -6,14 +6,15 @@ import torch
 from pydantic import Field
 
 from bbt.backend import Trainable
-from bbt.baselines.soft import soft_prompt_subject
+from bbt.baselines.soft import soft_plan, soft_prompt_subject
 from bbt.baselines.training import Subject, Training
 from bbt.experiment.experiment import Experiment
+from bbt.runs.estimate import PlannedQueries
 from bbt.scoring.losses import cross_entropy
 from bbt.scoring.objective import Objective, TrainingLoss
 from bbt.scoring.targets import TargetObjective, target_rows
 from bbt.settings import InitialPromptConfig
-from bbt.spaces.initial import initial_prompts
+from bbt.spaces.initial import initial_prompts, n_screened
 
 
 class PromptTuning(Training):
@@ -27,6 +28,10 @@ class PromptTuning(Training):
     """The optimizer's step size."""
     steps: int = Field(100, gt=0)
     """The number of gradient steps."""
+
+    def plan(self, references: bool) -> PlannedQueries:
+        """The queries and steps of the training, and those of the test; see `soft_plan`."""
+        return soft_plan(super().plan(references), self.prompt.n_prompt_tokens, n_screened(self.prompt), references)
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
         """What is trained: the vectors p (T, H), which begin at p0."""
