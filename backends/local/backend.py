@@ -281,9 +281,11 @@ class LocalBackend:
         """The text of a hard prompt's tokens."""
         return self._frozen.row_tokenizer.text(token_ids)
 
-    def plain_text(self, render: Callable[[str, str], Row], label_words: Sequence[str]) -> PlainText:
+    def plain_text(
+        self, render: Callable[[str, str], Row], label_words: Sequence[str], targets: Sequence[str] = ()
+    ) -> PlainText:
         """Describe what the bare tokenizer needs for the same rows; see `PlainBackend.plain_text`."""
-        return plain_text(self._frozen.tokenizer, self._frozen.row_tokenizer, render, label_words)
+        return plain_text(self._frozen.tokenizer, self._frozen.row_tokenizer, render, label_words, targets)
 
     def embed_text(self, text: str) -> Prompts:
         """The word embeddings (1, T, H) of a text."""

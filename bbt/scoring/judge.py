@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -64,6 +65,7 @@ def verdicts(
 ) -> list[Verdict]:
     """Give the verdicts on n prompts with dev scores (n, Bd, K); NaN scores get the worst verdict there is. A fitted
     `calibration` needs the scores of the `train` rows too, a content-free one those of rows that say nothing."""
+    content_free = content_free and cache(content_free)  # asked for twice, scored once
     seen, seen_labels = (scores, labels) if train is None else _together(train, (scores, labels))
     judged: Scores = scores
     biases: list[tuple[float, ...] | None] = [None] * len(scores)
