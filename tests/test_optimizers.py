@@ -228,7 +228,7 @@ def test_a_full_covariance_of_many_dimensions_is_refused_before_it_is_allocated(
     assert peak < 8 * d * d / 10
 
 
-@pytest.mark.parametrize("name", ["cma-separable", "random", "zeroth-order"])
+@pytest.mark.parametrize("name", ["cma-separable", "kernel-surrogate", "random", "zeroth-order"])
 def test_memory_grows_with_d_not_with_its_square(name):
     make_optimizer(name, Settings(intrinsic_dim=10))  # whatever is imported
     peaks = {}

@@ -1,6 +1,7 @@
 """The event log of a run is its checkpoint: optimizers are deterministic given their seed and losses, so that replaying
 the log restores a run bit for bit, without a query."""
 
+import base64
 import json
 import math
 import os
@@ -15,7 +16,7 @@ import numpy as np
 
 from bbt.errors import RunError
 from bbt.files import write_atomically
-from bbt.types import Event, Losses
+from bbt.types import Event, Losses, Scores
 
 
 class EventLog:
@@ -156,3 +157,17 @@ def encode_losses(losses: Losses) -> list[float | None]:
 def decode_losses(values: Sequence[float | None]) -> Losses:
     """Losses (n,) from what `encode_losses` made of them."""
     return np.array([math.inf if value is None else value for value in values], dtype=np.float64)
+
+
+def encode_scores(scores: Scores) -> str:
+    """Label scores (n, B, K), less each row's mean, as text: base64 of float16, little-endian. What is not finite stays
+    so."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        centred = scores - scores.mean(axis=2, keepdims=True, dtype=np.float64)
+        return base64.b64encode(centred.astype("<f2").tobytes()).decode()
+
+
+def decode_scores(text: str, n: int, n_rows: int) -> Scores:
+    """Label scores (n, B, K) of n candidates on `n_rows` rows from what `encode_scores` made of them."""
+    values = np.frombuffer(base64.b64decode(text), dtype="<f2")
+    return values.astype(np.float64).reshape(n, n_rows, -1)
