@@ -4,7 +4,7 @@ A row reaches the backend as *segments*: fixed template text, the example's own 
 be truncated), prompt slots and the mask. The backend tokenises them once and scores whole populations after.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -162,6 +162,9 @@ class Trainable(Protocol):
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The readable text of token ids."""
+
+    def n_tokens(self, text: str) -> int:
+        """The number of tokens of a text, as it stands after other words."""
 
 
 @runtime_checkable
@@ -328,14 +331,19 @@ class PlainText:
     """(K,) token ids of the label words."""
     decoder_ids: tuple[int, ...] = ()
     """(M,) ids of the tokens that an encoder-decoder's decoder is given before the label word; empty for others."""
+    target_ids: tuple[tuple[int, ...], ...] = ()
+    """(K,) token ids of each label, where whole labels are scored instead of label words."""
 
 
 @runtime_checkable
 class PlainBackend(Backend, Protocol):
     """A backend that can say how its rows look without it."""
 
-    def plain_text(self, render: Callable[[str, str], Row], label_words: Sequence[str]) -> PlainText:
-        """Describe exactly the rows that `render` makes of a text and a second text.
+    def plain_text(
+        self, render: Callable[[str, str], Row], label_words: Sequence[str], targets: Sequence[str] = ()
+    ) -> PlainText:
+        """Describe exactly the rows that `render` makes of a text and a second text, with the label words, or the
+        labels that are scored as `targets` in the mask's place.
 
         Raises:
             BackendError: there is no such text, as where the prompt stands after the text; or a label word is not one
@@ -366,6 +374,19 @@ class RemoteBackend(Protocol):
     @property
     def traffic(self) -> Traffic:
         """The traffic of all scoring calls so far. What is sent once (rows, a prompt space) is not counted in it."""
+
+
+@runtime_checkable
+class HearingBackend(Protocol):
+    """The protocol, beside `Backend`, of a backend that refuses to go on by what its answers have held so far, such as
+    an endpoint that never lists a label word. A run records that with its events, and tells it when it is resumed."""
+
+    @property
+    def heard(self) -> dict[str, Any]:
+        """What the answers have held so far, as JSON has it."""
+
+    def hear(self, heard: Mapping[str, Any]) -> None:
+        """Take it that the answers have held this as well, which an earlier process had `heard`."""
 
 
 @runtime_checkable

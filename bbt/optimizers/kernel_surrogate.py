@@ -60,7 +60,7 @@ class KernelSurrogate:
         self._note(latents, losses, scores.reshape(len(scores), -1).astype(np.float64), _CrossEntropy(labels))
 
     def _note(self, latents: Latents, losses: Losses, outputs: NDArray[np.float64], goal: "_Goal") -> None:
-        sound = np.isfinite(outputs).all(axis=1)
+        sound = np.asarray(np.isfinite(outputs).all(axis=1))
         self._goal = goal
         self._adapt(outputs, sound)
         before = self._outputs if self._n_told else outputs[:0]

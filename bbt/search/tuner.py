@@ -212,9 +212,15 @@ class Tuner:
 
     def _judge_baselines(self) -> None:
         """Let dev judge the untuned p0 and the manual prompt, which compete so that tuning makes nothing worse."""
-        self.baselines = self._judged({"manual": self.space.no_prompt, "untuned": self.space.p0})
-        self.manual, untuned = self.baselines
-        self._keep_best([untuned])
+        names, prompts = ["manual", "untuned"], [self.space.no_prompt, self.space.p0]
+        verdicts = self._judged(
+            names, lambda: self._verdicts(prompts), lambda recorded: self.judge.remember(prompts, recorded)
+        )
+        self.baselines = [
+            Candidate(name, prompt[0], verdict, self.spent)
+            for name, prompt, verdict in zip(names, prompts, verdicts, strict=True)
+        ]
+        self.manual, self.best = self.baselines
 
     def _clearly_better(self, candidate: Candidate, manual: Candidate) -> bool:
         """Whether the candidate beats the manual prompt by the margin. A smaller lead is noise, of which a search over
@@ -225,10 +231,14 @@ class Tuner:
     def check(self) -> None:
         """Let dev judge the distribution's mean and the best candidates since the last check."""
         best = self.best
-        latents = [self.optimizer.mean, *(z for _, z in self._contenders)]
-        prompts = self.space.prompts(np.array(latents))
+        latents = np.array([self.optimizer.mean, *(z for _, z in self._contenders)])
         names = ["mean", *(f"train best {i + 1}" for i in range(len(latents) - 1))]
-        self._keep_best(self._judged({name: prompt[None] for name, prompt in zip(names, prompts, strict=True)}))
+        verdicts = self._judged(
+            names,
+            lambda: self.judge.latent_verdicts(latents, self.space),
+            lambda recorded: self.judge.recall(latents, self.space, recorded),
+        )
+        self._keep_best(names, latents, verdicts)
         self._contenders = []
         self.last_check = self.spent
         self._checks_without_better = self._checks_without_better + 1 if self.best is best else 0
@@ -236,26 +246,32 @@ class Tuner:
             found = self.best.verdict
             LOG.info("%d queries: best dev metric %.4f, dev loss %.4f.", self.spent, found.metric, found.loss)
 
-    def _judged(self, prompts: dict[str, AnyPrompts]) -> list[Candidate]:
-        """Let dev judge prompts, given by name as populations of one; their verdicts are recalled or scored."""
-        names = list(prompts)
+    def _judged(
+        self, names: list[str], judge: Callable[[], list[Verdict]], recall: Callable[[list[Verdict]], None]
+    ) -> list[Verdict]:
+        """The verdicts of dev on prompts of these names, recalled or given by `judge`."""
         recorded = self.log.recall("dev", names=names)
         if recorded:
             self.ledger.restore(recorded["ledger"])
             verdicts = recorded_verdicts(recorded)
-            self.judge.recall(list(prompts.values()), verdicts)
+            recall(verdicts)
         else:
             start = time.perf_counter()
-            verdicts = self._verdicts(list(prompts.values()))
+            verdicts = judge()
             self.ledger.seconds += time.perf_counter() - start
             self._append("dev", names=names, **verdict_facts(verdicts))
-        spent = self.ledger.train_queries
-        return [Candidate(n, prompts[n][0], verdict, spent) for n, verdict in zip(names, verdicts, strict=True)]
+        return verdicts
 
-    def _keep_best(self, candidates: list[Candidate]) -> None:
-        for candidate in candidates:
-            if self.best is None or candidate.verdict.better_than(self.best.verdict, self.schedule.by):
-                self.best = candidate
+    def _keep_best(self, names: list[str], latents: Latents, verdicts: list[Verdict]) -> None:
+        """Keep the best of latents (n, d) by their verdicts, if it is better than the best so far. Only then are
+        prompts made, for each takes a product with all of A."""
+        best, chosen = self.best.verdict if self.best else None, None
+        for i, verdict in enumerate(verdicts):
+            if best is None or verdict.better_than(best, self.schedule.by):
+                best, chosen = verdict, i
+        if chosen is not None:
+            prompt = self.space.prompts(latents)[chosen]
+            self.best = Candidate(names[chosen], prompt, verdicts[chosen], self.spent)
 
     def _verdicts(self, prompts: list[AnyPrompts]) -> list[Verdict]:
         """The verdicts on prompts, of which those of one length are scored in one call."""
