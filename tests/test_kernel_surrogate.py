@@ -8,7 +8,7 @@ from sklearn.kernel_ridge import KernelRidge as Reference
 
 from bbt.optimizers import Settings, make_optimizer
 from bbt.optimizers.kernel_ridge import LENGTHS, RIDGES, KernelRidge
-from bbt.optimizers.kernel_surrogate import KEPT, KernelSurrogate, _CrossEntropy, _step
+from bbt.optimizers.kernel_surrogate import HELD, KEPT, KernelSurrogate, _CrossEntropy, _step
 from bbt.scoring.losses import cross_entropy
 
 RNG = np.random.default_rng(0)
@@ -137,6 +137,19 @@ def test_explored_directions_are_new():
     offsets = optimizer._points - optimizer._centre
     fresh = optimizer.ask()[2:] - optimizer._centre
     np.testing.assert_allclose(fresh @ offsets.T, 0, atol=1e-9)
+
+
+def test_the_newest_points_and_the_best_are_remembered():
+    optimizer = KernelSurrogate(Settings(4, 100))
+    asked = []
+    for generation in range(HELD // 100 + 2):
+        asked.append(optimizer.ask())
+        losses = np.ones(100)
+        losses[0] = generation != 1
+        optimizer.tell(asked[-1], losses)
+    assert optimizer._points.shape == (HELD, 4)
+    np.testing.assert_array_equal(optimizer._centre, asked[1][0])
+    np.testing.assert_array_equal(optimizer._points[-1], asked[-1][-1])
 
 
 def test_ten_thousand_dimensions_take_no_square_of_them():

@@ -21,6 +21,8 @@ SPREAD = 0.5
 """The standard deviation of exploring candidates around the centre after the first generation, in units of sigma0."""
 KEPT = 100
 """The points that the model is fitted to, those nearest to the centre: fits take time in their cube."""
+HELD = 500
+"""The points that are remembered, the newest and the best, so that memory does not grow with the budget."""
 ITERATIONS, HALVINGS, TOLERANCE = 12, 8, 1e-4
 
 
@@ -65,7 +67,15 @@ class KernelSurrogate:
         self._points = np.concatenate([self._points, latents[sound]])
         self._outputs = np.concatenate([before, outputs[sound]])
         self._losses = np.concatenate([self._losses, losses[sound]])
+        self._forget()
         self._model = None
+
+    def _forget(self) -> None:
+        """Keep the newest points, and the best."""
+        kept = np.arange(self._n_told)[-HELD:]
+        if self._n_told and self._best < kept[0]:
+            kept[0] = self._best
+        self._points, self._outputs, self._losses = self._points[kept], self._outputs[kept], self._losses[kept]
 
     def _adapt(self, outputs: NDArray[np.float64], sound: NDArray[np.bool_]) -> None:
         """Change the trust region's radius by what the steps, which come before the other candidates, have kept of what
