@@ -30,8 +30,8 @@ class Settings:
     learning_rate: float = 0.1
     """The zeroth-order estimate's step, in units of sigma0."""
     budget: int = 8000
-    """Queries for which the optimizer may plan: nevergrad's portfolio optimizers choose by it. It is the budget that a run
-    began with, also where that has been extended, since what was asked for before is replayed."""
+    """Queries for which the optimizer may plan: nevergrad's portfolio optimizers choose by it. Of a run
+    that has been extended it is the budget that it began with, since what was asked for before is replayed."""
 
 
 class Optimizer(Protocol):
