@@ -113,6 +113,12 @@ def test_special_tokens_in_label_words_and_prompts_are_text(name, reference, row
         row_tokenizer(name).label_ids([special, "bad"], MASK_AFTER_SPACE)
 
 
+def test_a_prompt_of_words_keeps_its_newlines(tiny_backend):
+    backend = tiny_backend("gpt2")
+    ids = backend.prompt_ids("\na film\n\n")
+    assert backend.prompt_text(ids) == "\na film\n\n"
+
+
 @every_architecture
 def test_special_tokens_that_the_template_writes_are_special(name, reference, row_tokenizer):
     """As chat formats need it; the same string in the text beside it stays text."""
