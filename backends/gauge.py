@@ -1,14 +1,17 @@
 """A gauge measures what a run would send to its backend without calling it: from a tokenizer and a config alone."""
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from backends.local.answers import row_tokenizer
+from backends.local.encoding import RowTokenizer, TokenPair, TokenRow
 from backends.local.hub import where
 from backends.local.source import kind_of, position_limit, resolve
+from backends.wires import WIRES, ArrayWire
 from bbt.backend import Row
-from bbt.runs.estimate import PlannedQueries, Wire
+from bbt.runs.estimate import Measured, PlannedQueries, Wire
 from bbt.settings import ModelConfig
 
 CHARACTERS_PER_TOKEN = 4
@@ -17,7 +20,7 @@ CHARACTERS_PER_TOKEN = 4
 
 @dataclass(frozen=True)
 class ModelGauge:
-    """A gauge of the rows of one run on one model."""
+    """A gauge of the rows of one run on one model (see `bbt.runs.estimate.Gauge`)."""
 
     model: ModelConfig
     """The model, and the backend that runs it."""
@@ -27,20 +30,78 @@ class ModelGauge:
     """The language model's kind: masked, causal or encoder-decoder."""
     hidden_size: int
     """H (0: it is not known)."""
+    max_length: int
+    """The most tokens of a row."""
+    tokenizer: RowTokenizer | None
+    """The tokenizer of rows (none: four characters are taken for a token)."""
     counted: str
     """How tokens are counted, in words for the table."""
-    count: Callable[[Row], int]
-    """A function that gives the number of a row's tokens."""
 
-    def tokens(self, rows: Sequence[Row]) -> int:
-        """The number of tokens of these rows, their prompt tokens included."""
-        return sum(map(self.count, rows))
+    @property
+    def tells_likelihoods(self) -> bool:
+        """Whether the backend tells how likely a target is."""
+        return self.model.backend != "text-api"
 
-    def wire(self, rows: Sequence[Row], n_labels: int) -> Wire:
-        """How many bytes one query on these rows is, as the backend sends them; the sizes of HTTP's heads are
-        estimates."""
-        measure = WIRES.get(self.model.backend, _arrays)
-        return measure(self, rows, n_labels)
+    def encode(self, rows: Sequence[Row]) -> Measured:
+        """Measure rows whose label words are scored."""
+        return _measured(rows, [self._row(row) for row in rows])
+
+    def encode_pairs(self, rows: Sequence[Row]) -> Measured:
+        """Measure rows whose targets are scored."""
+        if self.tokenizer is not None:
+            pairs = self.tokenizer.pairs(rows)
+        else:
+            pairs = [TokenPair(self._row(_left(row)), tuple(range(max(1, _by_characters([row[-1]]))))) for row in rows]
+        return _measured(rows, [pair.context for pair in pairs], [len(pair.target) for pair in pairs])
+
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> Measured:
+        """Measure rows that are written on."""
+        if self.tokenizer is None:
+            return _measured(rows, [self._row(_left(row)) for row in rows])
+        return _measured(rows, [self.tokenizer.context(row, max_new_tokens) for row in rows])
+
+    def scores_wire(self, rows: Measured, n_scores: int, searched: bool) -> Wire:
+        """How many bytes one query on these rows is."""
+        d = self.plan.intrinsic_dim if searched else None
+        return self._wire.scores(rows, n_scores, d)
+
+    def texts_wire(self, rows: Measured, max_new_tokens: int) -> Wire:
+        """How many bytes it is at most to have a text written after each of these rows."""
+        return self._wire.texts(rows, max_new_tokens)
+
+    @property
+    def _wire(self) -> ArrayWire:
+        made = WIRES.get(self.model.backend, ArrayWire)
+        return made(self.hidden_size, self.plan.in_words, self.model.options)
+
+    def _row(self, row: Row) -> TokenRow:
+        if self.tokenizer is not None:
+            return self.tokenizer.row(row)
+        n = sum(map(_by_characters, ([segment] for segment in row)))
+        return TokenRow(tuple(range(n)), n - 1, False)
+
+
+def _left(row: Row) -> Row:
+    """What stands beside a row's target."""
+    return tuple(segment for segment in row if segment.kind != "target")
+
+
+def _by_characters(row: Sequence[Any]) -> int:
+    return sum(segment.n_tokens + -(-len(segment.text) // CHARACTERS_PER_TOKEN) for segment in row)
+
+
+def _measured(rows: Sequence[Row], contexts: Sequence[TokenRow], n_target: Sequence[int] = ()) -> Measured:
+    """The sizes of rows that are tokenised so, with the numbers of their targets' tokens where they have some."""
+    lengths = [len(context.ids) for context in contexts]
+    counts = n_target or [1] * len(contexts)
+    return Measured(
+        len(contexts),
+        sum(lengths) + sum(n_target),
+        sum(context.truncated for context in contexts),
+        sum(segment.n_tokens for segment in rows[0]) if rows else 0,
+        sum(counts),
+        sum(length * n + n * (n - 1) // 2 for length, n in zip(lengths, counts, strict=True)),
+    )
 
 
 def open_gauge(model: ModelConfig, plan: PlannedQueries) -> ModelGauge:
@@ -51,15 +112,16 @@ def open_gauge(model: ModelConfig, plan: PlannedQueries) -> ModelGauge:
     options = model.options
     name = options.get("vocabulary", "gpt2-mini") if model.backend == "text-api" else model.name
     try:
-        return _measured(model, plan, str(name), options)
+        return _opened(model, plan, str(name))
     except (OSError, ValueError, KeyError):
-        return ModelGauge(model, plan, str(options.get("kind", "causal")), 0, "as four characters each", _by_characters)
+        kind = str(options.get("kind", "causal"))
+        return ModelGauge(model, plan, kind, 0, sys.maxsize, None, "as four characters each")
 
 
-def _measured(model: ModelConfig, plan: PlannedQueries, name: str, options: Mapping[str, Any]) -> ModelGauge:
+def _opened(model: ModelConfig, plan: PlannedQueries, name: str) -> ModelGauge:
     from transformers import AutoConfig, AutoTokenizer
 
-    source = resolve(name)
+    options, source = model.options, resolve(name)
     files = where(source, options.get("revision"))
     facts = AutoConfig.from_pretrained(source, **files)
     tokenizer = AutoTokenizer.from_pretrained(source, **files)
@@ -67,48 +129,4 @@ def _measured(model: ModelConfig, plan: PlannedQueries, name: str, options: Mapp
     limit = min(position_limit(text) or 10**9, int(tokenizer.model_max_length))
     limit = 10**9 if model.backend == "text-api" else limit
     rows = row_tokenizer(kind, tokenizer, limit, facts)
-    counted = f"by the tokenizer of {name}"
-    return ModelGauge(model, plan, kind, int(text.hidden_size), counted, lambda row: len(rows.row(row).ids))
-
-
-def _by_characters(row: Row) -> int:
-    return sum(segment.n_tokens + -(-len(segment.text) // CHARACTERS_PER_TOKEN) for segment in row)
-
-
-def _arrays(gauge: ModelGauge, rows: Sequence[Row], n_labels: int) -> Wire:
-    """The bytes of a query that sends the prompt's embeddings and receives a float32 for each label."""
-    n_tokens = sum(segment.n_tokens for segment in rows[0])
-    return Wire(4 * n_tokens * gauge.hidden_size, 4 * len(rows) * n_labels)
-
-
-def _latents(gauge: ModelGauge, rows: Sequence[Row], n_labels: int) -> Wire:
-    """The bytes of a query that sends z in float32; rows and space are sent once."""
-    if gauge.plan.intrinsic_dim is None:
-        return _arrays(gauge, rows, n_labels)
-    return Wire(4 * gauge.plan.intrinsic_dim, 4 * len(rows) * n_labels)
-
-
-def _embeddings(gauge: ModelGauge, rows: Sequence[Row], n_labels: int) -> Wire:
-    """The bytes of a query that sends every row whole: base64 of its embeddings, or its token ids for prompts of
-    words."""
-    down = (370 + 30 * n_labels) * len(rows)
-    if gauge.plan.in_words:
-        return Wire(6 * gauge.tokens(rows) + 10 * len(rows), down)
-    size = 2 if gauge.model.options.get("precision") in ("bf16", "fp16") else 4
-    return Wire(4 / 3 * (size * gauge.hidden_size * gauge.tokens(rows) + 1500 * len(rows)), down)
-
-
-def _text(gauge: ModelGauge, rows: Sequence[Row], n_labels: int) -> Wire:
-    """The bytes of a query that is a request for each row."""
-    options = gauge.model.options
-    listed = 0 if options.get("scores") == "answers" else int(options.get("top_logprobs", 20))
-    characters = CHARACTERS_PER_TOKEN * gauge.tokens(rows)
-    return Wire(characters + 300 * len(rows), (480 + 28 * listed) * len(rows))
-
-
-WIRES: dict[str, Callable[[ModelGauge, Sequence[Row], int], Wire]] = {
-    "http": _latents,
-    "text-api": _text,
-    "vllm": _embeddings,
-}
-"""How a query is measured for the backends that do not exchange plain arrays, by name."""
+    return ModelGauge(model, plan, kind, int(text.hidden_size), limit, rows, f"by the tokenizer of {name}")

@@ -23,7 +23,8 @@ from bbt.files import write_atomically, write_lines
 from bbt.methods import Method, load_method, resolved_tree, to_yaml
 from bbt.methods import label as label_of
 from bbt.predictor import Predictor, open_backend
-from bbt.runs.estimate import Estimate, estimated, speed_of_last
+from bbt.runs.estimate import Estimate, speed_of_last
+from bbt.runs.estimate_labels import estimated
 from bbt.runs.estimate_texts import estimated_texts
 from bbt.runs.folder import OUTPUTS, RunFolder, read_result, write_result
 from bbt.runs.observer import Observer, watching
@@ -230,16 +231,15 @@ def estimate(config: Config, runs: Path | str = RUNS) -> Estimate:
         raise ConfigError(f"the queries of method {config.method.name} are not known beforehand: no estimate.")
     gauge = open_gauge(config.model, plan)
     task = method.worded(make_task(config.task, gauge.kind))
-    if task.scored_by not in ("label_words", "generation"):
-        raise ConfigError(f"no estimate is known for tasks that are scored by {task.scored_by.replace('_', ' ')}.")
     split = make_split(config.data, task, config.seed)
     split = replace(split, test=limited(split.test, config.evaluation.rows))
     others = [rows for _, rows in other_tests(config.evaluation, task, gauge.kind, config.data)]
+    wordings = method.wordings(task, split.train, config.seed, gauge)
     speed, free = speed_of_last(Path(runs), config.model), content_free_rows()
     if isinstance(task, GenerationTask):
         by_metric = method.tree()[1].get("objective", {}).get("loss") == "negative_metric"
-        return estimated_texts(config.price, plan, task, split, others, gauge, speed, by_metric)
-    return estimated(config.price, plan, task, split, others, gauge, speed, config.calibration, free)
+        return estimated_texts(config.price, plan, task, wordings, split, others, gauge, speed, by_metric)
+    return estimated(config.price, plan, task, wordings, split, others, gauge, speed, config.calibration, free)
 
 
 def _in_folder(config: Config, backend: Backend, folder: RunFolder, observer: Observer | None) -> Outcome:

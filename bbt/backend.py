@@ -163,6 +163,9 @@ class Trainable(Protocol):
     def text(self, token_ids: Sequence[int]) -> str:
         """The readable text of token ids."""
 
+    def n_tokens(self, text: str) -> int:
+        """The number of tokens of a text, as it stands after other words."""
+
 
 @runtime_checkable
 class GradientBackend(Backend, Protocol):
@@ -328,14 +331,19 @@ class PlainText:
     """(K,) token ids of the label words."""
     decoder_ids: tuple[int, ...] = ()
     """(M,) ids of the tokens that an encoder-decoder's decoder is given before the label word; empty for others."""
+    target_ids: tuple[tuple[int, ...], ...] = ()
+    """(K,) token ids of each label, where whole labels are scored instead of label words."""
 
 
 @runtime_checkable
 class PlainBackend(Backend, Protocol):
     """A backend that can say how its rows look without it."""
 
-    def plain_text(self, render: Callable[[str, str], Row], label_words: Sequence[str]) -> PlainText:
-        """Describe exactly the rows that `render` makes of a text and a second text.
+    def plain_text(
+        self, render: Callable[[str, str], Row], label_words: Sequence[str], targets: Sequence[str] = ()
+    ) -> PlainText:
+        """Describe exactly the rows that `render` makes of a text and a second text, with the label words, or the
+        labels that are scored as `targets` in the mask's place.
 
         Raises:
             BackendError: there is no such text, as where the prompt stands after the text; or a label word is not one

@@ -1,8 +1,8 @@
 """A tuned prompt is written here for those who do not have bbt: for PEFT, transformers or vLLM, or as bare vectors.
 
-Every folder holds `classifier.json` (the text to tokenise, label words and their ids, class biases, where labels are
-read from many words their weights, template, model; or how text is generated where that is the answer), and a README.md
-with the lines that use it. Where the manual prompt is the best of a run there are no vectors.
+Every folder holds `classifier.json` (the text to tokenise, label words or whole labels and their ids, class biases,
+where labels are read from many words their weights, template, model; or how text is generated where that is the
+answer), and a README.md with the lines that use it. Where the manual prompt is the best of a run there are no vectors.
 """
 
 from dataclasses import replace
@@ -14,8 +14,9 @@ from bbt.backend import Backend
 from bbt.errors import ConfigError, PromptError, unknown
 from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
 from bbt.experiment.generators import Generator, SoftPromptGenerator
+from bbt.export_labels import label_lines
 from bbt.files import write_atomically, write_bytes_atomically
-from bbt.prompts.peft import virtual_tokens, write_facts, write_peft
+from bbt.prompts.peft import by_likelihood, virtual_tokens, write_facts, write_peft
 from bbt.types import Prompts
 
 Target = Literal["peft", "transformers", "vllm", "safetensors"]
@@ -226,5 +227,8 @@ def _page(to: Target, facts: dict[str, Any]) -> str:
         )
     belongs = f"for `{facts['model']}` (weights {facts['fingerprint']})"
     words = "The answer is a text" if writes else f"The label words are {', '.join(facts['label_words'])}"
+    if by_likelihood(facts["scored_by"]):
+        lines = label_lines(to, facts, _AUTO[kind], _LOADED)
+        words = words.replace("label words", "labels")
     words += "; what else belongs to it is in `classifier.json`."
     return f"# A prompt tuned with bbt\n\n{held} {belongs}. {words}\n\n```python\n{_IMPORTS}{lines}```\n"

@@ -52,8 +52,7 @@ def server(tiny_folder):
 KINDS = [
     *((kind, name) for kind in ("local", "http", "pool") for name in ARCHITECTURES),
     *(("vllm", n) for n in CAUSAL),
-    *(("local", n) for n in ENCODER_DECODER),
-    *((kind, "t5") for kind in ("http", "pool")),
+    *((kind, name) for kind in ("local", "http", "pool") for name in ENCODER_DECODER),
 ]
 
 
@@ -98,24 +97,24 @@ def test_a_prompt_of_words_scores_as_the_words_do(backend):
     check_reads_prompts_as_words(backend, WORDS)
 
 
-CAUSAL_KINDS = [(kind, name) for kind, name in KINDS if name in CAUSAL]
+WRITING_KINDS = [(kind, name) for kind, name in KINDS if name in CAUSAL + ENCODER_DECODER]
 
 
-@pytest.mark.parametrize("backend", CAUSAL_KINDS, ids="-".join, indirect=True)
+@pytest.mark.parametrize("backend", WRITING_KINDS, ids="-".join, indirect=True)
 @pytest.mark.parametrize("check", TARGET_CHECKS, ids=lambda check: check.__name__)
-def test_every_backend_of_a_causal_model_scores_targets(backend, check):
+def test_every_backend_of_a_model_that_writes_scores_targets(backend, check):
     assert isinstance(backend, TargetBackend)
     check(backend)
 
 
-@pytest.mark.parametrize("backend", CAUSAL_KINDS, ids="-".join, indirect=True)
+@pytest.mark.parametrize("backend", WRITING_KINDS, ids="-".join, indirect=True)
 @pytest.mark.parametrize("check", GENERATION_CHECKS, ids=lambda check: check.__name__)
-def test_every_backend_of_a_causal_model_writes(backend, check):
+def test_every_backend_of_a_model_that_writes_writes(backend, check):
     assert isinstance(backend, GenerationBackend)
     check(backend)
 
 
-@pytest.mark.parametrize("backend", CAUSAL_KINDS, ids="-".join, indirect=True)
+@pytest.mark.parametrize("backend", WRITING_KINDS, ids="-".join, indirect=True)
 def test_every_backend_says_of_targets_and_texts_what_the_local_one_does(backend, tiny_backend, request):
     kind, name = request.node.callspec.params["backend"]
     local, rows = tiny_backend(name), answered(("bad", "bad film", "great", "I liked it", "story\n"), N_TOKENS)

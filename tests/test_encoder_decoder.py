@@ -187,16 +187,74 @@ def test_settings_that_a_summariser_brings_along_are_not_ours(tiny_folder, tmp_p
     assert found[0] == found[1]
 
 
-def test_a_decoder_has_positions_of_its_own(subject):
-    backend = subject[0]
-    long = [(" ".join(["story"] * 80), "not a good film")]
-    pair = backend.encode_pairs(rows(answers=long)).pairs[0]
-    assert pair.context.truncated
-    assert len(pair.context.ids) == MAX_LENGTH
-    with pytest.raises(BackendError, match=r"the target 'story .*takes \d+ tokens, the model 6"):
-        backend.encode_pairs(rows(answers=[("bad", "story " * 200)]))
-    with pytest.raises(BackendError, match="64 new tokens were asked for; this model's decoder has room for 6"):
+def test_a_long_source_is_cut_and_neither_prompt_nor_question_nor_target(subject):
+    """Wherever the prompt stands; the decoder has positions of its own."""
+    backend, _, tokenizer = subject
+    for source in (
+        "{prompt} question : {source_pair} context : {source} {target}",
+        "question : {source_pair} {prompt} context : {source} {target}",
+        "{source} question : {source_pair} {prompt} {target}",
+    ):
+        template, question = Template(source), "who is it ? " * 4
+        long, empty = (
+            backend.encode_pairs([template.render(text, question, N_TOKENS, "not a good film")])
+            for text in ("story " * 2000, "")
+        )
+        assert (long.n_truncated, empty.n_truncated) == (1, 0)
+        cut, whole = (one.pairs[0].context.ids for one in (long, empty))
+        assert len(cut) == MAX_LENGTH > len(whole)
+        assert [i for i in cut if i < 0] == [-1, -2, -3]
+        asked = tokenizer(f" {question.strip()}", add_special_tokens=False)["input_ids"]
+        for ids in (cut, whole):
+            assert any(list(ids[i : i + len(asked)]) == asked for i in range(len(ids))), "the question is whole"
+        assert long.pairs[0].target == empty.pairs[0].target
+        with pytest.raises(BackendError, match=r"takes \d+ tokens, the model 64"):
+            backend.encode_pairs([template.render("a film", "who ? " * 100, N_TOKENS, "bad")])
+
+
+@torch.no_grad()
+def test_targets_and_texts_fill_the_decoder_to_its_last_position(tiny_backend, tiny_folder, random_prompts):
+    """BART's decoder has as many positions as its encoder, T5's are relative and never end."""
+    prompt, text = random_prompts(1, N_TOKENS), ("a film", "story " * 59)
+    for name in ("bart", "t5"):
+        backend, folder = tiny_backend(name), tiny_folder(name)
+        model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+        target = (text[1] + "bad" if name == "bart" else text[1] * 4).strip()
+        labels = torch.tensor([tokenizer(text_target=target)["input_ids"]])
+        assert labels.shape[1] == MAX_LENGTH if name == "bart" else labels.shape[1] > 3 * MAX_LENGTH
+        inputs, forced = embeddings(model, tokenizer, prompt[0], text[0]), name == "bart"
+        found = model(inputs_embeds=inputs, labels=labels).logits[0].log_softmax(-1).gather(-1, labels[0][:, None])
+        pairs = backend.encode_pairs(rows(answers=[(text[0], target)]))
+        likely = backend.target_log_likelihoods(prompt, pairs)[0, 0]
+        assert likely == pytest.approx(found[int(forced) :].sum().item(), rel=1e-5)
+        most = MAX_LENGTH - 1 if forced else 100
+        contexts = backend.encode_contexts(rows(), most)
+        assert len(backend.generate(prompt, contexts, Decoding(most, ()))) == len(ANSWERS)
+    backend = tiny_backend("bart")
+    with pytest.raises(
+        BackendError, match=r"'story st.*'\.\.\. takes 65 tokens, and this model has room for 63\. Leave"
+    ):
+        backend.encode_pairs(rows(answers=[("bad", "story " * 62)]))
+    with pytest.raises(BackendError, match="64 new tokens were asked for; this model's decoder has room for 63"):
         backend.encode_contexts(rows(), 64)
+
+
+def test_a_prefix_takes_positions_of_the_decoder(tiny_backend):
+    asked = [Template("{text} . It was {mask}").render("a film", "", 0)]
+    for name, room in (("bart", 23), ("t5", None)):
+        model = tiny_backend(name).trainable()
+        model.put_prefix(40, lambda batch_size: None)
+        long = rows(answers=[("a film", "story " * 30)])
+        if room is None:
+            assert model.encode_pairs(long).n_examples == model.encode_contexts(long, 30).n_examples == 1
+            continue
+        with pytest.raises(BackendError, match=rf"takes \d+ tokens, and this model has room for {room}"):
+            model.encode_pairs(long)
+        with pytest.raises(BackendError, match=rf"30 new tokens .* has room for {room}"):
+            model.encode_contexts(long, 30)
+        model.put_prefix(MAX_LENGTH, lambda batch_size: None)
+        with pytest.raises(BackendError, match=r"begins with 2 tokens, and a prefix .* 64 positions more: .* has 64"):
+            model.encode(asked, ("bad", "great"))
 
 
 def test_features_are_the_encoders_last_hidden_states(subject):

@@ -381,3 +381,54 @@ def test_a_prompt_that_writes_is_itself_again_after_peft(tiny_backend, random_pr
     examples = [Example(text, 0, PAIR) for text in TEXTS]
     loaded = SoftPromptGenerator.loaded(again, ours.backend)
     assert loaded.texts(examples, Ledger()) == ours.texts(examples, Ledger())
+
+
+LABELS = ("not a good film", "great")
+
+
+def scorer_of_labels(backend, embeddings, scored_by, template=FIRST):
+    """A soft prompt whose labels are scored by their likelihood, as `Experiment.soft_prompt` makes it."""
+    info = backend.info
+    own = {"biases": BIASES, "scored_by": scored_by}
+    prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, LABELS, NAMES, **own)
+    return SoftPromptClassifier.loaded(prompt, backend)
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's own, of its own call
+@pytest.mark.parametrize(
+    ("name", "scored_by", "template"),
+    [
+        ("gpt2", "likelihood", FIRST),
+        ("llama", "mean_likelihood", START),
+        ("t5", "mean_likelihood", FIRST),
+        ("t5", "likelihood", FIRST + " ."),  # what the decoder says in the sentinel's place
+        ("bart", "likelihood", START),
+    ],
+)
+@pytest.mark.parametrize("to", ["peft", "transformers", "manual"])
+def test_labels_that_are_scored_by_likelihood_are_carried_away(
+    name, scored_by, template, to, tiny_backend, random_prompts, tmp_path, monkeypatch
+):
+    ours = scorer_of_labels(tiny_backend(name), random_prompts(1, 0 if to == "manual" else 5)[0], scored_by, template)
+    assert export(ours, ours.backend, "peft" if to == "manual" else to, tmp_path) == (to != "manual")
+    for text, scores, expected in zip(TEXTS, scores_of(ours, TEXTS), probabilities_of(ours, TEXTS), strict=True):
+        probabilities, names = run_page(tmp_path, monkeypatch, text)
+        np.testing.assert_allclose(names["scores"], scores, atol=1e-4)
+        assert_same(probabilities, expected, tolerance=1e-4)
+
+
+def test_vllm_scores_labels_by_their_likelihood_too(tiny_backend, serve, random_prompts, tmp_path, monkeypatch):
+    ours = scorer_of_labels(tiny_backend("gpt2"), random_prompts(1, 5)[0], "mean_likelihood")
+    export(ours, ours.backend, "vllm", tmp_path)
+    peer = serve("gpt2")
+    served = {"http://localhost:8000": peer.url, '"model": facts["model"]': f'"model": {peer.name!r}'}
+    for text, expected in zip(TEXTS[:2], probabilities_of(ours, TEXTS[:2]), strict=True):
+        assert_same(run_page(tmp_path, monkeypatch, text, **served)[0], expected, tolerance=1e-4)
+
+
+def test_a_prompt_of_labels_by_likelihood_is_itself_again_after_peft(tiny_backend, random_prompts, tmp_path):
+    ours = scorer_of_labels(tiny_backend("gpt2"), random_prompts(1, 5)[0], "mean_likelihood")
+    ours.prompt.to_peft(tmp_path, ours.backend)
+    again = SoftPromptClassifier.loaded(SoftPrompt.from_peft(tmp_path), ours.backend)
+    assert again.task.scored_by == "mean_likelihood"
+    np.testing.assert_array_equal(scores_of(again, TEXTS), scores_of(ours, TEXTS))

@@ -63,11 +63,11 @@ def written(tmp_path):
 
 @pytest.fixture
 def model(tiny_folder, tiny_backend, serve):
-    """Kind -> the section of a config for the tiny GPT-2 behind a server of this kind."""
-    folder = str(tiny_folder("gpt2"))
+    """Kind -> the section of a config for a tiny model behind a server of this kind."""
     with ExitStack() as stack:
 
-        def of(kind):
+        def of(kind, name="gpt2"):
+            folder = str(tiny_folder(name))
             if kind == "local":
                 return {"name": folder, "options": {"precision": "fp32", "device": "cpu"}}
             if kind == "text-api":
@@ -75,7 +75,7 @@ def model(tiny_folder, tiny_backend, serve):
                 return {"name": "peer", "backend": kind, "options": {"url": peer.url, "vocabulary": folder}}
             if kind == "vllm":
                 return {"name": folder, "backend": kind, "options": {"url": serve(max_length=65).url}}
-            urls = [stack.enter_context(serving(tiny_backend("gpt2"))) for _ in range(1 + (kind == "pool"))]
+            urls = [stack.enter_context(serving(tiny_backend(name))) for _ in range(1 + (kind == "pool"))]
             options = {"url": urls[0]} if kind == "http" else {"endpoints": [{"url": url} for url in urls]}
             return {"name": folder, "backend": kind, "options": options}
 
@@ -86,11 +86,13 @@ def result(folder):
     return json.loads((folder / "result.json").read_text())
 
 
-@pytest.mark.parametrize("kind", ["http", "pool", "vllm"])
-def test_a_search_through_a_server_is_the_local_one(kind, model, written, bbt, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "of"), [("http", "gpt2"), ("pool", "gpt2"), ("vllm", "gpt2"), ("http", "t5"), ("pool", "bart")]
+)
+def test_a_search_through_a_server_is_the_local_one(kind, of, model, written, bbt, tmp_path):
     runs = tmp_path / "runs"
     for name in ("local", kind):
-        assert bbt("run", written(name, model(name), **SEARCH), "--runs", runs)[0] == 0
+        assert bbt("run", written(name, model(name, of), **SEARCH), "--runs", runs)[0] == 0
     ours, theirs = result(runs / "local"), result(runs / kind)
     assert theirs["test"] == ours["test"]
     assert theirs["perplexity"] == pytest.approx(ours["perplexity"], rel=1e-4)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from toy import ToyBackend, shared_config
 
-from bbt.api import estimate, run
+from bbt.api import run
 from bbt.build import make_experiment
 from bbt.errors import BackendError, ConfigError, LabelWordError
 from bbt.predictor import Predictor
@@ -114,5 +114,3 @@ def test_what_it_does_not_go_with_is_said(tiny_backend, backend, prompts, rows):
         scores(tiny_backend("bert"), prompts, LONG, "likelihood")
     with pytest.raises(ConfigError, match="in-context takes no task that is scored by likelihood"):
         make_experiment(config(rows, method={"name": "in-context"}), ToyBackend())
-    with pytest.raises(ConfigError, match="no estimate"):
-        estimate(config(rows, model={"name": "gpt2-mini"}))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import requests
 from serving import FaultyProxy, ServerProcess, serving
+from tiny_models import ENCODER_DECODER
 
 import backends.transport
 from backends.http import HttpBackend
@@ -193,6 +194,52 @@ def test_rows_beyond_the_limits_go_in_several_requests_and_those_of_a_context_to
     assert pairs.n_truncated == whole.n_truncated == contexts.n_truncated == 9
     np.testing.assert_allclose(found[:, :3], local.target_log_likelihoods(prompts(), whole)[:, :3], atol=1e-5)
     assert written == local.generate(prompts(1), local.encode_contexts(rows, 6), Decoding(6))
+
+
+def test_targets_within_a_text_that_are_cut_alike_are_registered_together(tiny_backend, tiny_folder):
+    """BART's decoder says again what stands left of the target, so that a long target leaves less of the text."""
+    local = tiny_backend("bart")
+    rows = [
+        (Segment("prompt", n_tokens=2), Segment("text", text), Segment("literal", " It was "), *target)
+        for text in ("a film", "story " * 90)
+        for target in (
+            (Segment("target", words), Segment("literal", " .")) for words in ("bad", "not a good film , or worse ?")
+        )
+    ]
+    with serving(local, rows=3) as url:
+        remote = HttpBackend(str(tiny_folder("bart")), url=url)
+        pairs = remote.encode_pairs(rows)
+        found = remote.target_log_likelihoods(prompts(), pairs)
+    assert [part.known.n_examples for part in pairs.parts] == [2, 2]
+    np.testing.assert_allclose(found, local.target_log_likelihoods(prompts(), local.encode_pairs(rows)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODER_DECODER)
+def test_an_encoder_decoder_is_asked_as_it_is_here(name, tiny_backend, tiny_folder):
+    """Label words, and targets by z, wherever the prompt stands; and the same refusal of what has no place in it."""
+    local = tiny_backend(name)
+    asked = [
+        (Segment("text", "a film"), Segment(kind, n_tokens=2), Segment("literal", " . It was "), Segment("mask"))
+        for kind in ("prompt", "start")
+    ]
+    rows = [(*row[:-1], Segment("target", "great film")) for row in asked]
+    its, z = space(), np.random.default_rng(1).standard_normal((4, 12))
+    with serving(local) as url:
+        remote = HttpBackend(str(tiny_folder(name)), url=url)
+        assert remote.info == local.info
+        words = ["bad", "great"]
+        found = remote.latent_scores(z, its, remote.encode(asked, words))
+        np.testing.assert_array_equal(found, local.label_scores(its.prompts(z), local.encode(asked, words)))
+        likely = remote.latent_log_likelihoods(z, its, remote.encode_pairs(rows))
+        np.testing.assert_array_equal(likely, local.target_log_likelihoods(its.prompts(z), local.encode_pairs(rows)))
+        for decoding in (Decoding(6, ()), Decoding(6, (), n_beams=3), Decoding(6, (), sample=True, seed=3)):
+            texts = remote.generate(its.p0, remote.encode_contexts(rows, 6), decoding)
+            assert texts == local.generate(its.p0, local.encode_contexts(rows, 6), decoding)
+        with pytest.raises(BackendError, match=r"use prompt\.placement: embedding"):
+            remote.encode(asked, words, its.p0)
+        if name == "bart":
+            with pytest.raises(BackendError, match=r"300 new tokens were asked for; .* decoder has room for 63"):
+                remote.encode_contexts(rows, 300)
 
 
 def test_what_a_server_has_forgotten_is_registered_again_and_faults_pass(local, tiny_folder, monkeypatch):

@@ -295,7 +295,7 @@ def test_what_cannot_be_scored_is_said(tiny_backend, subject, prompts):
         backend.encode_pairs([row(*ROWS[0])[:-1]])
     with pytest.raises(BackendError, match="no token"):
         backend.encode_pairs([row("bad", "", tail=" .\n")])
-    with pytest.raises(BackendError, match="tokens, the model 64"):
+    with pytest.raises(BackendError, match="tokens, and this model has room for 64"):
         backend.encode_pairs([row("bad", "story " * 200)])
     with pytest.raises(BackendError, match="asked for 4 prompts and 9 tokens"):
         backend.generate(prompts, backend.encode_contexts([row(*ROWS[0])], 4), Decoding(9))

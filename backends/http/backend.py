@@ -337,7 +337,7 @@ def _pieces(rows: Sequence[Row], step: int) -> Iterator[list[Row]]:
     """Yield rows, at most `step` at a time. Neighbours that differ in nothing but their targets stay together as far as
     they can, since they are cut alike."""
     piece: list[Row] = []
-    for _, same in groupby(rows, key=lambda row: row[:-1]):
+    for _, same in groupby(rows, key=lambda row: tuple(segment for segment in row if segment.kind != "target")):
         those = list(same)
         if piece and len(piece) + len(those) > step:
             yield piece

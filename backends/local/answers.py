@@ -9,6 +9,7 @@ says first. Within the text a token stands there, and the decoder is given what 
   1910.13461, section 2.2), so it is given all words left of the mask.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,12 +58,13 @@ class AnswerTokenizer(RowTokenizer):
 
     A label word or a target that the decoder says first is taken without a space before it, as the tokenizer has the
     texts that such models are trained to answer with. It ends with the end-of-sequence token; within the text it does
-    not.
+    not. The decoder has `decoder_room` positions of its own (none: no end of them).
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, frame: Frame) -> None:
+    def __init__(self, tokenizer: Any, max_length: int, frame: Frame, decoder_room: int | None) -> None:
         super().__init__(tokenizer, max_length, causal=False)
         self.frame, self._sentinel = frame, _sentinel(tokenizer)
+        self._room = sys.maxsize if decoder_room is None else decoder_room
         self._scores_targets = True
 
     @staticmethod
@@ -72,11 +74,12 @@ class AnswerTokenizer(RowTokenizer):
         return sentinel if sentinel is not None else tokenizer.mask_token_id
 
     def row(self, row: Row, reserved: int = 0) -> TokenRow:
-        """Tokenise one row; see `RowTokenizer.row`. The decoder has positions of its own: the `reserved` ones are taken
-        from the row only where the decoder is given its words.
+        """Tokenise one row; see `RowTokenizer.row`. The `reserved` positions are the decoder's: they are taken from the
+        row only where the decoder is given its words.
 
         Raises:
-            BackendError: as `RowTokenizer.row`, or a mask within the text of a model that has no token for it.
+            BackendError: as `RowTokenizer.row`; a mask within the text of a model that has no token for it; or the
+                decoder has no room for what is reserved.
         """
         repeats = self._sentinel is None and self._shows_mask(row)
         found = super().row(row, reserved if repeats else 0)
@@ -86,9 +89,14 @@ class AnswerTokenizer(RowTokenizer):
             decoder = (self.frame.start[0], *(i for i in found.ids[: found.read] if i >= 0))
         else:
             decoder = self.frame.start
+        if len(decoder) + reserved > self._room:
+            raise BackendError(
+                f"the decoder begins with {len(decoder)} tokens, and a prefix and what is said next take {reserved} "
+                f"positions more: this model's decoder has {self._room}."
+            )
         return replace(found, read=found.read % len(found.ids), decoder=decoder)
 
-    def target(self, row: Row) -> tuple[int, ...]:
+    def target(self, row: Row, reserved: int = 0) -> tuple[int, ...]:
         """Return the token ids of a row's target as the decoder says it.
 
         Raises:
@@ -97,7 +105,7 @@ class AnswerTokenizer(RowTokenizer):
         asked = self._with_mask(row)
         (text,) = (segment.text.strip() for segment in row if segment.kind == "target")
         ids = self._ids(" " * self._is_after_space(asked) + text)
-        limit = self._max_length - len(self.frame.start)
+        limit = self._answer_room - reserved
         return self._fitting_target(text, ids if self._shows_mask(asked) or not ids else [*ids, self.frame.end], limit)
 
     def context(self, row: Row, max_new_tokens: int, reserved: int = 0) -> TokenRow:
@@ -106,10 +114,15 @@ class AnswerTokenizer(RowTokenizer):
         Raises:
             BackendError: the decoder has no room for the new tokens, or as `RowTokenizer.context`.
         """
-        room = self._max_length - len(self.frame.start) - reserved
+        room = self._answer_room - reserved
         if max_new_tokens > room:
             raise BackendError(f"{max_new_tokens} new tokens were asked for; this model's decoder has room for {room}.")
         return super().context(row, max_new_tokens, reserved)
+
+    @property
+    def _answer_room(self) -> int:
+        """The most tokens of an answer that nothing but the start stands before; its last one is given to nobody."""
+        return self._room - len(self.frame.start) + 1
 
     def _shows_mask(self, row: Row) -> bool:
         kinds = [segment.kind for segment in row]
@@ -153,8 +166,17 @@ def row_tokenizer(kind: str, tokenizer: Any, max_length: int, config: Any, gener
         BackendError: the model has no mask token, or as `frame_of`.
     """
     if kind == "encoder-decoder":
-        return AnswerTokenizer(tokenizer, max_length, frame_of(config, generation, tokenizer))
+        frame = frame_of(config, generation, tokenizer)
+        return AnswerTokenizer(tokenizer, max_length, frame, decoder_positions(config))
     return RowTokenizer(tokenizer, max_length, kind == "causal")
+
+
+def decoder_positions(config: Any) -> int | None:
+    """Return the number of positions that a decoder has; None for relative ones (T5's kind), which never end."""
+    if getattr(config, "relative_attention_num_buckets", None):
+        return None
+    names = ("max_decoder_position_embeddings", "max_position_embeddings", "n_positions")  # the first is LED's
+    return next((int(n) for n in (getattr(config, name, None) for name in names) if n is not None), None)
 
 
 def _sentinel(tokenizer: Any) -> int | None:

@@ -204,21 +204,23 @@ class RowTokenizer:
         Raises:
             BackendError: as `target`, or as `row`.
         """
-        targets, asked = [self.target(row) for row in rows], [self._with_mask(row) for row in rows]
+        targets, asked = [self.target(row, reserved) for row in rows], [self._with_mask(row) for row in rows]
         longest: dict[Row, int] = {}
         for row, target in zip(asked, targets, strict=True):
             longest[row] = max(len(target), longest.get(row, 0))
         contexts = {row: self.row(row, reserved + n - 1) for row, n in longest.items()}
         return [TokenPair(contexts[row], target) for row, target in zip(asked, targets, strict=True)]
 
-    def target(self, row: Row) -> tuple[int, ...]:
-        """Return the token ids of a row's target as it comes after what stands left of it.
+    def target(self, row: Row, reserved: int = 0) -> tuple[int, ...]:
+        """Return the token ids of a row's target as it comes after what stands left of it and `reserved` positions.
 
         Raises:
             BackendError: a row that does not end in a target, or a target without a token or too long for the model.
         """
         after_space = self._is_after_space(self._with_mask(row))
-        return self._fitting_target(row[-1].text, self._ids(" " * after_space + row[-1].text), self._max_length)
+        return self._fitting_target(
+            row[-1].text, self._ids(" " * after_space + row[-1].text), self._max_length - reserved
+        )
 
     def context(self, row: Row, max_new_tokens: int, reserved: int = 0) -> TokenRow:
         """Tokenise what stands left of the target in which a row ends, leaving room for new tokens and for `reserved`
@@ -308,7 +310,10 @@ class RowTokenizer:
         if not ids:
             raise BackendError("a target has no token: give each row one of a word at least.")
         if len(ids) > limit:
-            raise BackendError(f"the target {text[:40]!r}... takes {len(ids)} tokens, the model {limit}.")
+            raise BackendError(
+                f"the target {text[:40]!r}{'...' * (len(text) > 40)} takes {len(ids)} tokens, and this model has room "
+                f"for {max(0, limit)}. Leave such rows out, or take fewer prefix tokens where there are some."
+            )
         return tuple(ids)
 
     def _meant(self, token_id: int, n_prompt: int) -> int:

@@ -149,6 +149,10 @@ class TrainableModel:
         """The readable text of token ids."""
         return self._frozen.row_tokenizer.text(token_ids)
 
+    def n_tokens(self, text: str) -> int:
+        """The number of tokens of a text."""
+        return len(self._frozen.row_tokenizer.text_ids(text))
+
 
 def places(reads: Sequence[int], answers: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
     """The row (P,) and the place in it (P,) of every state that foretells a token of an answer; the first token's is

@@ -15,6 +15,7 @@ from backends.local.attention import NAME, Attending, attention
 from backends.local.batching import Group
 from backends.local.forward import LastLayer, Layer, Pass
 from backends.local.kernels import faster_modules
+from backends.local.spread import hooks_of
 from backends.local.structure import Structure, replaced, watched
 
 TRIAL = "bbt_trial"
@@ -35,7 +36,7 @@ def packed_trunk(structure: Structure, words: Tensor, cut_last: bool) -> nn.Modu
     structure.require_layers()
     trunk = structure.trunk
     shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(trunk.parameters(), trunk.buffers())}
-    memo = dict(shared)
+    memo = {**shared, **hooks_of(trunk)}
     twin: Any = copy.deepcopy(trunk, memo)
     twin.config._attn_implementation = NAME
     twin.config.use_cache = False

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from backends.local.encoding import RowTokenizer
-from bbt.backend import PlainText, Row
+from bbt.backend import PlainText, Row, Segment
 from bbt.errors import BackendError
 
 PROBES = (("a film", "it was slow"), ("Two  words, 3.5 % - and\nmore!", "Zo\u00eb"), ("1", "?"))
@@ -13,7 +13,11 @@ PROBES = (("a film", "it was slow"), ("Two  words, 3.5 % - and\nmore!", "Zo\u00e
 
 
 def plain_text(
-    tokenizer: Any, rows: RowTokenizer, render: Callable[[str, str], Row], label_words: Sequence[str]
+    tokenizer: Any,
+    rows: RowTokenizer,
+    render: Callable[[str, str], Row],
+    label_words: Sequence[str],
+    targets: Sequence[str],
 ) -> PlainText:
     """Describe the rows; see `PlainBackend.plain_text`.
 
@@ -30,11 +34,17 @@ def plain_text(
             and rows.row(render(*probe)).decoder == decoder
             for probe in PROBES
         ):
-            return PlainText(text, adds, leading, tuple(rows.label_ids(label_words, row)), decoder)
+            said = tuple(rows.target(_with_target(row, target)) for target in targets)
+            return PlainText(text, adds, leading, tuple(rows.label_ids(label_words, row)), decoder, said)
     raise BackendError(
         "no text has the tokens of these rows, so that no export would be exact; tune with prompt.placement: start, "
         "and for a model of BART's kind with {mask} last."
     )
+
+
+def _with_target(row: Row, target: str) -> Row:
+    """Put a target into the mask's place."""
+    return tuple(Segment("target", target.strip()) if segment.kind == "mask" else segment for segment in row)
 
 
 def _has_prompt_inside(row: Row) -> bool:

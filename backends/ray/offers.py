@@ -170,9 +170,11 @@ class Plain(Offer):
 
     capability = PlainBackend
 
-    def plain_text(self, render: Callable[[str, str], Row], label_words: Sequence[str]) -> PlainText:
+    def plain_text(
+        self, render: Callable[[str, str], Row], label_words: Sequence[str], targets: Sequence[str] = ()
+    ) -> PlainText:
         """See `PlainBackend.plain_text`."""
-        text: PlainText = self._any("plain_text", render, label_words)
+        text: PlainText = self._any("plain_text", render, label_words, targets)
         return text
 
 

@@ -7,7 +7,7 @@ the row's words. Trained are p and the small network that attends; the sources a
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from bbt.baselines.training import Subject, Training
 from bbt.errors import RunError
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment
+from bbt.runs.estimate import PlannedQueries
 from bbt.scoring.ledger import Ledger
 from bbt.settings import InitialPromptConfig
 from bbt.spaces.initial import initial_prompts, saved_prompt
@@ -45,6 +46,10 @@ class Attempt(Training):
     """The optimizer's step size."""
     steps: int = Field(200, gt=0)
     """The number of gradient steps."""
+
+    def plan(self, references: bool) -> PlannedQueries:
+        """The queries and steps of the training, and those of the test."""
+        return replace(super().plan(references), n_prompt_tokens=self.prompt.n_prompt_tokens)
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
         """What is trained: p and the attending network."""
@@ -133,6 +138,8 @@ class AttemptClassifier:
         ]
         ledger.backend_seconds += time.perf_counter() - start
         ledger.examples += len(examples)
+        ledger.tokens_up += encoded.n_tokens
+        ledger.tokens_down += len(examples)
         return np.concatenate(found)
 
     def pooled_words(self, examples: Sequence[Example]) -> Tensor:

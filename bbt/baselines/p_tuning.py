@@ -11,9 +11,10 @@ from pydantic import Field
 
 from bbt.backend import Trainable
 from bbt.baselines.peft_training import peft_imported
-from bbt.baselines.soft import soft_prompt_subject
+from bbt.baselines.soft import soft_plan, soft_prompt_subject
 from bbt.baselines.training import Subject, Training
 from bbt.experiment.experiment import Experiment
+from bbt.runs.estimate import PlannedQueries
 from bbt.settings import PromptLength
 
 
@@ -34,6 +35,10 @@ class PTuning(Training):
     """The number of the LSTM's layers."""
     encoder_hidden_size: int | None = Field(None, ge=1)
     """The network's width (none: H)."""
+
+    def plan(self, references: bool) -> PlannedQueries:
+        """The queries and steps of the training, and those of the test; see `soft_plan`."""
+        return soft_plan(super().plan(references), self.prompt.n_prompt_tokens, 0, references)
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
         """What is trained: the network's weights."""

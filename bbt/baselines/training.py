@@ -19,6 +19,7 @@ from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.experiment.generators import Generator
 from bbt.methods.base import SelectingMethod
+from bbt.runs.estimate import GradientSteps, PlannedQueries
 from bbt.runs.observer import Progress
 
 
@@ -61,6 +62,12 @@ class Training(SelectingMethod):
     """The norm to which a longer gradient is cut."""
     dev_every: int = Field(10, ge=1)
     """Steps between two judgements by dev."""
+
+    def plan(self, references: bool) -> PlannedQueries:
+        """The gradient steps, and a dev query at the start and at each check; the best state is tested."""
+        checks = 1 + self.steps // self.dev_every + int(self.steps % self.dev_every > 0)
+        steps = GradientSteps(self.steps, self.batch_size, self.gradient_accumulation)
+        return PlannedQueries(0, checks, 0, 1, int(references), judged_references=False, training=steps)
 
     @abstractmethod
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:

@@ -41,7 +41,10 @@ class ModelClassifier:
         encoded = self.model.encode(self.task.rows(examples, 0), self.task.label_words)
         ledger.truncated += encoded.n_truncated
         with _counted(ledger, encoded):
-            return self.model.scores(encoded)
+            scores = self.model.scores(encoded)
+        ledger.tokens_down += encoded.n_examples
+        ledger.bytes_down += scores.nbytes
+        return scores
 
     def save(self, folder: Path) -> None:
         """Write into a run folder what makes the model out of the backend's."""
@@ -65,14 +68,20 @@ class ModelGenerator:
         encoded = self.model.encode_contexts(self.task.rows(examples, 0), decoding.max_new_tokens)
         ledger.truncated += encoded.n_truncated
         with _counted(ledger, encoded):
-            return self.model.generate(encoded, decoding)
+            texts = self.model.generate(encoded, decoding)
+        ledger.tokens_down += sum(map(self.model.n_tokens, texts))
+        ledger.bytes_down += sum(len(text.encode()) for text in texts)
+        return texts
 
     def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores:
         """Compute how likely the examples' targets are in the manual template."""
         pairs = self.model.encode_pairs(self.task.rows(examples, 0))
         ledger.truncated += pairs.n_truncated
         with _counted(ledger, pairs):
-            return TargetScores(self.model.target_scores(pairs), pairs.n_target_tokens)
+            found = self.model.target_scores(pairs)
+        ledger.tokens_down += pairs.n_examples
+        ledger.bytes_down += found.nbytes
+        return TargetScores(found, pairs.n_target_tokens)
 
     def save(self, folder: Path) -> None:
         """Write into a run folder what makes the model out of the backend's."""

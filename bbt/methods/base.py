@@ -1,7 +1,7 @@
 """A method is its settings, and the way in which they become a classifier."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,9 +11,9 @@ from bbt.errors import ConfigError, RunError, unknown
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.experiment.generators import Generator
-from bbt.runs.estimate import PlannedQueries
+from bbt.runs.estimate import Gauge, PlannedQueries
 from bbt.settings import CriterionConfig, Strict
-from bbt.tasks import Task
+from bbt.tasks import Example, Task
 
 
 class Method(Strict):
@@ -39,6 +39,11 @@ class Method(Strict):
     def worded(self, task: Task) -> Task:
         """The task in the words that the method trains with; by default the task as it is."""
         return task
+
+    def wordings(self, task: Task, train: Sequence[Example], seed: int, gauge: Gauge) -> Sequence[Task]:
+        """The task in all the words that dev judges, an equal number of prompts in each; by default as it is. `train`
+        are the train rows, and the gauge measures what the model has room for."""
+        return [task]
 
     def load(self, folder: Path, backend: Backend, task: Task) -> Classifier | Generator:
         """Load what `train` made, from the run folder in which it was saved. A soft prompt needs none of this: it loads

@@ -7,7 +7,7 @@ A demonstration is the task's own manual template with the row's texts and, for 
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from bbt.experiment.experiment import Experiment, Trained
 from bbt.experiment.generators import Generator
 from bbt.files import write_atomically
 from bbt.methods.base import SelectingMethod
+from bbt.runs.estimate import Gauge, PlannedQueries
 from bbt.runs.observer import Progress
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.scorer import Scorer
@@ -45,16 +46,25 @@ class InContext(SelectingMethod):
     n_demonstrations: int | None = Field(None, ge=1)
     """The most rows that are shown, one on each line (none: all that fit)."""
 
+    def plan(self, references: bool) -> PlannedQueries:
+        """The dev queries, one an order; the best order is tested."""
+        return PlannedQueries(0, self.n_orders, 0, 1, int(references), judged_references=False, fits_on_train=False)
+
+    def wordings(self, task: Task, train: Sequence[Example], seed: int, gauge: Gauge) -> Sequence[Task]:
+        """The task after the demonstrations in each order."""
+        return [in_words(gauge, task, order) for order in self._orders(train, seed)]
+
+    def _orders(self, train: Sequence[Example], seed: int) -> Iterator[list[Example]]:
+        """Yield the demonstrations in each order."""
+        for i in range(self.n_orders):
+            yield alternating(train, seed * self.n_orders + i)[: self.n_demonstrations]
+
     def train(self, experiment: Experiment) -> Trained:
         """Judge each order on dev, one dev query each. There is no train query."""
         e, best = experiment, None
         e.observer.started(self.n_orders, "order")
-        for i in range(self.n_orders):
-            order, who = (
-                alternating(e.split.train, e.seed * self.n_orders + i)[: self.n_demonstrations],
-                f"order {i + 1}",
-            )
-            shown = demonstrated(e.backend, e.task, order)
+        for i, order in enumerate(self._orders(e.split.train, e.seed)):
+            who, shown = f"order {i + 1}", demonstrated(e.backend, e.task, order)
             if isinstance(shown, InContextGenerator):
                 verdict = e.judge_generator(shown, who)
             else:
@@ -77,13 +87,15 @@ class InContext(SelectingMethod):
 class InContextClassifier:
     """A classifier that is the manual prompt after demonstrations."""
 
+    backend: Backend
+    """The model that scores."""
     task: "DemonstratedTask"
     """The task whose rows begin with the demonstrations."""
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
         """The scores (B, K) of the examples; each row is shown the demonstrations for which it leaves room."""
-        backend = self.task.backend
-        return np.asarray(Scorer(backend, self.task, examples, ledger).scores(_no_prompt(backend))[0])
+        scorer = Scorer(self.backend, self.task, examples, ledger)
+        return np.asarray(scorer.scores(_no_prompt(self.backend))[0])
 
     def save(self, folder: Path) -> None:
         """Write the demonstrations as `demonstrations.json`, in their order."""
@@ -94,23 +106,25 @@ class InContextClassifier:
 class InContextGenerator:
     """A generator that is the manual prompt after demonstrations."""
 
+    backend: Backend
+    """The model that writes."""
     task: "DemonstratedGenerationTask"
     """The task whose rows begin with the demonstrations."""
 
     def texts(self, examples: Sequence[Example], ledger: Ledger) -> list[str]:
         """Write a text for each example."""
-        return self._scorer(examples, ledger).texts(_no_prompt(self.task.backend))
+        return self._scorer(examples, ledger).texts(_no_prompt(self.backend))
 
     def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores | None:
         """Compute how likely the examples' targets are."""
-        return self._scorer(examples, ledger).target_scores(_no_prompt(self.task.backend))
+        return self._scorer(examples, ledger).target_scores(_no_prompt(self.backend))
 
     def save(self, folder: Path) -> None:
         """Write the demonstrations as `demonstrations.json`, in their order."""
         _save(self.task, folder)
 
     def _scorer(self, examples: Sequence[Example], ledger: Ledger) -> TargetScorer:
-        return TargetScorer(self.task.backend, self.task, examples, ledger)
+        return TargetScorer(self.backend, self.task, examples, ledger)
 
 
 @dataclass(frozen=True)
@@ -122,8 +136,10 @@ class DemonstratedTask(Task):
 
     demonstrations: tuple[Example, ...] = field(kw_only=True)
     """The solved examples, in the order in which they are shown."""
-    backend: Backend = field(kw_only=True)
-    """The model, whose length says how many demonstrations fit."""
+    max_length: int = field(kw_only=True)
+    """The most tokens of a row, by which as many demonstrations are shown as fit."""
+    encode: Callable[[Row], Encoded] = field(kw_only=True)
+    """A function that encodes one row as the model would, or measures it."""
 
     def rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
         """The examples as segments, after their demonstrations as literal text."""
@@ -138,9 +154,9 @@ class DemonstratedTask(Task):
     def _number_shown(self, row: Row) -> int:
         """The number of demonstrations that the row has room for. It is found by the sum of their sizes and then tried,
         since where two texts meet there may be a token more or less."""
-        room = self.backend.info.max_length - self._encoded(row).n_tokens
+        room = self.max_length - self.encode(row).n_tokens
         n = sum(size <= room for size in self._sizes)
-        while n and self._encoded(self._after(n, row, "text")).n_truncated:
+        while n and self.encode(self._after(n, row, "text")).n_truncated:
             n -= 1
         return n
 
@@ -164,32 +180,41 @@ class DemonstratedTask(Task):
         row = min(super().rows(self.demonstrations, 0), key=lambda row: sum(len(segment.text) for segment in row))
         sizes: list[int] = []
         for n in range(1, len(self.demonstrations) + 1):
-            encoded = self._encoded(self._after(n, row, "text"))
+            encoded = self.encode(self._after(n, row, "text"))
             if encoded.n_truncated:
                 break
-            sizes.append(encoded.n_tokens - self._encoded(row).n_tokens)
+            sizes.append(encoded.n_tokens - self.encode(row).n_tokens)
         return sizes
-
-    def _encoded(self, row: Row) -> Encoded:
-        """The row as it goes into the model."""
-        return self.backend.encode([row], self.label_words)
 
 
 @dataclass(frozen=True)
 class DemonstratedGenerationTask(DemonstratedTask, GenerationTask):
     """A task whose answer is a text, after demonstrations."""
 
-    def _encoded(self, row: Row) -> Encoded:
-        backend = require(self.backend, GenerationBackend, f"task {self.name}")
-        return backend.encode_contexts([row], self.decoding.max_new_tokens)
-
 
 def demonstrated(backend: Backend, task: Task, order: Sequence[Example]) -> InContextClassifier | InContextGenerator:
     """Make what shows demonstrations in this order: a classifier, or a generator where the task's answer is a text."""
-    own: dict[str, Any] = {"demonstrations": tuple(order), "backend": backend}
     if isinstance(task, GenerationTask):
-        return InContextGenerator(DemonstratedGenerationTask(**vars(task), **own))
-    return InContextClassifier(DemonstratedTask(**vars(task), **own))
+        writer, room = require(backend, GenerationBackend, f"task {task.name}"), task.decoding.max_new_tokens
+        own = _own(order, backend.info.max_length, lambda row: writer.encode_contexts([row], room))
+        return InContextGenerator(backend, DemonstratedGenerationTask(**vars(task), **own))
+    words = task.label_words
+    own = _own(order, backend.info.max_length, lambda row: backend.encode([row], words))
+    return InContextClassifier(backend, DemonstratedTask(**vars(task), **own))
+
+
+def in_words(gauge: Gauge, task: Task, order: Sequence[Example]) -> DemonstratedTask:
+    """Make the task of `demonstrated`, for a model that is only measured."""
+    if isinstance(task, GenerationTask):
+        room = task.decoding.max_new_tokens
+        own = _own(order, gauge.max_length, lambda row: gauge.encode_contexts([row], room))
+        return DemonstratedGenerationTask(**vars(task), **own)
+    return DemonstratedTask(**vars(task), **_own(order, gauge.max_length, lambda row: gauge.encode([row])))
+
+
+def _own(order: Sequence[Example], max_length: int, encode: Callable[[Row], Encoded]) -> dict[str, Any]:
+    """What a task has of its own where it shows demonstrations."""
+    return {"demonstrations": tuple(order), "max_length": max_length, "encode": encode}
 
 
 def _no_prompt(backend: Backend) -> Prompts:

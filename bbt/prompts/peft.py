@@ -37,26 +37,22 @@ def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dic
     without bbt needs beside them, as the file `FACTS` holds them.
 
     Raises:
-        PromptError: another model's prompt, one that is no list of word embeddings (deep, or `placement: layernorm`),
-            or one of a task whose labels are scored by likelihood.
+        PromptError: another model's prompt, or one that is no list of word embeddings (deep, or `placement:
+            layernorm`).
         BackendError: the rows cannot be had without bbt, exactly.
     """
     prompt.check_model(backend.info.name, backend.info.fingerprint)
     if prompt.embeddings.ndim != 2:
         raise PromptError("a deep prompt adds to every layer; PEFT and the like take word embeddings alone.")
-    if prompt.scored_by not in ("label_words", "generation"):
-        raise PromptError(
-            f"a prompt of a task that is scored by {prompt.scored_by.replace('_', ' ')} is not exported yet: what is "
-            "written here is how one label word is read. Its vectors stand in the run's prompt.safetensors."
-        )
     if prompt.anchor is not None:
         raise PromptError(
             "a prompt of prompt.placement: layernorm is added after the embedding LayerNorm; PEFT and the like take "
             "word embeddings alone. Tune with prompt.placement: start."
         )
     n_tokens, template = len(prompt.embeddings), Template(prompt.template)
+    labels = ((), prompt.label_words) if by_likelihood(prompt.scored_by) else (prompt.label_words + prompt.words, ())
     plain = require(backend, PlainBackend, "an export").plain_text(
-        lambda text, pair: _read_at_end(template.render(text, pair, n_tokens)), prompt.label_words + prompt.words
+        lambda text, pair: _read_at_end(template.render(text, pair, n_tokens)), *labels
     )
     vectors = prompt.embeddings
     if plain.leading_ids and n_tokens:
@@ -68,12 +64,17 @@ def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dic
         **asdict(plain),
         "biases": prompt.biases or [0.0] * len(prompt.label_words),
         **{key: getattr(prompt, key) for key in ("model", "fingerprint", "template", "label_words", "label_names")},
-        **(_generation(prompt.decoding) if prompt.decoding else {}),
+        **(_generation(prompt.decoding) if prompt.decoding else {"scored_by": prompt.scored_by}),
         "provenance": prompt.provenance,
     }
     if prompt.weights is not None:
         facts |= {"words": prompt.words, "weights": prompt.weights.tolist()}
     return np.ascontiguousarray(vectors, dtype=np.float32), facts
+
+
+def by_likelihood(scored_by: str) -> bool:
+    """Whether whole labels are scored by their likelihood, and not label words."""
+    return scored_by in ("likelihood", "mean_likelihood")
 
 
 def _read_at_end(row: Row) -> Row:
@@ -163,6 +164,8 @@ def read_peft(folder: Path) -> dict[str, Any]:
     fields |= {key: tuple(facts[key]) for key in ("label_words", "label_names", "biases", "words") if key in facts}
     if "weights" in facts:
         fields["weights"] = np.array(facts["weights"], np.float32)
+    if "scored_by" in facts:
+        fields["scored_by"] = facts["scored_by"]
     if "decoding" in facts:
-        fields |= {"scored_by": facts["scored_by"], "decoding": decoding_of(facts["decoding"])}
+        fields["decoding"] = decoding_of(facts["decoding"])
     return {"embeddings": vectors[len(facts.get("leading_ids", ())) :], **fields}

@@ -1,20 +1,34 @@
-"""An estimate of what a run would cost, made before its backend is called."""
+"""An estimate of what a run would cost, made before its backend is called: what is planned, how it is measured, and
+what comes of it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Protocol
 
 import yaml
 
 from bbt.backend import Row
-from bbt.settings import (
-    CalibrationKind,
-    ModelConfig,
-    PriceConfig,
-)
-from bbt.tasks import Example, Split, Task
+from bbt.settings import ModelConfig
+
+
+@dataclass(frozen=True)
+class GradientSteps:
+    """The steps of a training on B train rows."""
+
+    steps: int
+    """The number of steps."""
+    batch_size: int
+    """The most rows of a batch; the last batch of an epoch has what is left."""
+    batches: int
+    """The number of batches of a step."""
+
+    def sizes(self, n_rows: int) -> list[int]:
+        """The numbers of rows of all batches, one after the other, where there are `n_rows` train rows."""
+        epoch = [min(self.batch_size, n_rows - start) for start in range(0, n_rows, self.batch_size)]
+        return list(islice(cycle(epoch), self.steps * self.batches))
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,10 @@ class PlannedQueries:
     """The most words of which a row may have scores, where they are more than the label words."""
     judged_references: bool = True
     """Whether what is tested beside the outcome was judged before, so that its class biases are known."""
+    training: GradientSteps | None = None
+    """The gradient steps on train rows, beside the queries (none: there are no gradients)."""
+    fits_on_train: bool = True
+    """Whether fitted class biases take the scores of the train rows beside those of the dev rows."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +72,59 @@ class Wire:
     """Bytes received."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The sizes of rows as a backend would encode them."""
+
+    n_examples: int
+    """The number of rows B."""
+    n_tokens: int
+    """The number of tokens of all rows with their targets, prompt tokens included."""
+    n_truncated: int
+    """The number of rows whose text would be cut."""
+    n_prompt_tokens: int
+    """T, the number of prompt tokens of each row."""
+    n_asked: int
+    """The number of places that a token is foretold at: one a row, or one for each token of its target."""
+    n_asked_tokens: int
+    """The number of tokens that stand left of each such place, over all of them together."""
+
+
 class Gauge(Protocol):
-    """A measure of a backend's rows that does not call the backend."""
+    """A measure of a backend's rows that does not call the backend. It measures what the methods of the same names
+    encode."""
 
     @property
     def kind(self) -> str:
         """The language model's kind: masked, causal or encoder-decoder."""
 
     @property
+    def max_length(self) -> int:
+        """The most tokens that a row may have, prompt tokens included."""
+
+    @property
+    def tells_likelihoods(self) -> bool:
+        """Whether the backend tells how likely a target is; an API of text alone does not."""
+
+    @property
     def counted(self) -> str:
         """How tokens are counted, in words for the table."""
 
-    def tokens(self, rows: Sequence[Row]) -> int:
-        """The number of tokens of these rows, their prompt tokens included."""
+    def encode(self, rows: Sequence[Row]) -> Measured:
+        """Measure rows whose label words are scored."""
 
-    def wire(self, rows: Sequence[Row], n_labels: int) -> Wire:
-        """How many bytes one query on these rows is, with `n_labels` scores a row."""
+    def encode_pairs(self, rows: Sequence[Row]) -> Measured:
+        """Measure rows whose targets are scored."""
+
+    def encode_contexts(self, rows: Sequence[Row], max_new_tokens: int) -> Measured:
+        """Measure rows that are written on."""
+
+    def scores_wire(self, rows: Measured, n_scores: int, searched: bool) -> Wire:
+        """How many bytes one query on these rows is, with `n_scores` scores a row. Whether it is `searched` says
+        whether the prompt is a point of the prompt space, and may travel as one."""
+
+    def texts_wire(self, rows: Measured, max_new_tokens: int) -> Wire:
+        """How many bytes it is at most to have a text written after each of these rows under one prompt."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +132,15 @@ class Estimate:
     """What a run would cost, at most."""
 
     train_queries: int
-    """Candidates scored on the whole train set."""
+    """Candidates scored on the whole train set; of a training, how often its steps go over it."""
     dev_queries: int
     """Prompts scored on the whole dev set."""
     tested_prompts: int
     """Prompts scored on the whole test set."""
+    gradient_steps: int
+    """Steps of a training."""
     examples: int
-    """Rows scored, all queries and tests together."""
+    """Rows scored, all queries, steps and tests together."""
     tokens_up: int
     """Tokens of those rows, prompt tokens included."""
     tokens_down: int
@@ -100,59 +157,41 @@ class Estimate:
     """How tokens were counted, in words."""
 
 
-def estimated(
-    price: PriceConfig,
-    plan: PlannedQueries,
-    task: Task,
-    split: Split,
-    others: Sequence[Sequence[Example]],
-    gauge: Gauge,
-    speed: float | None,
-    calibration: CalibrationKind = "none",
-    content_free: Sequence[Example] = (),
-) -> Estimate:
-    """The plan's cost on these rows and on those of `others`; `speed` in examples a second, if it is known. Fitted
-    biases are read off train and dev rows of every judged prompt, content-free ones off rows of every prompt. Where
-    labels may be read from many words, the manual prompt tries them, and every tested prompt gets its readout."""
-    n_tokens = plan.n_prompt_tokens
-    fitted = int(calibration == "fitted")
-    unjudged = 0 if plan.judged_references or calibration in ("none", "batch") else 1
-    free = content_free if calibration == "content-free" else ()
-    read = int(calibration == "fitted" and plan.n_words > 0)
-    labelled = [*split.train, *split.dev, *free]
-    parts: list[tuple[int, Sequence[Example], int]] = [
-        (plan.train, split.train, n_tokens),
-        (plan.dev, split.dev, n_tokens),
-        (plan.manual_dev, split.dev, 0),
-        (fitted * plan.dev, split.train, n_tokens),
-        (fitted * plan.manual_dev, split.train, 0),
-        (plan.train + plan.dev, free, n_tokens),
-        (plan.manual_dev, free, 0),
-        (unjudged * max(plan.test - 1, 0), labelled, n_tokens),
-        (unjudged * plan.manual_test, labelled, 0),
-        (read * plan.test, [*split.train, *split.dev], n_tokens),
-        (read * (1 + plan.manual_test), [*split.train, *split.dev], 0),
-        (plan.test, split.test, n_tokens),
-        (plan.manual_test, split.test, 0),
-        *((1, rows, n_tokens if plan.test else 0) for rows in others),
-    ]
-    examples = sum(n * len(rows) for n, rows, _ in parts)
-    up = sum(n * gauge.tokens(task.rows(rows, t)) for n, rows, t in parts if n and rows)
-    n_scores = max(read * plan.n_words, len(task.label_words))
-    wires = [(n, gauge.wire(task.rows(rows, t), n_scores)) for n, rows, t in parts if n and rows]
-    return Estimate(
-        plan.train,
-        plan.dev + plan.manual_dev + read * (1 + plan.test + plan.manual_test),
-        plan.test + plan.manual_test,
-        examples,
-        up,
-        examples,
-        round(sum(n * wire.up for n, wire in wires)),
-        round(sum(n * wire.down for n, wire in wires)),
-        price.of(up, examples),
-        examples / speed if speed else None,
-        gauge.counted,
-    )
+@dataclass
+class Costs:
+    """Costs that are added up, of which an `Estimate` is made."""
+
+    examples: int = 0
+    """The rows scored or written on so far."""
+    tokens_up: int = 0
+    """Their tokens."""
+    tokens_down: int = 0
+    """Tokens generated so far."""
+    bytes_up: float = 0.0
+    """Bytes sent so far."""
+    bytes_down: float = 0.0
+    """Bytes received so far."""
+
+    def add(self, n: int, rows: Measured, wire: Wire, tokens_a_row: int) -> None:
+        """Add n queries on rows, each of which costs `wire` and gives `tokens_a_row` tokens a row."""
+        self.examples += n * rows.n_examples
+        self.tokens_up += n * rows.n_tokens
+        self.tokens_down += n * rows.n_examples * tokens_a_row
+        self.bytes_up += n * wire.up
+        self.bytes_down += n * wire.down
+
+    def train(self, steps: GradientSteps | None, rows: Measured) -> int:
+        """Add the steps of a training on these rows, as `bbt.baselines.training` counts them, and return the train
+        queries that they are."""
+        sizes = steps.sizes(rows.n_examples) if steps else []
+        self.examples += sum(sizes)
+        self.tokens_up += sum(round(size * rows.n_tokens / rows.n_examples) for size in sizes)
+        return sum(sizes) // max(1, rows.n_examples)
+
+
+def largest(measured: Iterable[Measured]) -> Measured:
+    """The rows of most tokens."""
+    return max(measured, key=lambda rows: rows.n_tokens)
 
 
 def speed_of_last(runs: Path, model: ModelConfig) -> float | None:

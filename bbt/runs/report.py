@@ -44,6 +44,7 @@ def estimate_rows(estimate: Estimate) -> list[tuple[str, str]]:
         ("train queries", f"{e.train_queries:,}"),
         ("dev queries", f"{e.dev_queries:,}"),
         ("tested prompts", f"{e.tested_prompts}"),
+        *([("gradient steps", f"{e.gradient_steps:,}")] if e.gradient_steps else []),
         ("examples scored", f"{e.examples:,}"),
         ("tokens up", f"{e.tokens_up:,}"),
         ("tokens down", f"{e.tokens_down:,}"),
