@@ -4,7 +4,7 @@ A row reaches the backend as *segments*: fixed template text, the example's own 
 be truncated), prompt slots and the mask. The backend tokenises them once and scores whole populations after.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -374,6 +374,19 @@ class RemoteBackend(Protocol):
     @property
     def traffic(self) -> Traffic:
         """The traffic of all scoring calls so far. What is sent once (rows, a prompt space) is not counted in it."""
+
+
+@runtime_checkable
+class HearingBackend(Protocol):
+    """The protocol, beside `Backend`, of a backend that refuses to go on by what its answers have held so far, such as
+    an endpoint that never lists a label word. A run records that with its events, and tells it when it is resumed."""
+
+    @property
+    def heard(self) -> dict[str, Any]:
+        """What the answers have held so far, as JSON has it."""
+
+    def hear(self, heard: Mapping[str, Any]) -> None:
+        """Take it that the answers have held this as well, which an earlier process had `heard`."""
 
 
 @runtime_checkable

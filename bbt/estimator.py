@@ -5,8 +5,7 @@ classifier = PromptClassifier(label_words={"refund": "money", "bug": "error"}, b
 classifier.fit(texts, labels).predict_proba(new_texts)
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import assert_all_finite, check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from bbt.api import Outcome, tune_rows
 from bbt.config import Config, make_config, merged
 from bbt.errors import ConfigError, DataError, LabelWordError
+from bbt.estimator_input import examples_of, labels_and_classes, rows_of_texts
 from bbt.experiment.classifiers import Classifier, HardPromptClassifier, SoftPromptClassifier
 from bbt.experiment.generators import labelling
 from bbt.export import Target, export
@@ -34,7 +33,6 @@ from bbt.settings import CalibrationKind
 from bbt.tasks import Example, Split
 from bbt.tasks.configured import worded
 from bbt.tasks.data import share_out
-from bbt.tasks.examples import checked_text
 
 OWN = ("model", "method", "seed", "calibration", "data", "evaluation")
 """The keys of a config that are parameters of `PromptClassifier`, or have no meaning for it."""
@@ -110,16 +108,16 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         if unsupported:
             raise TypeError(f"{type(self).__name__}.fit takes no {', '.join(unsupported)}: each row counts once.")
-        seen, classes = _labels_of(y)
+        seen, classes = labels_and_classes(y)
         if len(classes) < 2:
             raise DataError(f"y has one class, {', '.join(map(repr, classes.tolist()))}: a classifier needs two.")
         texts = self._texts(X, reset=True)
-        train = _examples(texts, seen, classes)
+        train = examples_of(texts, seen, classes)
         config = self._config(classes)
         if dev is None:
             train, held_out = share_out(train, self.dev, config.seed)
         else:
-            held_out = _examples(self._texts(dev[0], reset=False), _labels_of(dev[1])[0], classes)
+            held_out = examples_of(self._texts(dev[0], reset=False), labels_and_classes(dev[1])[0], classes)
         opened = open_model(config.model)
         described = worded(
             config.task, config.task.label_names or (), opened.backend.info.kind, self.n_features_in_ == 2
@@ -246,7 +244,7 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             DataError: no texts, or neither one nor two of them a row; or another number than `fit` was given.
         """
         validate_data(self, X, reset=reset, skip_check_array=True, ensure_2d=False)  # the columns' names
-        texts = _rows_of_texts(X)
+        texts = rows_of_texts(X)
         n = len(texts[0])
         if reset:
             self.n_features_in_ = n
@@ -279,29 +277,6 @@ class PromptClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def _rows_of_texts(X: Any) -> list[tuple[str, ...]]:  # noqa: N803
-    """Read each row's texts, of which there are one or two.
-
-    Raises:
-        DataError: no rows, rows of another length, or what is no text.
-    """
-    if hasattr(X, "toarray"):
-        raise DataError(f"X is sparse (a {type(X).__name__}): sparse input is not supported, expected texts.")
-    if isinstance(X, (str, bytes, Mapping)) or not isinstance(X, Iterable):
-        raise DataError(f"X is a {type(X).__name__}, expected texts: a list, an array, a Series or a DataFrame.")
-    rows_of_frame = getattr(X, "itertuples", None)
-    values = list(rows_of_frame(index=False, name=None) if rows_of_frame else X)
-    if not values:
-        raise DataError("X has 0 sample(s) (texts) while a minimum of 1 is required.")
-    rows = [(value,) if isinstance(value, str) else tuple(np.atleast_1d(value)) for value in values]
-    n = len(rows[0])
-    for i, row in enumerate(rows):
-        if len(row) != n or n not in (1, 2):
-            shape = f"{len(row)} values" if len(row) == n else f"{len(row)} values, the first one {n}"
-            raise DataError(f"X[{i}] holds {shape}; expected one text a row, or two.")
-    return [tuple(checked_text(_plain(value), f"X[{i}]") for value in row) for i, row in enumerate(rows)]
-
-
 def _numbered(classes: NDArray[Any]) -> str:
     """Tell, where the classes are the numbers from 0 on, who may have numbered them; else nothing."""
     if classes.tolist() != list(range(len(classes))):
@@ -310,62 +285,3 @@ def _numbered(classes: NDArray[Any]) -> str:
         " scikit-learn numbers the classes in some of its tools (VotingClassifier, cross_val_predict with "
         "probabilities): there give label_words as a list, in the order of the sorted classes."
     )
-
-
-def _plain(value: Any) -> Any:
-    """Make a Python string of one of NumPy's; other values stay as they are."""
-    return str(value) if isinstance(value, np.str_) else value
-
-
-def _labels_of(y: Any) -> tuple[list[Hashable], NDArray[Any]]:
-    """Read the labels, one a row and of any hashable kind, and the classes (K,) among them. The classes are sorted
-    where they can be, else they stand in the order in which they come.
-
-    Raises:
-        ValueError: numbers that are no classes; DataError: no labels, or one that is missing or cannot be hashed.
-    """
-    if y is None:
-        raise DataError("requires y to be passed, but the target y is None: give a label for each text.")
-    if isinstance(y, (list, tuple)) and not _alike(y):
-        seen = list(y)
-    else:
-        array = column_or_1d(y, warn=True)
-        assert_all_finite(array, input_name="y")
-        seen = array.tolist()
-        if array.dtype.kind != "O":
-            check_classification_targets(array)
-            return seen, np.unique(array)
-    for i, label in enumerate(seen):
-        if label is None or not isinstance(label, Hashable) or label != label:  # NaN differs from itself
-            raise DataError(
-                f"y[{i}] is {label!r}: Input y contains NaN, None or what cannot be hashed, and not labels."
-            )
-    distinct: list[Any] = list(dict.fromkeys(seen))
-    with suppress(TypeError):
-        distinct = sorted(distinct)
-    classes = np.empty(len(distinct), dtype=object)
-    classes[:] = distinct
-    return seen, classes
-
-
-def _alike(labels: Sequence[Any]) -> bool:
-    """Whether NumPy can hold the labels as they are: all of them texts, or all of them numbers."""
-    return all(isinstance(one, str) for one in labels) or all(
-        isinstance(one, (bool, int, float, np.number, np.bool_)) for one in labels
-    )
-
-
-def _examples(texts: Sequence[tuple[str, str]], labels: Sequence[Hashable], classes: NDArray[Any]) -> list[Example]:
-    """Make examples of texts and of their labels' places among the classes.
-
-    Raises:
-        DataError: another number of labels than texts, or a label that is none of the classes.
-    """
-    if len(texts) != len(labels):
-        counts = f"{len(texts)} texts, {len(labels)} labels"
-        raise DataError(f"Found input variables with inconsistent numbers of samples: {counts}.")
-    index = {label: i for i, label in enumerate(classes.tolist())}
-    for label in labels:
-        if label not in index:
-            raise DataError(f"dev has the label {label!r}; the classes are {', '.join(map(str, classes))}.")
-    return [Example(text, index[label], pair) for (text, pair), label in zip(texts, labels, strict=True)]

@@ -5,17 +5,27 @@ that has none is the same error as a misspelt key. The defaults are those of `pr
 generalise best with 16 rows a class (examples/RESULTS.md).
 """
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from bbt.names import Table
 
 
 class Strict(BaseModel):
-    """A model to which unknown keys and infinite numbers are errors, and whose values never change."""
+    """A model to which unknown keys, infinite numbers, and yes or no for a number are errors, and whose values never
+    change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+            raise ValueError("need a number (YAML reads yes, no, on, off, true and false as truth values)")
+        return value
 
 
 ScoredBy: TypeAlias = Literal["label_words", "likelihood", "mean_likelihood", "generation"]

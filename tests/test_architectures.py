@@ -8,10 +8,11 @@ from test_local_backend import BEFORE, TEXTS, is_packed
 from tiny_models import DEVICE
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from backends.local import LocalBackend
+from backends.local import LocalBackend, check
 from bbt.errors import BackendError
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+SHORT = {**SIZES, "max_position_embeddings": 64}
 BART = {
     "d_model": 32,
     "encoder_layers": 3,
@@ -29,6 +30,9 @@ LONGROPE = {
     "original_max_position_embeddings": 24,
     "rope_theta": 10000.0,
 }
+WINDOW = {"num_key_value_heads": 2, "max_position_embeddings": 64, "sliding_window": 12}
+SOME_LAYERS = ["full_attention", "sliding_attention", "sliding_attention"]
+XLM = {"emb_dim": 32, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 64, "n_langs": 1}
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 24, "rope_theta": 10000.0}
 MODELS = {
     # position 0 was read: the decoder is called past `base_model`
@@ -37,12 +41,41 @@ MODELS = {
     "bart": ("causal", BART),
     "mbart": ("causal", BART),
     # something is done to the logits after the decoder
-    "gemma2": ("causal", {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 2.0}),
-    "cohere": ("causal", {**SIZES, "num_key_value_heads": 2, "logit_scale": 0.25}),
-    "granite": ("causal", {**SIZES, "num_key_value_heads": 2, "logits_scaling": 3.0, "residual_multiplier": 0.5}),
+    "gemma2": ("causal", {**SHORT, "num_key_value_heads": 2, "head_dim": 8, "final_logit_softcapping": 2.0}),
+    "cohere": ("causal", {**SHORT, "num_key_value_heads": 2, "logit_scale": 0.25}),
+    "granite": ("causal", {**SHORT, "num_key_value_heads": 2, "logits_scaling": 3.0, "residual_multiplier": 0.5}),
     # frequencies depend on the longest row of a batch
     "phi3": ("causal", {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64, "rope_parameters": LONGROPE}),
     "llama": ("causal", {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64, "rope_parameters": DYNAMIC}),
+    # windows shorter than the rows
+    "mistral": ("causal", {**SIZES, **WINDOW}),
+    "qwen3": ("causal", {**SIZES, **WINDOW, "head_dim": 8, "use_sliding_window": True, "layer_types": SOME_LAYERS}),
+    "gemma3_text": ("causal", {**SIZES, **WINDOW, "head_dim": 8, "layer_types": SOME_LAYERS}),
+    "phimoe": ("causal", {**SIZES, **WINDOW, "num_local_experts": 2}),  # told of by its mask alone
+    "gpt_neo": (
+        "causal",
+        {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 12,
+            "max_position_embeddings": 64,
+        },
+    ),
+    "modernbert": ("masked", {**SIZES, "max_position_embeddings": 64, "local_attention": 12}),
+    "longformer": ("masked", {**SIZES, "max_position_embeddings": 66, "attention_window": [8, 8, 8]}),
+    # positions that are told by the attention, and heads that share keys
+    "falcon": ("causal", {**SHORT, "alibi": True}),
+    "mpt": ("causal", {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}),
+    "gpt_neox": ("causal", {**SIZES, "max_position_embeddings": 64}),
+    "gptj": ("causal", {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64}),
+    "gpt_bigcode": ("causal", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "multi_query": True}),
+    "stablelm": ("causal", {**SIZES, "num_key_value_heads": 2, "max_position_embeddings": 64}),
+    "roformer": ("masked", {**SIZES, "embedding_size": 16, "max_position_embeddings": 64}),
+    # masked LMs that are named ...WithLMHeadModel
+    "xlm": ("masked", XLM),
+    "flaubert": ("masked", XLM),
     # heads without a linear decoder of their own, and words narrower than the hidden states
     "mobilebert": (
         "masked",
@@ -55,20 +88,25 @@ MODELS = {
         },
     ),
     "deberta-v2": ("masked", {**SIZES, "max_position_embeddings": 64, "legacy": False, "type_vocab_size": 0}),
+    "deberta": (
+        "masked",
+        {**SIZES, "max_position_embeddings": 64, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    ),
     "electra": ("masked", {**SIZES, "embedding_size": 16, "max_position_embeddings": 64}),
     "albert": ("masked", {**SIZES, "embedding_size": 16, "max_position_embeddings": 64}),
     "xlm-roberta": ("masked", {**SIZES, "max_position_embeddings": 66}),
 }
-NOT_PACKED = {"gemma2", "mobilebert", "deberta-v2", "albert"}
+PACKED = {"opt", "opt, narrow words", "cohere", "granite", "phi3", "llama", "gpt_neox", "gpt_bigcode"}
+PACKED |= {"electra", "xlm-roberta"}
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
 @pytest.fixture
 def make(tiny_folder, tmp_path):
-    """name -> a folder with a small random model of that kind."""
+    """name -> a folder with a small random model of that kind, whose sizes are those of `MODELS` or the ones given."""
 
-    def save(name):
-        kind, sizes = MODELS[name]
+    def save(name, kind=None, sizes=None):
+        kind, sizes = (kind, sizes) if sizes else MODELS[name]
         tokenizer = AutoTokenizer.from_pretrained(tiny_folder("bert" if kind == "masked" else "gpt2"))
         tokenizer.save_pretrained(tmp_path)
         ends = {"pad_token_id": 0, **({} if kind == "masked" else {"bos_token_id": 0, "eos_token_id": 0})}
@@ -93,7 +131,32 @@ def test_scores_are_those_of_a_plain_forward(name, make, random_prompts):
     np.testing.assert_allclose(normalised(BEFORE.scores(backend, prompts)), expected, atol=1e-4)
     assert expected.std(0).max() > 0.01, "prompts that score alike would prove nothing"
     assert expected.std(1).max() > 0.01, "rows that score alike would prove nothing"
-    assert is_packed(backend) == (name not in NOT_PACKED)
+    assert is_packed(backend) == (name in PACKED)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, sizes) in MODELS.items() if "sliding_window" in sizes])
+def test_a_window_is_kept_to_though_no_row_of_the_check_is_as_long(name, make, random_prompts, monkeypatch):
+    """As of a model whose window of 4,096 tokens is longer than rows that are worth the time."""
+    monkeypatch.setattr(check, "LONG", (8,))
+    monkeypatch.setattr(check, "LONGEST", 1)
+    test_scores_are_those_of_a_plain_forward(name, make, random_prompts)
+
+
+XLNET = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 64}
+REFUSED = {
+    "xlnet": ("causal", XLNET, r"XLNetLMHeadModel is no causal LM here: what it says .* depends on later ones"),
+    "bert": ("causal", {**SIZES, "max_position_embeddings": 64}, "BertLMHeadModel is no causal LM here"),
+    "ibert": ("masked", {**SIZES, "max_position_embeddings": 66}, "IBertForMaskedLM is a kind of .* given embeddings"),
+    "xmod": ("masked", {**SIZES, "max_position_embeddings": 66}, "XmodForMaskedLM is a kind of .*language unknown"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_cannot_be_scored_with_is_refused_in_one_line(name, make):
+    kind, sizes, said = REFUSED[name]
+    with pytest.raises(BackendError, match=said) as refused:
+        LocalBackend(str(make(name, kind, sizes)[0]), kind=kind, precision="fp32", device=DEVICE)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["phi3", "llama"])

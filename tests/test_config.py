@@ -148,6 +148,13 @@ def test_a_faulty_override_is_quoted(tmp_path, override, message):
         ("objective.loss", "focal"),
         ("selection.by", "accuracy"),
         ("task", None),
+        ("seed", False),
+        ("budget.queries", True),
+        ("budget.patience", True),
+        ("prompt.alpha", True),
+        ("price.up", True),
+        ("evaluation.rows", True),
+        ("selection.n_best", False),
     ],
 )
 def test_an_impossible_value_is_one_line_that_names_key_and_value(key, value):

@@ -3,6 +3,8 @@ the device, budgets from free memory, fp32 that is fp32. A CPU runs all of it bu
 
 import json
 import logging
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from backends.local import backend as backend_module
-from backends.local import device, graphs, loading
+from backends.local import device, graphs, loading, unequal
 from backends.local.device import HeldSpace, budget_within, exact_products
 from backends.local.forward import Forward
 from backends.local.graphs import AFTER, MOST, Graphs, Recorded
@@ -267,3 +269,105 @@ def test_a_run_whose_memory_ran_out_goes_on_and_resumes(tiny_folder, tmp_path, m
     assert resumed[: len(part)] == part
     losses = [[e["losses"] for e in log if e["event"] == "generation"] for log in (whole, resumed)]
     np.testing.assert_allclose(*losses, atol=1e-4)
+
+
+GPU = torch.device("cuda")
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """What a GPU's driver would answer, so that a CPU comes to every branch on it; its numbers may be changed."""
+    answers = {"capability": (9, 0), "free": 80 * 10**9, "capturing": False, "let_go": 0, "peak": 3e6}
+    for name, answer in {
+        "is_available": lambda: True,
+        "get_device_capability": lambda device: answers["capability"],
+        "mem_get_info": lambda device: (answers["free"], 80 * 10**9),
+        "is_current_stream_capturing": lambda: answers["capturing"],
+        "max_memory_allocated": lambda device: answers["peak"],
+        "empty_cache": lambda: answers.update(let_go=answers["let_go"] + 1),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    return answers
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_auto_takes_the_gpu_and_bf16_from_ampere_on(capability, expected, driver):
+    driver["capability"] = capability
+    assert loading.resolve_device("auto") == loading.resolve_device("cuda") == GPU
+    assert loading.resolve_precision("auto", GPU) is loading.PRECISIONS[expected]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "has_one"),
+    [((9, 0), torch.bfloat16, True), ((9, 0), torch.float32, False), ((7, 5), torch.float16, False)],
+)
+def test_a_gpu_from_ampere_on_has_a_kernel_for_half_precision(capability, dtype, has_one, driver, monkeypatch):
+    driver["capability"] = capability
+    monkeypatch.setattr(unequal, "_of_torch", lambda: None)
+    monkeypatch.setattr(unequal, "_of_flash_attn", lambda: print)
+    words = SimpleNamespace(device=GPU, dtype=dtype)
+    assert (unequal.kernel_for(words) is print) == has_one
+
+
+def test_a_gpu_without_a_kernel_says_what_brings_one(driver, monkeypatch, caplog):
+    monkeypatch.setattr(unequal, "_of_torch", lambda: None)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with caplog.at_level(logging.WARNING):
+        assert unequal.kernel_for(SimpleNamespace(device=GPU, dtype=torch.bfloat16)) is None
+    assert "PyTorch 2.11 or later has one, and so has flash-attn" in caplog.text
+
+
+def test_the_budget_is_what_half_of_the_free_memory_has_room_for(driver, tiny_backend):
+    model = tiny_backend("bert").model
+    a_token = 4 * (8 * 32 + 4 * 64)
+    driver["free"] = 2 * 5000 * a_token
+    assert device.default_budget(model, GPU) == 4096
+    assert driver["let_go"] == 1, "what loading leaves behind is free, too"
+    assert device.default_budget(model, torch.device("mps")) == device.OTHER_TOKENS
+
+
+def test_a_space_stays_on_a_gpu_that_has_room_for_it(driver, space):
+    driver["free"] = space.matrix.nbytes * device.SHARE_OF_A
+    assert device.has_room_for(space, GPU)
+    driver["free"] -= 1
+    assert not device.has_room_for(space, GPU)
+
+
+def test_nothing_is_copied_from_the_host_into_a_graph(driver):
+    driver["capturing"] = True
+    with pytest.raises(RuntimeError, match="a CUDA graph would copy from memory of the host"):
+        device.on_device(np.zeros(3), GPU)
+
+
+def test_the_peak_is_that_of_all_gpus_that_hold_the_model(driver, tiny_backend, monkeypatch):
+    backend = tiny_backend("bert", device="cpu")
+    assert backend.peak_memory_mb() is None
+    monkeypatch.setattr(backend_module, "devices_of", lambda model: [torch.device("cuda:0"), torch.device("cuda:1")])
+    assert backend.peak_memory_mb() == 6.0
+
+
+def test_memory_that_runs_out_on_a_gpu_is_given_back(driver, tiny_backend, random_prompts):
+    backend, failed = tiny_backend("bert", device="cpu"), []
+    encoded = backend.encode(BEFORE.rows(), SENTIMENT)
+    expected = backend.label_scores(random_prompts(4, 5), encoded)
+
+    def once(*_):
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("CUDA error: out of memory")
+
+    backend.trunk.register_forward_pre_hook(once)
+    np.testing.assert_allclose(backend.label_scores(random_prompts(4, 5), encoded), expected, atol=1e-5)
+    assert driver["let_go"] == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_whose_norms_are_one_kernel_is_as_near(precision, tiny_backend, random_prompts, monkeypatch):
+    """The packed copy of a Llama as a GPU has it; the check at loading holds it to the plain forward pass."""
+    prompts = random_prompts(3, 5)
+    exact, usual = (normalised(BEFORE.scores(tiny_backend("llama", precision=p), prompts)) for p in ("fp32", precision))
+    monkeypatch.setattr("backends.local.packing.faster_modules", norms_in_one_kernel)
+    backend = tiny_backend("llama", precision=precision)
+    assert "_RMSNorm" in {type(module).__name__ for module in backend.trunk.modules()}
+    error = np.abs(normalised(BEFORE.scores(backend, prompts)) - exact).max()
+    assert error < max(1e-4, 2 * np.abs(usual - exact).max())

@@ -145,7 +145,7 @@ def test_a_prompt_is_judged_once():
     assert judge.verdicts(np.array([[23, 24]])) == first[1:]
     assert ledger.dev_queries == 2
     other = RememberingJudge(toy_scorer(HardToy(), [1.0, 2.0], ledger), TASK, ledger)
-    other.recall([np.array([[21, 22]])], first[:1])
+    other.remember([np.array([[21, 22]])], first[:1])
     assert other.verdicts(np.array([[21, 22]])) == first[:1]
     assert ledger.dev_queries == 2
 

@@ -228,7 +228,7 @@ def test_a_full_covariance_of_many_dimensions_is_refused_before_it_is_allocated(
     assert peak < 8 * d * d / 10
 
 
-@pytest.mark.parametrize("name", ["cma-separable", "random", "zeroth-order"])
+@pytest.mark.parametrize("name", ["cma-separable", "kernel-surrogate", "random", "zeroth-order"])
 def test_memory_grows_with_d_not_with_its_square(name):
     make_optimizer(name, Settings(intrinsic_dim=10))  # whatever is imported
     peaks = {}
@@ -239,3 +239,18 @@ def test_memory_grows_with_d_not_with_its_square(name):
         tracemalloc.stop()
     assert peaks[20_000] < 5 * peaks[5_000]
     assert peaks[20_000] < 20 * 8 * POPULATION * 20_000
+
+
+def test_standard_deviations_are_held_within_bounds_as_pycma_holds_them():
+    import cma
+
+    settings = Settings(intrinsic_dim=6, population_size=8, sigma0=2.0, bounds=(-1.0, 1.0))
+    ours = make_optimizer("cma-separable", settings)
+    theirs = cma.CMAEvolutionStrategy(np.zeros(6), 2.0, type(ours).options(settings))
+    for _ in range(30):
+        latents = ours.ask()
+        np.testing.assert_array_equal(latents, theirs.ask())
+        losses = -(latents**2).sum(axis=1)  # away from the middle, so that the spread grows until it is held
+        ours.tell(latents, losses)
+        theirs.tell(list(latents), losses.tolist())
+    np.testing.assert_array_equal(ours.mean, theirs.gp.pheno(theirs.mean, into_bounds=theirs.boundary_handler.repair))

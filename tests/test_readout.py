@@ -2,6 +2,7 @@
 and a run that finds more than its label words tell."""
 
 import json
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -190,3 +191,28 @@ def test_the_manual_prompt_may_be_read_from_many_words(tmp_path):
     assert made.result["test"]["tuned"]["accuracy"] == 1.0
     assert made.result["cost"]["dev_queries"] == 3
     assert Predictor(made.folder).predict(["red"])[0]["label"] == "no"
+
+
+def test_a_prompt_that_gradients_have_tuned_may_be_read_from_many_words(tmp_path):
+    tree = settings(tmp_path, method={"name": "prompt-tuning", "n_words": 128, "steps": 2})
+    sport, money = ("team", "game", "coach", "season", "goal", "match"), ("shares", "market", "profit", "bank", "oil")
+    for part, verb in (("train", "beat"), ("test", "lost")):
+        rows = [
+            {"text": f"The {a} and the {b} {verb}.", "label": k}
+            for k, topic in enumerate((sport, money))
+            for a, b in permutations(topic, 2)
+        ]
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tree["task"] |= {"template": "{prompt} {text} It was {mask} .", "label_words": ["very", "quite"]}
+    tree["data"] |= {"k": 10}
+    tree["model"] = {"name": "minilm-mlm", "options": {"precision": "fp32"}}
+    tree["prompt"] = {"n_prompt_tokens": 2}
+    tree = {key: value for key, value in tree.items() if key not in ("optimizer", "budget")}
+    made = run(make_config(tree), tmp_path / "runs")
+    prompt = SoftPrompt.load(made.folder)
+    assert made.result["selected"]["who"].endswith(" words")
+    assert made.result["test"]["tuned"]["accuracy"] > made.result["test"]["untuned"]["accuracy"] + 0.1
+    assert prompt.weights.shape == (2, 2 + len(prompt.words))
+    assert made.result["n_parameters"] == prompt.embeddings.size + prompt.weights.size
+    answers = Predictor(made.folder).predict(["The coach and the team lost.", "The oil market lost."])
+    assert [one["label"] for one in answers] == ["very", "quite"]

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -286,3 +288,51 @@ def test_peak_memory_is_the_device_s_where_the_backend_tells_it(tmp_path):
     result = tune(toy_config(), ToyBackend()).result
     assert result["peak_memory_mb"] > 50
     assert result["peak_memory_of"] == "process"
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+    """A disk on which nothing arrives before the event is set; the list grows with what has."""
+    arrives, there, sync = threading.Event(), [], os.fsync
+
+    def wait(file):
+        arrives.wait(10)
+        sync(file)
+        there.append(file)
+
+    monkeypatch.setattr(os, "fsync", wait)
+    return arrives, there
+
+
+def test_an_event_is_in_the_file_at_once_and_on_disk_before_the_next(tmp_path, slow_disk):
+    arrives, there = slow_disk
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append({"event": "start"})
+    assert EventLog(log.path).events == [{"event": "start"}]
+    assert not there
+    later = threading.Timer(0.2, arrives.set)
+    later.start()
+    log.append({"event": "dev"})
+    assert len(there) >= 1, "the next one waits for it"
+    log.settle()
+    assert len(there) == 2
+
+
+def test_a_folder_is_closed_when_its_log_is_on_disk(tmp_path, slow_disk):
+    arrives, there = slow_disk
+    with RunFolder.create(tmp_path, "name", "seed: 0\n") as folder:
+        folder.log.append({"event": "start"})
+        threading.Timer(0.2, arrives.set).start()
+    assert len(there) == 1
+
+
+def test_a_disk_that_fails_later_is_named_before_anything_else_is_written(tmp_path, monkeypatch):
+    def fail(file):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append({"event": "start"})
+    with pytest.raises(OSError, match=r"cannot write to .*events\.jsonl: .*Input/output error.*bbt resume"):
+        log.append({"event": "dev"})
+    assert [event["event"] for event in EventLog(log.path).events] == ["start"]

@@ -164,3 +164,22 @@ def test_a_run_whose_config_was_edited_is_not_gone_on_with(section, value, said,
     (folder / "config.yaml").write_text(yaml.safe_dump(tree))
     with pytest.raises(RunError, match=said):
         resume(folder)
+
+
+def test_a_portfolio_keeps_the_plan_of_the_budget_that_it_began_with(tmp_path):
+    """NGOpt chooses its algorithm by the budget; extended, it goes on with that one, however often it was stopped."""
+    toy = {
+        "model": {"backend": "toy:ToyBackend", "name": "toy"},
+        "optimizer": {"name": "NGOpt", "population_size": 5},
+        "prompt": {"n_screened": 1, "intrinsic_dim": 8},
+        "evaluation": {"rows": 8},
+    }
+    at_once = run(make_config({**toy, "name": "a", "budget": {"queries": 60, "dev_every": 30}}), tmp_path).folder
+    stopped = shutil.copytree(at_once, tmp_path / "b")
+    resume(at_once, queries=120)
+    resume(stopped, queries=120)
+    events = (stopped / "events.jsonl").read_text().splitlines(keepends=True)
+    (stopped / "events.jsonl").write_text("".join(events[:-6]))
+    resume(stopped)
+    assert facts(stopped) == facts(at_once)
+    assert facts(at_once)[3]["train_queries"] == 120

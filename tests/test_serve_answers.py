@@ -13,6 +13,7 @@ from tiny_models import ENCODER_DECODER
 
 import backends.transport
 from backends.http import HttpBackend
+from backends.local import LocalBackend
 from backends.serve.keys import Keys, Quota
 from backends.wire import MEDIA_TYPE, pack, unpack
 from bbt.api import run
@@ -131,28 +132,17 @@ def texts(ask, **decoding):
     return ask("texts", json={**body, "decoding": {**DECODING, **decoding}})
 
 
-class Stepping:
+class Stepping(LocalBackend):
     """A local backend that waits for a sign before it writes on some rows."""
 
     def __init__(self, local):
-        self._local, self.go, self.asked = local, threading.Semaphore(0), []
-
-    def __getattr__(self, name):
-        return getattr(self._local, name)
-
-    def encode_pairs(self, rows):
-        return self._local.encode_pairs(rows)
-
-    def target_log_likelihoods(self, prompts, encoded):
-        return self._local.target_log_likelihoods(prompts, encoded)
-
-    def encode_contexts(self, rows, max_new_tokens):
-        return self._local.encode_contexts(rows, max_new_tokens)
+        self.__dict__.update(local.__dict__)
+        self.go, self.asked = threading.Semaphore(0), []
 
     def generate(self, prompt, encoded, decoding):
         self.asked.append(encoded.n_examples)
         assert self.go.acquire(timeout=30)
-        return self._local.generate(prompt, encoded, decoding)
+        return super().generate(prompt, encoded, decoding)
 
 
 def test_who_goes_away_ends_the_writing_that_is_under_way(local, monkeypatch):

@@ -117,6 +117,11 @@ def test_a_task_that_cannot_be_is_refused(words, metrics, message):
         Task("t", Template("{text} {mask}"), ("x", "y"), words, metrics)
 
 
+def test_labels_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match=r"task t: label names repeat: \['x', 'x'\]"):
+        Task("t", Template("{text} {mask}"), ("x", "x"), ("a", "b"))
+
+
 def test_rows_and_labels_keep_the_order_of_the_examples():
     task = builtin_task("rte", "masked")
     examples = [Example("a", 1, "b"), Example("c", 0, "d")]

@@ -1,12 +1,14 @@
 """Text-only endpoints against a real HTTP server, and what is made of their answers."""
 
+import json
+
 import numpy as np
 import pytest
 from toy import shared_config
 
 from backends.openai import TextBackend
 from backends.openai.labels import label_log_probs, votes
-from bbt.api import tune
+from bbt.api import resume, run, tune
 from bbt.backend import HardBackend
 from bbt.errors import BackendError, ConfigError, EndpointError, LabelWordError
 from bbt.scoring.losses import log_softmax
@@ -263,6 +265,56 @@ def test_a_label_word_that_was_listed_once_may_be_missing_later(serve, client):
     peer.hidden = ("positive",)
     scores = remote.hard_scores(two, rows)
     assert (scores[:, :, 2] <= scores.min(axis=-1)).all()
+
+
+@pytest.fixture
+def searched(serve, tiny_folder):
+    """peer, queries -> the config of a search over words that asks the peer for log-probabilities."""
+
+    def make(peer, queries=16):
+        options = {"url": peer.url, "vocabulary": str(tiny_folder("gpt2")), "top_logprobs": 500, "retries": 0}
+        return shared_config(
+            {
+                "task": {"name": "sst2", "label_words": ["bad", "great"]},
+                "data": {"k": 2},
+                "model": {"backend": "text-api", "name": "peer", "options": options},
+                "method": {"name": "token-search"},
+                "prompt": {"n_prompt_tokens": 2},
+                "optimizer": {"population_size": 4},
+                "budget": {"queries": queries, "dev_every": 4},
+                "selection": {"baselines": False},
+                "evaluation": {"rows": 2, "references": False},
+            }
+        )
+
+    return make
+
+
+def test_a_resumed_search_knows_which_label_words_were_listed(serve, searched, tmp_path):
+    peer = serve("llama", max_length=600)
+    folder = run(searched(peer), tmp_path).folder
+    cut_after(folder, "generation", 2)
+    peer.hidden = ("great",)  # from now on, as a word may be missing for a while
+    resumed = resume(folder)
+    assert resumed.result["cost"]["train_queries"] > 8
+
+
+def test_a_resumed_search_still_ends_where_a_label_word_was_never_listed(serve, searched, tmp_path):
+    """The start of a run alone proves nothing of label words."""
+    peer = serve("llama", max_length=600)
+    folder = run(searched(peer), tmp_path).folder
+    cut_after(folder, "start", 1)
+    peer.hidden = ("great",)
+    with pytest.raises(EndpointError, match="label word 'great' never among the most likely"):
+        resume(folder)
+
+
+def cut_after(folder, kind, n):
+    """A run folder as a power cut leaves it after so many events of a kind."""
+    events = (folder / "events.jsonl").read_text().splitlines(keepends=True)
+    last = [i for i, event in enumerate(events) if json.loads(event)["event"] == kind][n - 1]
+    (folder / "events.jsonl").write_text("".join(events[: last + 1]))
+    (folder / "result.json").unlink()
 
 
 def test_label_words_of_several_tokens_are_refused_where_tokens_are_listed(serve, client):

@@ -311,3 +311,37 @@ def test_progress_is_told_after_each_generation():
     tuner.run()
     assert [queries for queries, _ in seen] == [6, 12, 18, 24, 30]
     assert [loss for _, loss in seen] == [min(event["losses"]) for event in tuner.log.of("generation")]
+
+
+class CountedSpace(PromptSpace):
+    """A prompt space that counts the products with A."""
+
+    made = 0
+
+    def prompts(self, latents):
+        CountedSpace.made += 1
+        return super().prompts(latents)
+
+
+class Holding(ToyBackend):
+    """A backend that holds the prompt space, to which z travels."""
+
+    def latent_scores(self, latents, space, encoded):
+        return self.label_scores(PromptSpace.prompts(space, latents), encoded)
+
+
+def test_where_z_travels_prompts_are_made_for_a_better_candidate_alone():
+    CountedSpace.made = 0
+    tuner = make_tuner(Holding(), space=CountedSpace(SPACE.p0, SPACE.matrix), budgets=(240,), optimizer="random")
+    best, n_better = tuner.run(), 0
+    first = make_tuner(budgets=(240,), optimizer="random")
+    expected = first.run()
+    np.testing.assert_array_equal(best.prompt, expected.prompt)
+    assert [event["losses"] for event in tuner.log.of("dev")] == [event["losses"] for event in first.log.of("dev")]
+    lowest = (-1.0, -np.inf)
+    for event in tuner.log.of("dev"):
+        judged = [(m, -loss) for m, loss in zip(event["metrics"], event["losses"], strict=True)]
+        if event["names"][0] != "manual":
+            n_better += max(judged) > lowest
+        lowest = max(lowest, *(judged[1:] if event["names"][0] == "manual" else judged))
+    assert CountedSpace.made == n_better < len(tuner.log.of("dev"))

@@ -1,7 +1,7 @@
 """A `LocalBackend` puts whole populations through the forward pass of a `transformers` model."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from backends.local.plain import plain_text
 from backends.local.precision import settled
 from backends.local.rows import LocalContexts, LocalPairs, LocalRows, clipped_std
 from backends.local.source import Kind
+from backends.local.spread import DeviceMap, check_device_map, devices_of
 from backends.local.targets import TargetEvaluator
 from bbt.backend import Decoding, Features, ModelInfo, PlainText, Row
 from bbt.errors import BackendError
@@ -46,6 +47,10 @@ class LocalBackend:
         token_budget: the most tokens of one micro-batch, which bounds the memory of an evaluation (none: as many as
             stay in a CPU's caches, or keep a GPU busy and fit into its free memory: `default_budget`). It is halved for
             good when memory runs out.
+        device_map: how a model that is too large for one GPU is spread over several, as in transformers: auto,
+            balanced, balanced_low_0, sequential, or a device for each module. What has no room there is kept in the
+            host's memory or on disk, and fetched for each micro-batch. It is given in place of `device`, and goes
+            without CUDA graphs, without gradients, and without the trial of `precision: auto`.
         at_once: the most candidates that are scored together (none: all of a call). In float32 a candidate's last bits
             may depend on those beside it; with this they depend on the share that it falls in, and are those of
             `backend: ray` with the same `at_once`.
@@ -64,9 +69,12 @@ class LocalBackend:
         revision: str | None = None,
         token_budget: int | None = None,
         at_once: int | None = None,
+        device_map: DeviceMap | None = None,
     ) -> None:
+        if device_map is not None:
+            check_device_map(device_map, device)
         where = resolve_device(device)
-        source = Source(model, kind, where, revision, token_budget)
+        source = Source(model, kind, where, revision, token_budget, device_map)
         found = settled(source, resolve_precision(precision, where), on_trial=precision == "auto")
         self._frozen, self._embedding_std = found.model, found.embedding_std
         self._evaluator, self._words = self._frozen.evaluator, self._frozen.words
@@ -79,9 +87,10 @@ class LocalBackend:
         return self._evaluator.token_budget
 
     def peak_memory_mb(self) -> float | None:
-        """The most MB of the GPU that this process has held at a time; None on a CPU."""
-        device = self._frozen.source.device
-        return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+        """The most MB of the GPU, or of all that hold the model, that this process has held at a time; None on a
+        CPU."""
+        gpus = [device for device in devices_of(self.model) if device.type == "cuda"]
+        return sum(map(torch.cuda.max_memory_allocated, gpus)) / 1e6 if gpus else None
 
     @property
     def model(self) -> Any:
@@ -125,7 +134,7 @@ class LocalBackend:
             max_length=self._frozen.max_length,
             embedding_std=float(np.float32(self._embedding_std)),
             fingerprint=self._frozen.fingerprint,
-            device=str(self._frozen.source.device),
+            device=str(self._frozen.device),
             precision=str(self._words.dtype).removeprefix("torch."),
         )
 
@@ -150,7 +159,7 @@ class LocalBackend:
         the prompts.
         """
         self._check(space.p0, encoded)
-        held, device = self._space, self._frozen.source.device
+        held, device = self._space, self._frozen.device
         if held is None or held.space is not space:
             held = self._space = HeldSpace(space, device) if has_room_for(space, device) else None
         if held is None or not len(latents):
@@ -196,7 +205,8 @@ class LocalBackend:
         """The rows' last hidden states, of an encoder-decoder its encoder's; see `FeatureBackend.features`."""
         encodes = self._frozen.kind == "encoder-decoder"
         trunk = self.model.get_encoder() if encodes else self.model.base_model
-        states = hidden_states(trunk, encoded.ids, self.token_budget)
+        with self._turn:
+            states = hidden_states(trunk, encoded.ids, self.token_budget)
         return [Features(s.numpy(), row.read) for s, row in zip(states, encoded.rows, strict=True)]
 
     def token_log_likelihoods(self, encoded: LocalRows) -> list[NDArray[np.float32]]:
@@ -210,13 +220,15 @@ class LocalBackend:
                 f"{self.info.architecture} gives no likelihoods of what its encoder reads: take another kind of model."
             )
         if self._frozen.kind == "causal":
-            return [causal_log_likelihoods(self.model, ids).numpy() for ids in encoded.ids]
+            with self._turn:
+                return [causal_log_likelihoods(self.model, ids).numpy() for ids in encoded.ids]
         mask = self._frozen.tokenizer.mask_token_id
         places = [self._frozen.row_tokenizer.ordinary_places(row) for row in encoded.rows]
-        return [
-            masked_log_likelihoods(self.model, ids, at, mask).numpy()
-            for ids, at in zip(encoded.ids, places, strict=True)
-        ]
+        with self._turn:
+            return [
+                masked_log_likelihoods(self.model, ids, at, mask).numpy()
+                for ids, at in zip(encoded.ids, places, strict=True)
+            ]
 
     def encode_pairs(self, rows: Sequence[Row]) -> LocalPairs:
         """Tokenise rows that end in targets; see `TargetBackend.encode_pairs`."""
@@ -253,7 +265,8 @@ class LocalBackend:
             )
         vectors = self._evaluator.tensor(prompt)[0]
         parts = (self.model, self._frozen.tokenizer, self._words, encoded.rows, vectors)
-        return generated(*parts, decoding, self.token_budget)
+        with self._turn:
+            return generated(*parts, decoding, self.token_budget)
 
     def hard_scores(self, token_ids: TokenIds, encoded: LocalRows) -> Scores:
         """The logits (n, B, K) under prompts of tokens (n, T): those of the tokens' word embeddings."""
@@ -293,11 +306,22 @@ class LocalBackend:
         return ordinary_ids(self._frozen.tokenizer, len(self._words))
 
     def trainable(self) -> TrainableModel:
-        """Load the model once more, with fp32 weights and gradients; see `GradientBackend.trainable`."""
+        """Load the model once more, with fp32 weights and gradients; see `GradientBackend.trainable`.
+
+        Raises:
+            BackendError: the model is spread over several devices.
+        """
         source = self._frozen.source
+        if source.device_map is not None:
+            raise BackendError("gradients need the model on one device: leave device_map out, or use another method.")
         model = load(source.name, source.kind, source.device, torch.float32, source.revision).model
         made = TrainableEncoderDecoder if self._frozen.kind == "encoder-decoder" else TrainableModel
         return made(model, self._frozen)
+
+    @property
+    def _turn(self) -> AbstractContextManager[Any]:
+        """What a call of the model itself waits for, where one thread at a time may make it."""
+        return self._evaluator.forward.structure.turn
 
     def _scores(self, prompts: DeepPrompts, encoded: LocalRows) -> Scores:
         if not len(prompts):

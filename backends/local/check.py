@@ -6,6 +6,7 @@ it. Rows are of several lengths, up to as long as is worth the time.
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from backends.local.encoding import TokenRow, prompt_id
-from backends.local.evaluation import Evaluator
+from backends.local.evaluation import Evaluator, is_out_of_memory
 from backends.local.forward import Forward
 from backends.local.head import Head
-from backends.local.packing import packed_trunk
+from backends.local.packing import packed_trunk, require_plain_masks
 from backends.local.rows import LocalRows
 from backends.local.structure import Structure, structure_of, word_embeddings
 from backends.local.unequal import kernel_for
@@ -31,6 +32,8 @@ SHORT, LONG = (3, 5), (64,)
 """Lengths in tokens of the rows that are scored under two prompts, and of those scored under one."""
 LONGEST = 1e9
 """Weights of the trunk times tokens of one more long row: a twentieth of a second on one core in fp32."""
+LONGEST_ROW = 2048
+"""The most tokens of that row, whose attention may take memory by their square."""
 N_PROMPT_TOKENS, N_LABELS = 2, 32
 
 
@@ -52,10 +55,13 @@ def checked_evaluator(model: Any, kind: str, max_length: int, token_budget: int)
     Raises:
         BackendError: none does, or the model is of a kind that cannot be scored with.
     """
-    structure, words = structure_of(model), word_embeddings(model)
-    label_ids = torch.arange(min(N_LABELS, len(words)), device=words.device)
-    cases = list(_cases(model, structure, kind, max_length, words, label_ids))
-    for forward, head in _ways(model, structure, words):
+    with _cannot_score_with(model):
+        structure, words = structure_of(model), word_embeddings(model)
+        label_ids = torch.arange(min(N_LABELS, len(words)), device=words.device)
+        if kind == "causal":
+            _require_causal(model, words, label_ids)
+        cases = list(_cases(model, structure, kind, max_length, words, label_ids))
+    for forward, head in _ways(model, structure, words, max_length):
         evaluator = Evaluator(forward, head, words, token_budget)
         if all(_agrees(evaluator, case, label_ids, kind) for case in cases):
             return evaluator
@@ -67,7 +73,46 @@ def checked_evaluator(model: Any, kind: str, max_length: int, token_budget: int)
     )
 
 
-def _ways(model: Any, structure: Structure, words: Tensor) -> Iterator[tuple[Forward, Head]]:
+@contextmanager
+def _cannot_score_with(model: Any) -> Iterator[None]:
+    """A context for plain forward passes of embeddings, which some architectures do not take.
+
+    Raises:
+        BackendError: in place of whatever such an architecture raises.
+    """
+    try:
+        yield
+    except BackendError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise BackendError(
+            f"{type(model).__name__} is a kind of model that bbt cannot score with: a forward pass of transformers "
+            f"that is given embeddings in the place of tokens fails ({type(error).__name__}: {reason})."
+        ) from error
+
+
+@torch.inference_mode()
+def _require_causal(model: Any, words: Tensor, label_ids: Tensor) -> None:
+    """Check that no token's logits depend on the tokens after it.
+
+    Raises:
+        BackendError: they do, as those of a BERT that was saved as a decoder without `is_decoder`, or of XLNet.
+    """
+    ids = torch.arange(6, device=words.device).repeat(2, 1)
+    ids[1, -1] += 1
+    first, second = model(inputs_embeds=words[ids % len(words)]).logits[:, :-1, label_ids].float()
+    if bool((first - second).abs().max() > TOLERANCES[words.dtype] * first.std()):
+        raise BackendError(
+            f"{type(model).__name__} is no causal LM here: what it says after a token depends on later ones. Take a "
+            "causal LM, leave the backend's option kind out, or, if it was trained to read from the left, put "
+            "is_decoder: true into its config.json."
+        )
+
+
+def _ways(model: Any, structure: Structure, words: Tensor, max_length: int) -> Iterator[tuple[Forward, Head]]:
     """Yield the ways to evaluate the model, from the fastest to the simplest."""
     decoder, kernel = model.get_output_embeddings(), kernel_for(words)
     has_rows = isinstance(decoder, nn.Linear) and decoder.out_features >= len(words)
@@ -76,6 +121,7 @@ def _ways(model: Any, structure: Structure, words: Tensor) -> Iterator[tuple[For
         for cut_last in (True, False):
             try:
                 packed = packed_trunk(structure, words, cut_last)
+                require_plain_masks(packed, words, max_length)
             except Exception as error:  # an unknown architecture may raise anything
                 logger.info("%s cannot be packed: %s", type(model).__name__, error)
                 continue
@@ -90,7 +136,7 @@ def _cases(
 ) -> Iterator[Case]:
     """Yield cases with rows of random tokens, short ones and long ones."""
     n_weights = sum(weight.numel() for weight in structure.trunk.parameters()) - words.numel()
-    longest = max(*LONG, int(LONGEST / max(1, n_weights)))
+    longest = max(*LONG, min(LONGEST_ROW, int(LONGEST / max(1, n_weights))))
     vectors = words[torch.tensor([[7, 11], [13, 17]], device=words.device) % len(words)].float()
     for lengths, prompts in ((SHORT, vectors), ((*LONG, longest), vectors[:1])):
         rows = [_row(length, kind, len(words)) for length in sorted({min(length, max_length) for length in lengths})]
@@ -125,6 +171,8 @@ def _agrees(evaluator: Evaluator, case: Case, label_ids: Tensor, kind: str) -> b
     try:
         rows = LocalRows(case.rows, label_ids, evaluator.head.of(label_ids), N_PROMPT_TOKENS, n_prefix)
         scores = evaluator.label_scores(case.vectors[:, None].cpu().numpy(), rows)
+    except BackendError:  # memory has run out, which says nothing of the architecture
+        raise
     except Exception as error:  # as in `_ways`, an unknown architecture may raise anything
         logger.info("%s: %s", type(evaluator.forward.structure.trunk).__name__, error)
         return False

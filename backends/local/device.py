@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from backends.local.spread import devices_of
 from backends.local.structure import word_embeddings
 from bbt.spaces.soft import PromptSpace
 
@@ -40,11 +41,12 @@ def on_device(array: NDArray[Any], device: torch.device) -> Tensor:
 def default_budget(model: Any, device: torch.device) -> int:
     """The tokens of a micro-batch for a model on a device: on a GPU as many as half of its free memory has room for by
     a rough count (eight hidden states and four of the widest layer's a token), as a power of two, so that a little
-    memory more or less changes nothing."""
+    memory more or less changes nothing; of several GPUs the fullest counts."""
     if device.type != "cuda":
         return CPU_TOKENS if device.type == "cpu" else OTHER_TOKENS
-    free, _ = torch.cuda.mem_get_info(device)
-    return budget_within(free // 2, model)
+    torch.cuda.empty_cache()  # what loading has left behind is free as well
+    gpus = [one for one in devices_of(model) if one.type == "cuda"] or [device]
+    return budget_within(min(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) // 2, model)
 
 
 def budget_within(n_bytes: int, model: Any) -> int:

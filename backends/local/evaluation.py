@@ -1,9 +1,7 @@
 """An evaluator puts populations through a frozen model: they are cut into micro-batches, embedded and scored."""
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,6 +18,7 @@ from backends.local.graphs import Graphs
 from backends.local.head import Head
 from backends.local.plans import KEPT_TOKENS, Plan, kept, planned
 from backends.local.rows import KEPT_BYTES, LaidRows, LocalRows, Planned, Shared, differing, lowest_difference
+from backends.local.spread import weight_of
 from bbt.errors import BackendError
 from bbt.types import DeepPrompts, Latents, Scores
 
@@ -31,17 +30,16 @@ T = TypeVar("T")
 class Evaluator:
     """A scorer of whole populations, in micro-batches of at most `token_budget` tokens.
 
-    Safe to be called from several threads: what belongs to a call travels in its arguments. Models that keep the
-    frequencies of the last batch are called by one thread at a time.
+    Safe to be called from several threads: what belongs to a call travels in its arguments. Models that keep
+    something of a call in their modules are called by one thread at a time.
     """
 
     def __init__(self, forward: Forward, head: Head, words: Tensor, token_budget: int) -> None:
         self.forward, self.head, self.words, self.token_budget = forward, head, words, token_budget
         self._one_length = forward.packed is None or forward.structure.depends_on_length
-        self._turn: AbstractContextManager[Any] = (
-            threading.Lock() if forward.structure.depends_on_length else nullcontext()
-        )
-        self.graphs = Graphs() if words.device.type == "cuda" and not self._one_length else None
+        self._turn = forward.structure.turn
+        records = words.device.type == "cuda" and not (self._one_length or forward.structure.is_spread)
+        self.graphs = Graphs() if records else None
 
     @property
     def trunk(self) -> nn.Module:
@@ -226,7 +224,7 @@ class Evaluator:
             assert call.reached is not None, "a forward pass goes through all layers"
             if states is None:
                 states = call.reached.new_empty(rows.n_tokens, call.reached.shape[-1])
-            states[plan.source] = call.reached
+            states[plan.source.to(states.device)] = call.reached
         assert states is not None, "there are rows"
         return states
 
@@ -236,7 +234,7 @@ class Evaluator:
         who, which = plan.who, plan.which
         call = Pass(plan.layout.groups, plan.positions, plan.read, plan.places, plan.lines)
         if below:
-            call.first, call.states = below.layer, below.states[plan.source]
+            call.first, call.states = below.layer, below.states[plan.source.to(below.states.device)]
         for layer in range(max(1, call.first), vectors.shape[1]):
             call.offsets[layer] = vectors[who, layer, which]
         embeddings = self.words[plan.ids]
@@ -253,7 +251,11 @@ class Evaluator:
     def _after_layernorm(self, offset: Tensor) -> Tensor:
         """What stands after the embedding LayerNorm, (M, E), as it is where the first layer begins, (M, H)."""
         projection = self.forward.structure.projection
-        return offset if projection is None else functional.linear(offset, projection.weight.float())
+        if projection is None:
+            return offset
+        weight = weight_of(projection, offset)
+        assert weight is not None, "a projection has a weight"
+        return functional.linear(offset, weight.to(offset.device, torch.float32))
 
 
 def blocks(vectors: Tensor, rows: LaidRows, budget: int) -> tuple[Tensor, ...]:

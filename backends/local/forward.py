@@ -59,7 +59,8 @@ class Pass:
             self.reached = hidden.flatten(0, 1)
         elif self.computes(layer) and layer in self.offsets:
             hidden = hidden.contiguous()
-            hidden.view(-1, hidden.shape[-1]).index_add_(0, self.places, self.offsets[layer].to(hidden.dtype))
+            offsets = self.offsets[layer].to(hidden.device, hidden.dtype)
+            hidden.view(-1, hidden.shape[-1]).index_add_(0, self.places.to(hidden.device), offsets)
         return hidden
 
     def computes(self, layer: int) -> bool:
@@ -140,14 +141,14 @@ class LastLayer(Layer):
         output = self.layer(_at(hidden, call), *(_at(value, call) for value in args), packed=attending, **some)
         found = output[0] if isinstance(output, tuple) else output
         full = found.new_zeros(1, call.n_tokens, found.shape[-1])
-        full[:, call.read] = found
+        full[:, call.read.to(found.device)] = found
         return self.given_back(full)
 
 
 def _at(value: Any, call: Pass) -> Any:
     """The tokens that are read, out of anything (1, P, ...)."""
     if isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == call.n_tokens:
-        return value[:, call.read]
+        return value[:, call.read.to(value.device)]
     return tuple(_at(item, call) for item in value) if isinstance(value, tuple) else value
 
 
@@ -163,14 +164,15 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self, embeddings: Tensor, call: Pass) -> Tensor:
-        """Compute the last hidden states (S, H) that are read, from embeddings (P, E)."""
+        """Compute the last hidden states (S, H) that are read, on the device of the embeddings (P, E)."""
         if self.packed is not None:
             positions = call.positions[None] + self._first_position
             output = self.packed(inputs_embeds=embeddings[None], position_ids=positions, packed=call)
         else:
             (group,) = call.groups
             output = self._apart(call)(inputs_embeds=embeddings.view(-1, group.length, embeddings.shape[-1]))
-        return cast(Tensor, output.last_hidden_state.flatten(0, 1)[call.read])
+        states = output.last_hidden_state.flatten(0, 1)
+        return cast(Tensor, states[call.read.to(states.device)].to(embeddings.device))
 
     def _apart(self, call: Pass) -> nn.Module:
         """The trunk, with layers made for this pass where it changes what enters them."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from backends.local.evaluation import Evaluator
 from backends.local.loading import load
 from backends.local.rows import LocalContexts, LocalPairs, LocalRows, common_prefix
 from backends.local.source import Kind, position_limit
+from backends.local.spread import DeviceMap
 from backends.local.structure import first_position
 from backends.local.targets import TargetEvaluator, checked_target_evaluator
 from bbt.backend import Row, check_anchor
@@ -36,6 +38,8 @@ class Source:
     """The revision on the hub (none: the latest)."""
     token_budget: int | None = None
     """The most tokens of one micro-batch (none: what suits the device, and on a GPU its free memory)."""
+    device_map: DeviceMap | None = None
+    """How the model is spread over several devices (none: it is on `device`)."""
 
 
 class FrozenModel:
@@ -47,17 +51,25 @@ class FrozenModel:
 
     def __init__(self, source: Source, dtype: torch.dtype) -> None:
         self.source = source
-        loaded = load(source.name, source.kind, source.device, dtype, source.revision)
+        loaded = load(source.name, source.kind, source.device, dtype, source.revision, source.device_map)
         self.model, self.tokenizer, self.kind, self.fingerprint = loaded
+        if self.model.get_input_embeddings().weight.is_meta:
+            raise BackendError("device_map puts the word embeddings where nothing computes: give them a device.")
         parts = self.model.config, self.model.generation_config if self.model.can_generate() else None
         self.row_tokenizer = row_tokenizer(self.kind, self.tokenizer, self.max_length, *parts)
-        budget = source.token_budget or default_budget(self.model, source.device)
+        budget = source.token_budget or default_budget(self.model, self.device)
         self.evaluator: Evaluator
         if isinstance(self.row_tokenizer, AnswerTokenizer):
             frame = self.row_tokenizer.frame
             self.evaluator = checked_encoder_decoder(self.model, frame, self.max_length, budget)
         else:
             self.evaluator = checked_evaluator(self.model, self.kind, self.max_length, budget)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes; where the model is spread, the one of its word embeddings."""
+        spread = self.source.device_map is not None
+        return cast(torch.device, self.model.get_input_embeddings().weight.device) if spread else self.source.device
 
     @property
     def words(self) -> Tensor:

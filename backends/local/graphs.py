@@ -101,7 +101,8 @@ def recorded(rows: Any, vectors: Tensor, compute: Compute, memory: Any) -> Recor
     Raises:
         RuntimeError: it waits for the host somewhere, or there is no memory for it.
     """
-    with torch.cuda.device(vectors.device):
+    # The outer stream is the one that is current: a recording that fails leaves its own behind.
+    with torch.cuda.device(vectors.device), torch.cuda.stream(torch.cuda.current_stream(vectors.device)):
         pool, aside = memory = memory or (torch.cuda.graph_pool_handle(), torch.cuda.Stream())  # type: ignore[no-untyped-call]
         given, reads = vectors.clone(), (list(rows.plans.values()), compute)
         aside.wait_stream(torch.cuda.current_stream())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from backends.local.spread import weight_of
 from backends.local.structure import Structure, replaced
 
 ROWS_AT_ONCE = 16384
@@ -83,12 +84,17 @@ class _LabelRows(nn.Module):
 
     def __init__(self, decoder: Any, ids: Tensor) -> None:
         super().__init__()
-        self._decoder, self._ids = decoder, ids
+        weight, bias = (weight_of(decoder, ids, name) for name in ("weight", "bias"))
+        self._weight, self._bias = _rows(weight, ids), None if bias is None else _rows(bias, ids)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        weight, bias = self._decoder.weight[self._ids].float(), self._decoder.bias
         with torch.autocast(hidden.device.type, enabled=False):
-            return functional.linear(hidden.float(), weight, None if bias is None else bias[self._ids].float())
+            return functional.linear(hidden.to(self._weight), self._weight, self._bias)
+
+
+def _rows(weight: Any, ids: Tensor) -> Tensor:
+    """The rows of a weight for some tokens, in fp32."""
+    return cast(Tensor, weight[ids.to(weight.device)].float())
 
 
 class _AllRows(nn.Module):
@@ -100,10 +106,11 @@ class _AllRows(nn.Module):
         self._decoder = decoder
 
     def forward(self, hidden: Tensor) -> Tensor:
-        bias = self._decoder.bias
+        weight, bias = cast(Tensor, weight_of(self._decoder, hidden)), weight_of(self._decoder, hidden, "bias")
+        hidden = hidden.to(weight.device, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            parts = self._decoder.weight.split(ROWS_AT_ONCE)
-            logits = torch.cat([functional.linear(hidden.float(), rows.float()) for rows in parts], dim=-1)
+            parts = torch.split(weight, ROWS_AT_ONCE)
+            logits = torch.cat([functional.linear(hidden, rows.float()) for rows in parts], dim=-1)
             return logits if bias is None else logits + bias.float()
 
 

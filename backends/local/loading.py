@@ -10,6 +10,7 @@ from backends.local.evaluation import is_out_of_memory
 from backends.local.hub import where
 from backends.local.shapes import PREFIX, random_config, random_model, random_tokenizer
 from backends.local.source import Kind, cannot_load, check_tokenizer, checked_kind, quiet, resolve
+from backends.local.spread import DeviceMap, values_of
 from bbt.errors import BackendError, unknown
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -69,12 +70,19 @@ class Loaded(NamedTuple):
     """A digest of its weights: see `fingerprint`."""
 
 
-def load(model: str, kind: Kind | None, device: torch.device, dtype: torch.dtype, revision: str | None) -> Loaded:
-    """Load a model on the device with its fast tokenizer, its kind, and its fingerprint.
+def load(
+    model: str,
+    kind: Kind | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    revision: str | None,
+    device_map: DeviceMap | None = None,
+) -> Loaded:
+    """Load a model with its fast tokenizer, its kind, and its fingerprint: on the device, or spread as a map says.
 
     Raises:
         BackendError: not found, of another kind, without a language-model head or other weights of its own, without
-            a fast tokenizer, or with a tokenizer of another model.
+            a fast tokenizer, or with a tokenizer of another model; or it cannot be spread.
     """
     from transformers import (
         AutoConfig,
@@ -97,6 +105,7 @@ def load(model: str, kind: Kind | None, device: torch.device, dtype: torch.dtype
         if shape != model:
             config = random_config(shape, revision)
             kind = checked_kind(model, config, kind)
+            _check_can_spread(model, kind, device_map)
             auto = autos[kind]
             tokenizer = random_tokenizer(shape, kind, revision)
             loaded = random_model(auto, config, device)
@@ -106,15 +115,32 @@ def load(model: str, kind: Kind | None, device: torch.device, dtype: torch.dtype
             options = where(source, revision)
             config = AutoConfig.from_pretrained(source, **options)
             kind = checked_kind(model, config, kind)
+            _check_can_spread(model, kind, device_map)
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             auto = autos[kind]
-            loaded, report = auto.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+            placing = {} if device_map is None else {"device_map": device_map}
+            loaded, report = auto.from_pretrained(source, dtype=dtype, output_loading_info=True, **placing, **options)
             _check_weights(model, loaded, report["missing_keys"])
             # What fp16 has rounded cannot be rounded to bf16 as the checkpoint's own values are.
             exact = auto.from_pretrained(source, dtype=torch.bfloat16, **options) if dtype is torch.float16 else loaded
             identity = fingerprint(exact)
     check_tokenizer(model, tokenizer, len(loaded.get_input_embeddings().weight))
-    return Loaded(_placed(model, loaded, device).eval().requires_grad_(False), tokenizer, kind, identity)
+    placed = _placed(model, loaded, device) if device_map is None else loaded
+    return Loaded(placed.eval().requires_grad_(False), tokenizer, kind, identity)
+
+
+def _check_can_spread(model: str, kind: Kind, device_map: DeviceMap | None) -> None:
+    """Check that a model may be spread over devices, if it is to be.
+
+    Raises:
+        BackendError: it is of random weights, or an encoder-decoder.
+    """
+    if device_map is None:
+        return
+    if model.startswith(PREFIX):
+        raise BackendError(f"{model} is drawn on one device: leave device_map out.")
+    if kind == "encoder-decoder":
+        raise BackendError(f"{model} is an encoder-decoder, which computes on one device: leave device_map out.")
 
 
 def _placed(name: str, model: Any, device: torch.device) -> Any:
@@ -131,8 +157,8 @@ def _placed(name: str, model: Any, device: torch.device) -> Any:
         size = sum(weight.numel() * weight.itemsize for weight in model.parameters()) / 1e9
         raise BackendError(
             f"model {name!r} takes {size:.1f} GB in {str(model.dtype).removeprefix('torch.')}, for which {device} has "
-            "no room, and bbt computes on one device. Say precision: bf16 (auto needs room for fp32 as well, once), "
-            "choose a smaller model, or serve it with vLLM over several GPUs (model.backend: vllm)."
+            "no room. Say precision: bf16 (auto needs room for fp32 as well, once), device_map: auto for several GPUs, "
+            "choose a smaller model, or serve it with vLLM (model.backend: vllm)."
         ) from error
 
 
@@ -158,6 +184,7 @@ def fingerprint(model: Any) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name}{tuple(weight.shape)}".encode())
-        sample = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
+        values = values_of(model, name) if weight.is_meta else weight.detach()
+        sample = values.flatten()[:: max(1, weight.numel() // 64)]
         digest.update(sample.to(torch.float32).to(torch.bfloat16).view(torch.int16).cpu().numpy().tobytes())
     return digest.hexdigest()[:12]

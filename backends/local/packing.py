@@ -15,7 +15,13 @@ from backends.local.attention import NAME, Attending, attention
 from backends.local.batching import Group
 from backends.local.forward import LastLayer, Layer, Pass
 from backends.local.kernels import faster_modules
+from backends.local.spread import hooks_of
 from backends.local.structure import Structure, replaced, watched
+
+TRIAL = "bbt_trial"
+"""The name of packed attention while a trunk is asked which masks it wants."""
+FAR = 2**31
+"""The place up to which masks are looked at where a model has no longest row."""
 
 
 def packed_trunk(structure: Structure, words: Tensor, cut_last: bool) -> nn.Module:
@@ -30,7 +36,7 @@ def packed_trunk(structure: Structure, words: Tensor, cut_last: bool) -> nn.Modu
     structure.require_layers()
     trunk = structure.trunk
     shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(trunk.parameters(), trunk.buffers())}
-    memo = dict(shared)
+    memo = {**shared, **hooks_of(trunk)}
     twin: Any = copy.deepcopy(trunk, memo)
     twin.config._attn_implementation = NAME
     twin.config.use_cache = False
@@ -44,6 +50,35 @@ def packed_trunk(structure: Structure, words: Tensor, cut_last: bool) -> nn.Modu
     last = faster[own[-1]]
     by = {own[-1]: LastLayer(last, _keys_only(whole, last, words), len(own) - 1, tuples)}
     return replaced(twin, {**dict(zip(own[:-1], layers, strict=False)), **by})
+
+
+def require_plain_masks(trunk: Any, words: Tensor, max_length: int) -> None:
+    """Check that a packed trunk wants each token to see all tokens before it, or all of its row, however long the row:
+    some models tell of a window by their mask alone, which no packed attention is given.
+
+    Raises:
+        NotImplementedError: it wants another mask.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    def mask(*_: Any, mask_function: Any, **__: Any) -> None:
+        last = min(max_length, FAR) - 1
+        zero, some = torch.tensor(0), torch.tensor([0, 1, last // 2, last])
+        seen = torch.tensor([[bool(mask_function(zero, zero, query, key)) for key in some] for query in some])
+        if not (seen.all() or seen.equal(some[:, None] >= some)):
+            raise NotImplementedError(f"{type(trunk).__name__} has a mask of its own")
+
+    AttentionInterface.register(TRIAL, attention)
+    AttentionMaskInterface.register(TRIAL, mask)
+    places = torch.arange(3, device=words.device)
+    call = Pass((Group(1, 1, len(places)),), places, places[-1:], places[:0])
+    name = trunk.config._attn_implementation
+    trunk.config._attn_implementation = TRIAL
+    try:
+        with torch.inference_mode():
+            trunk(inputs_embeds=words[places][None], position_ids=places[None], packed=call)
+    finally:
+        trunk.config._attn_implementation = name
 
 
 class _Unchanged(nn.Module):

@@ -61,8 +61,15 @@ def settled(source: Source, dtype: torch.dtype, on_trial: bool) -> Settled:
     """
     if dtype is torch.float32:
         return _in_full(FrozenModel(source, dtype))
-    if not on_trial:
+    if not on_trial or source.device_map is not None:
         half = FrozenModel(source, dtype)
+        if on_trial:
+            name = str(dtype).removeprefix("torch.")
+            warnings.warn(
+                f"precision auto: {name}, which was not compared with fp32: a model that is spread by device_map is "
+                "loaded once. Name the precision that you mean.",
+                stacklevel=3,
+            )
         return Settled(half, _full_embedding_std(source, half))
     full = FrozenModel(source, torch.float32)
     try:
@@ -163,7 +170,10 @@ def _in_full(model: FrozenModel) -> Settled:
 
 def _full_embedding_std(source: Source, half: FrozenModel) -> float:
     """The standard deviation of the fp32 word embeddings. The weights are loaded for it where the stored ones may be
-    finer than the half ones."""
+    finer than the half ones; of a model that is spread over devices, which may not fit into memory, the half ones
+    count."""
+    if source.device_map is not None:
+        return half.embedding_std
     try:
         # Random weights of billions are drawn in a second on a GPU, and in minutes on a CPU.
         device = source.device if source.name.startswith(PREFIX) else torch.device("cpu")

@@ -116,23 +116,37 @@ def checked_kind(model: str, config: Any, kind: Kind | None) -> Kind:
 
 def kind_of(config: Any) -> Kind:
     """The kind that the architectures in config.json name, or an encoder-decoder where the config says that it is one;
-    else masked if `transformers` has a masked LM of that model type, or causal."""
+    else masked if `transformers` has a masked LM of that model type, or causal.
+
+    An `LMHead` in a name says little: `FlaubertWithLMHeadModel` is masked, `GPT2LMHeadModel` causal.
+    """
     names = " ".join(config.architectures or [])
     if getattr(config, "is_encoder_decoder", False) and "CausalLM" not in names:
         return "encoder-decoder"
     if "MaskedLM" in names or "ForPreTraining" in names:
         return "masked"
-    if "CausalLM" in names or "LMHead" in names:
+    if "CausalLM" in names or ("LMHead" in names and _is_decoder(config)):
         return "causal"
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
 
     return "masked" if type(config) in MODEL_FOR_MASKED_LM_MAPPING else "causal"
 
 
+def _is_decoder(config: Any) -> bool:
+    """Whether the config of a model type that can be either says that the model reads its rows from the left: BERT's
+    kind by `is_decoder`, XLM's by `causal`."""
+    return bool(getattr(config, "is_decoder", False) or getattr(config, "causal", False))
+
+
+LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_encoder_position_embeddings")
+"""What configs call the number of positions: of most models, GPT-2's kind, MPT, and LED."""
+
+
 def position_limit(config: Any) -> int | None:
     """The most tokens of a row by the model's config; None where it does not say. T5's kind has relative positions that
     never end, and was trained on rows of `n_positions`, or of 512 (Raffel et al. 2020, section 3.1.2)."""
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    limits = (getattr(config, name, None) for name in LIMITS)
+    limit = next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
     if limit is None and getattr(config, "relative_attention_num_buckets", None) and config.is_encoder_decoder:
         return 512
-    return None if limit is None else int(limit)
+    return limit

@@ -5,14 +5,16 @@ inside the trunk.
 """
 
 import copy
+import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from backends.local.spread import is_spread, rebind
 from bbt.errors import BackendError
 
 LENGTH_DEPENDENT = ("longrope", "dynamic")
@@ -60,6 +62,10 @@ class Structure:
     depends_on_length: bool
     """Whether a row's scores depend on the longest row beside it, so that rows must not be computed at the same
     time."""
+    is_spread: bool = False
+    """Whether the model is on several devices, or has weights that are fetched when they are needed."""
+    turn: AbstractContextManager[Any] = field(default_factory=nullcontext)
+    """What lets one thread at a time call a model that keeps something of a call in its modules meanwhile."""
 
     def require_layernorm(self) -> None:
         """Check that a difference can be added after the embedding LayerNorm.
@@ -100,6 +106,8 @@ def structure_of(model: Any) -> Structure:
         raise BackendError(f"{name} has no part of its own that gives hidden states; bbt cannot score with it.")
     chain = _chain(trunk.module, visits)
     layernorm, projection = _embedding_layernorm(trunk.module, chain, visits)
+    depends_on_length = any(kind in str(getattr(model.config, "rope_parameters", "")) for kind in LENGTH_DEPENDENT)
+    spread = is_spread(model)
     return Structure(
         trunk.module,
         type(trunk.output),
@@ -108,7 +116,9 @@ def structure_of(model: Any) -> Structure:
         int(trunk.output.last_hidden_state.shape[-1]),
         layernorm,
         projection,
-        any(kind in str(getattr(model.config, "rope_parameters", "")) for kind in LENGTH_DEPENDENT),
+        depends_on_length,
+        spread,
+        threading.Lock() if depends_on_length or spread else nullcontext(),
     )
 
 
@@ -191,6 +201,7 @@ def replaced(module: nn.Module, by: Mapping[nn.Module, nn.Module]) -> nn.Module:
     other = copy.copy(module)
     other.__dict__.update({name: copy.copy(hooks) for name, hooks in vars(module).items() if name.endswith("_hooks")})
     other.__dict__["_modules"] = children
+    rebind(other)
     return other
 
 

@@ -127,7 +127,7 @@ def _mask(group: Group, n_queries: int, like: Tensor) -> Tensor | None:
     none where each sequence is a chain that is asked for whole."""
     mask = group.mask if isinstance(group, TreeGroup) else None
     if mask is not None:
-        mask = mask[:, -n_queries:].to(like.dtype)
+        mask = mask[:, -n_queries:].to(like.device, like.dtype)
         return mask.expand(group.n_candidates, *mask.shape).flatten(0, 1)[:, None]
     if n_queries == group.length:
         return None

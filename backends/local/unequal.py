@@ -9,7 +9,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
@@ -56,6 +56,14 @@ class Lines:
     longest_read: int = 1
     """The most queries of a sequence where not all of its tokens are asked for."""
 
+    def on(self, device: torch.device) -> "Lines":
+        """The same lines on the device of a layer."""
+        if self.tokens.device == device:
+            return self
+        token, read, prefixes = (one.to(device) for one in (self.tokens, self.reads, self.prefixes))
+        of_candidates = self.of_candidates[0].to(device), self.of_candidates[1].to(device)
+        return replace(self, tokens=token, reads=read, of_candidates=of_candidates, prefixes=prefixes)
+
 
 def lines_of(layout: Layout, n_candidates: int, n_prefix: int, kernel: Kernel, device: torch.device) -> Lines:
     """Make the lines of a layout that lies candidate after candidate, one token of each sequence being read."""
@@ -72,8 +80,8 @@ def lines_of(layout: Layout, n_candidates: int, n_prefix: int, kernel: Kernel, d
 def attend(query: Tensor, key: Tensor, value: Tensor, packed: "Attending", scaling: float, causal: bool) -> Tensor:
     """Attend within sequences, and to the prefixes if there are any: queries, keys and values (1, heads, P, head size)
     -> (1, P, heads, head size)."""
-    lines = packed.lines
-    assert lines is not None, "this way is taken where there are lines"
+    assert packed.lines is not None, "this way is taken where there are lines"
+    lines = packed.lines.on(query.device)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     some = packed.given is not None
     begins, longest = (lines.reads, lines.longest_read) if some else (lines.tokens, lines.longest)

@@ -2,10 +2,11 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,6 +125,17 @@ class TextBackend(VocabularyClient):
         known = self._info("sampled answers" if self._by_answers else "listed log-probabilities")
         fingerprint = hashlib.sha256(f"{known.name} {known.fingerprint}".encode()).hexdigest()[:12]
         return replace(known, architecture="text-only API", fingerprint=fingerprint)
+
+    @property
+    def heard(self) -> dict[str, Any]:
+        """What the answers to populations have held so far; see `HearingBackend`."""
+        return {"label_words": sorted(self._listed), "populations": self._populations, "texts": self._texts}
+
+    def hear(self, heard: Mapping[str, Any]) -> None:
+        """Go on from what an earlier process has heard; see `HearingBackend`."""
+        self._listed.update(heard["label_words"])
+        self._populations = max(self._populations, heard["populations"])
+        self._texts = max(self._texts, heard["texts"])
 
     def encode(self, rows: Sequence[Row], label_words: Sequence[str], anchor: Prompts | None = None) -> TextRows:
         """Keep the rows as text; label words that are looked for in answers may have several tokens.

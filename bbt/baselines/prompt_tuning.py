@@ -1,5 +1,6 @@
 """Prompt tuning (Lester et al. 2021, arXiv 2104.08691) trains the prompt's vectors themselves."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -8,7 +9,8 @@ from pydantic import Field
 from bbt.backend import Trainable
 from bbt.baselines.soft import soft_plan, soft_prompt_subject
 from bbt.baselines.training import Subject, Training
-from bbt.experiment.experiment import Experiment
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.experiment.many_words import read_trained
 from bbt.runs.estimate import PlannedQueries
 from bbt.scoring.losses import cross_entropy
 from bbt.scoring.objective import Objective, TrainingLoss
@@ -28,10 +30,20 @@ class PromptTuning(Training):
     """The optimizer's step size."""
     steps: int = Field(100, gt=0)
     """The number of gradient steps."""
+    n_words: int = Field(0, ge=0)
+    """How many words, the label words among them, labels may be read from when the prompt has been tuned (0: the label
+    words alone), as by Black-Box Tuning. See `bbt.scoring.readout`."""
+
+    def train(self, experiment: Experiment) -> Trained:
+        """Train, keep the state that dev judges best, and read its labels from many words where these pay."""
+        trained = super().train(experiment)
+        return read_trained(experiment, trained, self.n_words) if self.n_words else trained
 
     def plan(self, references: bool) -> PlannedQueries:
-        """The queries and steps of the training, and those of the test; see `soft_plan`."""
-        return soft_plan(super().plan(references), self.prompt.n_prompt_tokens, n_screened(self.prompt), references)
+        """The queries and steps of the training, and those of the test; see `soft_plan`. Reading words takes three dev
+        queries at most, of which one judges the tuned prompt."""
+        plan = soft_plan(super().plan(references), self.prompt.n_prompt_tokens, n_screened(self.prompt), references)
+        return replace(plan, dev=plan.dev + int(self.n_words > 0), n_words=self.n_words)
 
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
         """What is trained: the vectors p (T, H), which begin at p0."""

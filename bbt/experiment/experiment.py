@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bbt.backend import Backend
+from bbt.backend import Backend, HearingBackend
 from bbt.differences import first_difference
 from bbt.errors import RunError
 from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
@@ -26,7 +26,7 @@ from bbt.scoring.scorers import scorer_of
 from bbt.scoring.targets import text_verdict
 from bbt.settings import CalibrationKind, PriceConfig
 from bbt.tasks import Example, GenerationTask, Split, Task
-from bbt.types import Prompts, RowScores
+from bbt.types import Event, Prompts, RowScores
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger()
-        self.log.listener = self.observer.recorded
+        self.log.listener, self.log.witness = self._recorded, self._with_what_was_heard
         self.train = scorer_of(self.backend, self.task, self.split.train, self.ledger)
         self.dev = scorer_of(self.backend, self.task, self.split.dev, self.ledger)
         needs_free = self.calibration == "content-free"
@@ -202,6 +202,17 @@ class Experiment:
         self.ledger.seconds += time.perf_counter() - start
         self.log.append({"event": "dev", "names": [who], **verdict_facts([verdict]), "ledger": self.ledger.snapshot()})
         return verdict
+
+    def _with_what_was_heard(self, event: Event) -> Event:
+        """An event that tells of scores, with what the backend has heard by then."""
+        heard = {"heard": self.backend.heard} if isinstance(self.backend, HearingBackend) and "ledger" in event else {}
+        return {**event, **heard}
+
+    def _recorded(self, event: Event) -> None:
+        """Tell the observer of an event, new or recalled, and the backend of what was heard by then."""
+        if isinstance(self.backend, HearingBackend) and "heard" in event:
+            self.backend.hear(event["heard"])
+        self.observer.recorded(event)
 
     def _begin(self) -> None:
         """Record in the first event all that the recorded numbers depend on, so that a change is noticed, by its name,

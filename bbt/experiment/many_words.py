@@ -7,7 +7,8 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from bbt.experiment.classifiers import SoftPromptClassifier
-from bbt.experiment.experiment import Experiment
+from bbt.experiment.experiment import Experiment, Trained
+from bbt.scoring.judge import Verdict
 from bbt.scoring.readout import Strength, chosen_strength, fitted_readout
 from bbt.scoring.scorer import Scorer
 from bbt.scoring.scorers import scorer_of
@@ -69,6 +70,29 @@ def read_out(
     e.ledger.dev_queries += 1
     e.ledger.seconds += time.perf_counter() - start
     return replace(classifier, prompt=replace(classifier.prompt, weights=readout.weights)), readout.biases
+
+
+def judged_words(
+    experiment: Experiment, classifier: SoftPromptClassifier, who: str
+) -> tuple[SoftPromptClassifier, Verdict]:
+    """Judge a prompt by left-out rows, and return it with its readout, whose class biases the verdict holds. It takes
+    an experiment whose labels are read from many words, and counts two dev queries."""
+    verdict = experiment.judge_words(classifier, who)
+    found, biases = read_out(experiment, classifier, (experiment.train, experiment.dev))
+    return found, replace(verdict, biases=biases)
+
+
+def read_trained(experiment: Experiment, trained: Trained, n_words: int) -> Trained:
+    """Read the labels of a soft prompt that was trained on the label words from `n_words` words, where these pay under
+    the manual prompt: see `read_words`. Its rows have been seen by the training, so that its verdict flatters."""
+    e, before = experiment, trained.classifier
+    read_words(e, n_words)
+    if e.strength is None or not isinstance(before, SoftPromptClassifier):
+        return trained
+    who = f"{trained.who} words"
+    found, verdict = judged_words(e, e.soft_prompt(before.prompt.embeddings, before.prompt.anchor), who)
+    n_parameters = trained.n_parameters + found.prompt.n_weights
+    return replace(trained, classifier=found, who=who, verdict=verdict, n_parameters=n_parameters)
 
 
 def _labelled(prompt: Prompts, scorers: Sequence[Scorer]) -> tuple[RowScores, Labels]:

@@ -1,13 +1,11 @@
 """The manual prompt: nothing is tuned."""
 
-from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
 
-from bbt.experiment.classifiers import SoftPromptClassifier
 from bbt.experiment.experiment import Experiment, Trained
-from bbt.experiment.many_words import read_out, read_words
+from bbt.experiment.many_words import judged_words, read_words
 from bbt.methods.base import Method
 from bbt.runs.estimate import PlannedQueries
 
@@ -32,16 +30,8 @@ class Manual(Method):
             judged = experiment.judge_generator(generator, "manual")
             return Trained(generator, "manual", judged, train_queries=0, n_parameters=0)
         read_words(experiment, self.n_words)
-        classifier = experiment.manual
+        manual = experiment.manual
         if experiment.strength:
-            return self._read_out(experiment, classifier)
-        return Trained(classifier, "manual", experiment.judge(classifier, "manual"), train_queries=0, n_parameters=0)
-
-    def _read_out(self, experiment: Experiment, classifier: SoftPromptClassifier) -> Trained:
-        """Judge the manual prompt with labels that are read from many words."""
-        e = experiment
-        assert e.strength is not None
-        verdict = e.judge_words(classifier, "manual words")
-        found, biases = read_out(e, classifier, (e.train, e.dev))
-        n_weights = 0 if found.prompt.weights is None else found.prompt.weights.size
-        return Trained(found, "manual words", replace(verdict, biases=biases), 0, n_weights)
+            found, verdict = judged_words(experiment, manual, "manual words")
+            return Trained(found, "manual words", verdict, train_queries=0, n_parameters=found.prompt.n_weights)
+        return Trained(manual, "manual", experiment.judge(manual, "manual"), train_queries=0, n_parameters=0)

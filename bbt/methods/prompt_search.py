@@ -20,7 +20,7 @@ from bbt.scoring.judge import DevJudge, Judge
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import load_loss
 from bbt.scoring.many_words import WordsJudge, WordsObjective
-from bbt.scoring.objective import Objective, TrainingLoss
+from bbt.scoring.objective import Objective, ScoredLoss, TrainingLoss
 from bbt.scoring.scorers import scorer_of
 from bbt.scoring.spending import Spending
 from bbt.search.asynchronous import AsynchronousTuner, n_ahead
@@ -118,7 +118,8 @@ class PromptSearch(ABC):
             best.who,
             best.verdict if biases is None else replace(best.verdict, biases=biases),
             best.train_queries,
-            self.space.intrinsic_dim + _n_weights(classifier),
+            self.space.intrinsic_dim
+            + (classifier.prompt.n_weights if isinstance(classifier, SoftPromptClassifier) else 0),
             {name: one for name, (one, _) in references.items()},
             biases={**known, **{name: found for name, (_, found) in references.items() if found}},
         )
@@ -190,7 +191,13 @@ class PromptSearch(ABC):
             schedule(self.settings, self._budgets()),
             e.observer.progressed,
             self.spending,
+            None if self._asynchronous else self._scored(),
         )
+
+    def _scored(self) -> ScoredLoss | None:
+        """The objective as what tells label scores; none here: prompts of
+        words that come again are answered from memory, without scores."""
+        return None
 
     def _optimizer_settings(self, intrinsic_dim: int, seed: int) -> Settings:
         own = self.settings.optimizer.model_dump(exclude={"name", "asynchronous"})
@@ -286,6 +293,9 @@ class SoftSearch(PromptSearch):
         tied = isinstance(self.settings.prompt, TiedPromptConfig) and self.settings.prompt.tied
         return drawn_space(self._p0, self.settings.prompt, self._sigma0, e.seed, e.backend.info.embedding_std, tied)
 
+    def _scored(self) -> ScoredLoss | None:
+        return self.objective if isinstance(self.objective, ScoredLoss) else None
+
     def _optimizer(self) -> Optimizer:
         settings = self._optimizer_settings(self.space.intrinsic_dim, self.experiment.seed)
         return make_optimizer(self.settings.optimizer.name, settings)
@@ -312,12 +322,6 @@ class SoftSearch(PromptSearch):
     @property
     def _sigma0(self) -> float:
         return self.settings.optimizer.sigma0
-
-
-def _n_weights(classifier: Classifier | Generator) -> int:
-    """How many weights of words a classifier's readout has."""
-    weights = classifier.prompt.weights if isinstance(classifier, SoftPromptClassifier) else None
-    return 0 if weights is None else weights.size
 
 
 def found(best: Candidate) -> dict[str, Any]:

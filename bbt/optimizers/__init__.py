@@ -8,11 +8,15 @@ name a `module:Class` of the user's own, and any other name is looked up in neve
 from typing import cast
 
 from bbt.names import Table, resolved
-from bbt.optimizers.base import Optimizer, Settings
+from bbt.optimizers.base import Optimizer, ScoreOptimizer, Settings
 
 OPTIMIZERS: Table = {
     "cma": ("bbt.optimizers.cma:FullCMA", "CMA-ES with full covariance (pycma), the paper's optimizer"),
     "cma-separable": ("bbt.optimizers.cma:SeparableCMA", "CMA-ES with diagonal covariance (pycma), linear in d"),
+    "kernel-surrogate": (
+        "bbt.optimizers.kernel_surrogate:KernelSurrogate",
+        "a model of the label scores in z, minimised in a trust region",
+    ),
     "random": (
         "bbt.optimizers.random_search:RandomSearch",
         "independent draws from N(0, sigma0^2): the baseline to beat",
@@ -38,4 +42,4 @@ def make_optimizer(name: str, settings: Settings) -> Optimizer:
     return Nevergrad(name, settings, also_valid=tuple(OPTIMIZERS))
 
 
-__all__ = ["OPTIMIZERS", "Optimizer", "Settings", "make_optimizer"]
+__all__ = ["OPTIMIZERS", "Optimizer", "ScoreOptimizer", "Settings", "make_optimizer"]

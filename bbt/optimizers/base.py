@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.types import Latents, Losses
+from bbt.types import Labels, Latents, Losses, Scores
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Settings:
     learning_rate: float = 0.1
     """The zeroth-order estimate's step, in units of sigma0."""
     budget: int = 8000
-    """Queries for which the optimizer may plan: nevergrad's portfolio optimizers choose by it."""
+    """Queries for which the optimizer may plan: nevergrad's portfolio optimizers choose by it. It is the budget that a
+    run began with, also where that has been extended, since what was asked for before is replayed."""
 
 
 class Optimizer(Protocol):
@@ -58,6 +59,20 @@ class AsynchronousOptimizer(Protocol):
 
     def ask_for(self, n: int) -> Latents:
         """The next n candidates (n, d), as many as one likes."""
+
+
+@runtime_checkable
+class ScoreOptimizer(Protocol):
+    """The protocol, beside `Optimizer`, of an optimizer that learns from label scores: a search that has them calls
+    `tell_scores` instead of `tell`. Told the same scores it proposes the same candidates; a run's log holds them."""
+
+    def tell_scores(self, latents: Latents, losses: Losses, scores: Scores, labels: Labels) -> None:
+        """Take note of the losses (n,), all finite, and label scores (n, B, K) of the candidates (n, d) that were last
+        asked for, on training rows with labels (B,).
+
+        The scores are those of which the losses are taken, so with class biases, or read from many words by left-out
+        rows; each row's have a mean of zero, and all are rounded to float16. A broken candidate's are not finite.
+        """
 
 
 class OwnGenerator:

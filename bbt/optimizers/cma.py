@@ -4,6 +4,7 @@ pycma 4 silently switches from CSA to TPA for d >= 300; a faithful run of the pa
 """
 
 import warnings
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,20 @@ def pycma() -> Any:
     return cma
 
 
+@cache
+def _strategy_type() -> Any:
+    """pycma's strategy, which within bounds compares each standard deviation with its limits in Python, one by one.
+    Here it does so only where one is beyond them."""
+
+    class Strategy(pycma().CMAEvolutionStrategy):  # type: ignore[misc]  # pycma has no types
+        def _stds_into_limits(self, *args: Any, **kwargs: Any) -> None:
+            stds, least, most = self.stds, self.opts["minstd"], self.opts["maxstd"]
+            if np.any(stds < least) or np.any(stds > most):
+                super()._stds_into_limits(*args, **kwargs)
+
+    return Strategy
+
+
 class FullCMA:
     """CMA-ES that adapts a full covariance matrix, as the released code's does.
 
@@ -49,7 +64,7 @@ class FullCMA:
             )
         self._two_point = settings.step_size_rule == "tpa"
         self._some_come_late = False
-        self._strategy = pycma().CMAEvolutionStrategy(np.zeros(d), settings.sigma0, self.options(settings))
+        self._strategy = _strategy_type()(np.zeros(d), settings.sigma0, self.options(settings))
 
     @classmethod
     def options(cls, settings: Settings) -> dict[str, Any]:

@@ -57,6 +57,11 @@ class SoftPrompt:
         """The embeddings as a population of one, (1, T, H) or (1, L, T, H)."""
         return self.embeddings[None]
 
+    @property
+    def n_weights(self) -> int:
+        """The number of weights by which words are read; 0 where a label's score is its word's."""
+        return 0 if self.weights is None else int(self.weights.size)
+
     def label_scores(self, scores: RowScores) -> RowScores:
         """The label scores (B, K) of rows with scores (B, M) of all words, class biases apart."""
         if self.weights is None:

@@ -1,7 +1,7 @@
 """Run folders: what a run keeps on disk.
 
 runs/<name>/config.yaml          the resolved configuration
-            events.jsonl         one line an event, flushed to disk as it happens
+            events.jsonl         one line an event, written as it happens
             prompt.safetensors   the best prompt by dev, with its provenance
             outputs.jsonl        the answers on the test rows, beside the gold labels or the references
             result.json          the outcome on the test set
@@ -72,8 +72,11 @@ class RunFolder:
         self.close()
 
     def close(self) -> None:
-        """Let other processes hold the folder."""
-        self._lock.release()
+        """Wait until the log is on disk, and let other processes hold the folder."""
+        try:
+            self.log.settle()
+        finally:
+            self._lock.release()
 
     def discard(self, runs: Path) -> None:
         """Remove a run that never began, and the folders between it and `runs` that it leaves empty."""
@@ -86,6 +89,7 @@ class RunFolder:
     def write_result(self, result: dict[str, Any]) -> None:
         """Keep the outcome in the log and in `result.json`."""
         self.log.append({"event": "result", **result})
+        self.log.settle()
         write_result(self.path, result)
 
 

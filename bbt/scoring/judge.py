@@ -13,8 +13,9 @@ from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import finite_losses, gold, log_softmax, predicted
 from bbt.scoring.scorer import Scorer
 from bbt.settings import CalibrationKind
+from bbt.spaces.soft import Space
 from bbt.tasks import Task
-from bbt.types import AnyPrompts, Event, Labels, Scores
+from bbt.types import AnyPrompts, Event, Labels, Latents, Scores
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,14 @@ class DevJudge(Protocol):
     def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
         """Give the n verdicts on soft prompts (n, T, H) or hard prompts (n, T). It counts n dev queries."""
 
-    def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
-        """Take note of verdicts that a resumed run has recorded."""
+    def latent_verdicts(self, latents: Latents, space: Space) -> list[Verdict]:
+        """Give the n verdicts on the prompts that latents (n, d) stand for in a space; see `verdicts`."""
+
+    def recall(self, latents: Latents, space: Space, verdicts: Sequence[Verdict]) -> None:
+        """Take note of verdicts on latents (n, d) that a resumed run has recorded."""
+
+    def remember(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
+        """Take note of verdicts on prompts, each a population of one, that a resumed run has recorded."""
 
 
 class Judge:
@@ -118,15 +125,25 @@ class Judge:
 
     def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
         """Give the verdicts on n soft prompts (n, T, H) or hard prompts (n, T). It counts n dev queries."""
-        train, free, kind = self._train, self._content_free, self._calibration
-        scores = self._scorer.scores(prompts)
-        before = (train.scores(prompts), train.labels) if train and kind == "fitted" else None
-        self._ledger.dev_queries += len(prompts)
-        content_free = (lambda: free.scores(prompts)) if free else None
-        return verdicts(self._task, self._scorer.labels, scores, kind, before, content_free)
+        return self._judged(lambda scorer: scorer.scores(prompts))
 
-    def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
-        """Take note of verdicts that a resumed run has recorded; this judge needs none of them."""
+    def latent_verdicts(self, latents: Latents, space: Space) -> list[Verdict]:
+        """Give the n verdicts on the prompts that latents (n, d) stand for in a space; see `verdicts`."""
+        return self._judged(lambda scorer: scorer.latent_scores(latents, space))
+
+    def recall(self, latents: Latents, space: Space, verdicts: Sequence[Verdict]) -> None:
+        """Take note of verdicts on latents that a resumed run has recorded; this judge needs none of them."""
+
+    def remember(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
+        """Take note of verdicts on prompts that a resumed run has recorded; this judge needs none of them."""
+
+    def _judged(self, scores_by: Callable[[Scorer], Scores]) -> list[Verdict]:
+        train, free, kind = self._train, self._content_free, self._calibration
+        scores = scores_by(self._scorer)
+        before = (scores_by(train), train.labels) if train and kind == "fitted" else None
+        self._ledger.dev_queries += len(scores)
+        content_free = (lambda: scores_by(free)) if free else None
+        return verdicts(self._task, self._scorer.labels, scores, kind, before, content_free)
 
 
 def _together(train: tuple[Scores, Labels], dev: tuple[Scores, Labels]) -> tuple[Scores, Labels]:

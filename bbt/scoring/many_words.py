@@ -11,7 +11,7 @@ from bbt.scoring.objective import Objective
 from bbt.scoring.readout import Strength, left_out_scores
 from bbt.scoring.scorer import Scorer
 from bbt.tasks import Task
-from bbt.types import AnyPrompts, Labels, Losses, Scores
+from bbt.types import Labels, Losses, Scores
 
 
 class WordsObjective(Objective):
@@ -43,11 +43,10 @@ class WordsJudge(Judge):
         super().__init__(dev, task, ledger)
         self._task, self._seen, self._strength = task, train, strength
 
-    def verdicts(self, prompts: AnyPrompts) -> list[Verdict]:
-        """Give the n verdicts on soft prompts (n, T, H). It counts n dev queries."""
-        scores = np.concatenate([self._scorer.scores(prompts), self._seen.scores(prompts)], axis=1)
+    def _judged(self, scores_by: Callable[[Scorer], Scores]) -> list[Verdict]:
+        scores = np.concatenate([scores_by(self._scorer), scores_by(self._seen)], axis=1)
         labels = np.concatenate([self._scorer.labels, self._seen.labels])
-        self._ledger.dev_queries += len(prompts)
+        self._ledger.dev_queries += len(scores)
         left_out = left_out_scores(scores, labels, len(self._task.label_words), self._strength)
         return verdicts(self._task, labels, left_out)
 

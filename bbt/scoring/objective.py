@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import copy
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from bbt.scoring.calibration import class_biases
 from bbt.scoring.ledger import Ledger
@@ -33,6 +33,19 @@ class TrainingLoss(Protocol):
         """Take note of losses (n,) of prompts that a resumed run has recorded."""
 
 
+@runtime_checkable
+class ScoredLoss(Protocol):
+    """The protocol, beside `TrainingLoss`, of a loss that is taken of label scores and tells them too."""
+
+    @property
+    def labels(self) -> Labels:
+        """The labels (B,) of the training rows."""
+
+    def scored_latents(self, latents: Latents, space: Space) -> tuple[Losses, Scores]:
+        """Compute the losses (n,) that `latent_losses` computes, and the label scores (n, B, K) of which they are
+        taken: with class biases, or by a readout. It counts n train queries."""
+
+
 class Objective:
     """The training loss of prompts. With a `calibration` each prompt's class biases are found first, and its loss is
     what remains with them; `content_free` scores rows that say nothing, where the calibration needs them."""
@@ -57,6 +70,16 @@ class Objective:
         """Compute the losses (n,) of the prompts that latents (n, d) stand for in a space; see `losses`."""
         return self._judged(lambda scorer: scorer.latent_scores(latents, space))
 
+    @property
+    def labels(self) -> Labels:
+        """The labels (B,) of the training rows."""
+        return self._scorer.labels
+
+    def scored_latents(self, latents: Latents, space: Space) -> tuple[Losses, Scores]:
+        """Compute the losses (n,) of latents (n, d) and the calibrated scores (n, B, K) of which they are taken; see
+        `losses`."""
+        return self._scored(lambda scorer: scorer.latent_scores(latents, space))
+
     def counted_in(self, ledger: Ledger) -> "Objective":
         """The same loss, whose costs are counted in another ledger."""
         other = copy(self)
@@ -71,9 +94,13 @@ class Objective:
         """Take note of losses of prompts that a resumed run has recorded; this objective needs none of them."""
 
     def _judged(self, scores_by: Callable[[Scorer], Scores]) -> Losses:
+        return self._scored(scores_by)[0]
+
+    def _scored(self, scores_by: Callable[[Scorer], Scores]) -> tuple[Losses, Scores]:
         scores = scores_by(self._scorer)
         self._ledger.train_queries += len(scores)
-        return finite_losses(self._loss(self._calibrated(scores, scores_by), self._scorer.labels))
+        calibrated = self._calibrated(scores, scores_by)
+        return finite_losses(self._loss(calibrated, self._scorer.labels)), calibrated
 
     def _calibrated(self, scores: Scores, scores_by: Callable[[Scorer], Scores]) -> Scores:
         """The scores (n, B, K) with each prompt's class biases."""

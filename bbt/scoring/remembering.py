@@ -50,8 +50,16 @@ class RememberingJudge(Judge):
         """The verdicts on n hard prompts (n, T), of which only new ones are scored."""
         return answers(prompts, self._known, super().verdicts)
 
-    def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
-        """Remember verdicts that a resumed run has recorded."""
+    def latent_verdicts(self, latents: Latents, space: Space) -> list[Verdict]:
+        """The verdicts on the hard prompts that latents (n, d) stand for in a space."""
+        return self.verdicts(space.prompts(latents))
+
+    def recall(self, latents: Latents, space: Space, verdicts: Sequence[Verdict]) -> None:
+        """Remember verdicts on latents that a resumed run has recorded."""
+        self.remember([prompt[None] for prompt in space.prompts(latents)], verdicts)
+
+    def remember(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
+        """Answer these prompts, each a population of one, with these verdicts from now on."""
         self._known.update((key, v) for one, v in zip(prompts, verdicts, strict=True) for key in _keys(one))
 
 

@@ -225,8 +225,15 @@ class TargetJudge:
         self._ledger.dev_queries += len(prompts)
         return [self._verdict(prompt[None]) for prompt in prompts]
 
-    def recall(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
-        """Take note of verdicts that a resumed run has recorded; this judge needs none of them."""
+    def latent_verdicts(self, latents: Latents, space: Space) -> list[Verdict]:
+        """Give the n verdicts on the prompts that latents (n, d) stand for in a space; see `verdicts`."""
+        return self.verdicts(space.prompts(latents))
+
+    def recall(self, latents: Latents, space: Space, verdicts: Sequence[Verdict]) -> None:
+        """Take note of verdicts on latents that a resumed run has recorded; this judge needs none of them."""
+
+    def remember(self, prompts: Sequence[AnyPrompts], verdicts: Sequence[Verdict]) -> None:
+        """Take note of verdicts on prompts that a resumed run has recorded; this judge needs none of them."""
 
     def _verdict(self, prompt: Prompts) -> Verdict:
         scorer = self._scorer

@@ -18,7 +18,7 @@ import numpy as np
 from bbt.errors import ConfigError
 from bbt.optimizers.base import AsynchronousOptimizer, Optimizer
 from bbt.scoring.ledger import Ledger
-from bbt.search.tuner import Candidate, Tuner
+from bbt.search.tuner import Candidate, Generation, Tuner
 from bbt.types import Latents, Losses
 
 
@@ -78,18 +78,18 @@ class AsynchronousTuner(Tuner):
             self._n_asked += 1
         return np.array(list(self._asked.values()))
 
-    def _first(self, latents: Latents) -> tuple[Latents, Losses]:
-        """The candidates (n, d) of a generation and their losses (n,), recalled or as they are scored first."""
+    def _first(self, latents: Latents) -> Generation:
+        """The candidates of a generation and their losses, recalled or as they are scored first."""
         self._recall_left()
         if self.recorded is None:
             numbers, losses = self._await()
             taken = self._taken(numbers)
             self._record(taken, losses, numbers=numbers)
-            return taken, losses
+            return Generation(taken, losses)
         taken = self._taken(self.log.peek("numbers") or [])
         recalled = self._recalled(taken)
         assert recalled is not None, "there is a record"
-        return taken, recalled
+        return recalled
 
     def _taken(self, numbers: Sequence[int]) -> Latents:
         return np.array([self._asked.pop(number) for number in numbers if number in self._asked])

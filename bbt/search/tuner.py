@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.optimizers import Optimizer
-from bbt.runs.log import EventLog, decode_losses, encode_losses
+from bbt.errors import RunError
+from bbt.optimizers import Optimizer, ScoreOptimizer
+from bbt.runs.log import EventLog, decode_losses, decode_scores, encode_losses, encode_scores
 from bbt.runs.observer import Progress
 from bbt.scoring.judge import DevJudge, Verdict, recorded_verdicts, verdict_facts
 from bbt.scoring.ledger import Ledger
-from bbt.scoring.objective import TrainingLoss
+from bbt.scoring.objective import ScoredLoss, TrainingLoss
 from bbt.scoring.spending import Spending
 from bbt.search.schedule import Schedule
 from bbt.spaces.soft import Space
-from bbt.types import AnyPrompts, Latents, Losses
+from bbt.types import AnyPrompts, Latents, Losses, Scores
 
 LOG = logging.getLogger(__name__)
 
@@ -39,6 +40,18 @@ class Candidate:
     """How dev has judged it."""
     train_queries: int
     """The train queries that had been spent by then."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A generation that was scored."""
+
+    latents: Latents
+    """The candidates (n, d)."""
+    losses: Losses
+    """Their training losses (n,); a broken candidate's is +inf."""
+    scores: Scores | None = None
+    """Their label scores (n, B, K) as the log holds them, where the optimizer learns from these."""
 
 
 @dataclass
@@ -67,6 +80,8 @@ class Tuner:
     """A function that is told of the search's progress after each generation."""
     spending: Spending | None = None
     """The search's money (none: there is no ceiling)."""
+    scored: ScoredLoss | None = None
+    """The objective as what tells label scores, for an optimizer that learns from them (none: it is told losses)."""
     best: Candidate | None = field(default=None, init=False)
     """The best candidate so far, the manual prompt apart."""
     manual: Candidate | None = field(default=None, init=False)
@@ -121,42 +136,74 @@ class Tuner:
         start = time.perf_counter()
         latents = self._propose()
         asked = time.perf_counter()
-        latents, losses = self._first(latents)
+        generation = self._first(latents)
         scored = time.perf_counter()
-        self.optimizer.tell(latents, penalised(losses))
+        self._tell(generation)
         self.ledger.optimizer_seconds += asked - start + time.perf_counter() - scored
-        self._remember(latents, losses)
+        self._remember(generation.latents, generation.losses)
         best = self.best.verdict.metric if self.best else None
-        self.on_progress(Progress(self.ledger.train_queries, float(losses.min()), best))
+        self.on_progress(Progress(self.ledger.train_queries, float(generation.losses.min()), best))
 
     def _propose(self) -> Latents:
         """Ask the optimizer for a generation (n, d)."""
         return self.optimizer.ask()
 
-    def _first(self, latents: Latents) -> tuple[Latents, Losses]:
-        """The candidates (n, d) of which the optimizer is told, here all that it has proposed, and their training
-        losses (n,), recalled or scored."""
-        losses = self._recalled(latents)
-        if losses is None:
-            start = time.perf_counter()
-            losses = self.objective.latent_losses(latents, self.space)
-            self.ledger.seconds += time.perf_counter() - start
-            self._record(latents, losses)
-        return latents, losses
+    def _tell(self, generation: Generation) -> None:
+        """Tell the optimizer what was found, with the label scores where it learns from them."""
+        losses = penalised(generation.losses)
+        if generation.scores is None or self._told_scores is None:
+            self.optimizer.tell(generation.latents, losses)
+        else:
+            learner, scored = self._told_scores
+            learner.tell_scores(generation.latents, losses, generation.scores, scored.labels)
 
-    def _recalled(self, latents: Latents) -> Losses | None:
-        """The losses (n,) that are recorded of a generation (n, d); None where the record ends."""
+    @property
+    def _told_scores(self) -> tuple[ScoreOptimizer, ScoredLoss] | None:
+        """The optimizer and the objective, where label scores go from the one to the other."""
+        if self.scored is None or not isinstance(self.optimizer, ScoreOptimizer):
+            return None
+        return self.optimizer, self.scored
+
+    def _first(self, latents: Latents) -> Generation:
+        """The candidates (n, d) of which the optimizer is told, here all that it has proposed, recalled or scored."""
+        recalled = self._recalled(latents)
+        if recalled is not None:
+            return recalled
+        start = time.perf_counter()
+        if self._told_scores is None:
+            generation, facts = Generation(latents, self.objective.latent_losses(latents, self.space)), {}
+        else:
+            scored = self._told_scores[1]
+            losses, scores = scored.scored_latents(latents, self.space)
+            facts = {"scores": encode_scores(scores)}
+            rounded = decode_scores(facts["scores"], len(latents), len(scored.labels))
+            generation = Generation(latents, losses, rounded)
+        self.ledger.seconds += time.perf_counter() - start
+        self._record(latents, generation.losses, **facts)
+        return generation
+
+    def _recalled(self, latents: Latents) -> Generation | None:
+        """What is recorded of a generation (n, d); None where the record ends.
+
+        Raises:
+            RunError: its label scores are needed and were not recorded.
+        """
         recorded = self.log.recall("generation", candidates=_checksum(latents))
         if recorded is None:
             return None
         self.ledger.restore(recorded["ledger"])
         losses = decode_losses(recorded["losses"])
         self.objective.recall(latents, self.space, losses)
-        return losses
+        if self._told_scores is None:
+            return Generation(latents, losses)
+        if "scores" not in recorded:
+            raise RunError(f"{self.log.path} holds no label scores, of which the optimizer learns; start a new run.")
+        n_rows = len(self._told_scores[1].labels)
+        return Generation(latents, losses, decode_scores(recorded["scores"], len(latents), n_rows))
 
     def _record(self, latents: Latents, losses: Losses, **facts: object) -> None:
         """Record the losses (n,) of a generation (n, d), and what else there is to be known of it."""
-        self._append("generation", candidates=_checksum(latents), **facts, losses=encode_losses(losses))
+        self._append("generation", candidates=_checksum(latents), losses=encode_losses(losses), **facts)
 
     def _remember(self, latents: Latents, losses: Losses) -> None:
         """Keep the candidates of lowest training loss since the last check."""
@@ -165,9 +212,15 @@ class Tuner:
 
     def _judge_baselines(self) -> None:
         """Let dev judge the untuned p0 and the manual prompt, which compete so that tuning makes nothing worse."""
-        self.baselines = self._judged({"manual": self.space.no_prompt, "untuned": self.space.p0})
-        self.manual, untuned = self.baselines
-        self._keep_best([untuned])
+        names, prompts = ["manual", "untuned"], [self.space.no_prompt, self.space.p0]
+        verdicts = self._judged(
+            names, lambda: self._verdicts(prompts), lambda recorded: self.judge.remember(prompts, recorded)
+        )
+        self.baselines = [
+            Candidate(name, prompt[0], verdict, self.spent)
+            for name, prompt, verdict in zip(names, prompts, verdicts, strict=True)
+        ]
+        self.manual, self.best = self.baselines
 
     def _clearly_better(self, candidate: Candidate, manual: Candidate) -> bool:
         """Whether the candidate beats the manual prompt by the margin. A smaller lead is noise, of which a search over
@@ -178,10 +231,14 @@ class Tuner:
     def check(self) -> None:
         """Let dev judge the distribution's mean and the best candidates since the last check."""
         best = self.best
-        latents = [self.optimizer.mean, *(z for _, z in self._contenders)]
-        prompts = self.space.prompts(np.array(latents))
+        latents = np.array([self.optimizer.mean, *(z for _, z in self._contenders)])
         names = ["mean", *(f"train best {i + 1}" for i in range(len(latents) - 1))]
-        self._keep_best(self._judged({name: prompt[None] for name, prompt in zip(names, prompts, strict=True)}))
+        verdicts = self._judged(
+            names,
+            lambda: self.judge.latent_verdicts(latents, self.space),
+            lambda recorded: self.judge.recall(latents, self.space, recorded),
+        )
+        self._keep_best(names, latents, verdicts)
         self._contenders = []
         self.last_check = self.spent
         self._checks_without_better = self._checks_without_better + 1 if self.best is best else 0
@@ -189,26 +246,32 @@ class Tuner:
             found = self.best.verdict
             LOG.info("%d queries: best dev metric %.4f, dev loss %.4f.", self.spent, found.metric, found.loss)
 
-    def _judged(self, prompts: dict[str, AnyPrompts]) -> list[Candidate]:
-        """Let dev judge prompts, given by name as populations of one; their verdicts are recalled or scored."""
-        names = list(prompts)
+    def _judged(
+        self, names: list[str], judge: Callable[[], list[Verdict]], recall: Callable[[list[Verdict]], None]
+    ) -> list[Verdict]:
+        """The verdicts of dev on prompts of these names, recalled or given by `judge`."""
         recorded = self.log.recall("dev", names=names)
         if recorded:
             self.ledger.restore(recorded["ledger"])
             verdicts = recorded_verdicts(recorded)
-            self.judge.recall(list(prompts.values()), verdicts)
+            recall(verdicts)
         else:
             start = time.perf_counter()
-            verdicts = self._verdicts(list(prompts.values()))
+            verdicts = judge()
             self.ledger.seconds += time.perf_counter() - start
             self._append("dev", names=names, **verdict_facts(verdicts))
-        spent = self.ledger.train_queries
-        return [Candidate(n, prompts[n][0], verdict, spent) for n, verdict in zip(names, verdicts, strict=True)]
+        return verdicts
 
-    def _keep_best(self, candidates: list[Candidate]) -> None:
-        for candidate in candidates:
-            if self.best is None or candidate.verdict.better_than(self.best.verdict, self.schedule.by):
-                self.best = candidate
+    def _keep_best(self, names: list[str], latents: Latents, verdicts: list[Verdict]) -> None:
+        """Keep the best of latents (n, d) by their verdicts, if it is better than the best so far. Only then are
+        prompts made, for each takes a product with all of A."""
+        best, chosen = self.best.verdict if self.best else None, None
+        for i, verdict in enumerate(verdicts):
+            if best is None or verdict.better_than(best, self.schedule.by):
+                best, chosen = verdict, i
+        if chosen is not None:
+            prompt = self.space.prompts(latents)[chosen]
+            self.best = Candidate(names[chosen], prompt, verdicts[chosen], self.spent)
 
     def _verdicts(self, prompts: list[AnyPrompts]) -> list[Verdict]:
         """The verdicts on prompts, of which those of one length are scored in one call."""

@@ -1,4 +1,5 @@
-"""Metrics by name, from scikit-learn: (gold labels (B,), predictions (B,)) -> float in [0, 1]; and what they hide.
+"""Metrics by name, as scikit-learn has them: (gold labels (B,), predictions (B,)) -> float in [0, 1]; and what they
+hide.
 
 A prediction of -1 is none: the row is wrong, and -1 is no class.
 """
@@ -17,9 +18,7 @@ Metric: TypeAlias = Callable[[Labels, Labels], float]
 
 def accuracy(labels: Labels, predictions: Labels) -> float:
     """Share of examples predicted right."""
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(labels, predictions))
+    return float(np.mean(labels == predictions))  # scikit-learn's figure, without the second that it takes to import
 
 
 def f1(labels: Labels, predictions: Labels) -> float:

@@ -23,6 +23,9 @@ Placed = tuple[str, Record | None]
 FORMATS = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz", ".parquet")
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit, 131,072, is below a long document
 
+OTHER_DELIMITERS = (";", "\t", "|", ",")
+"""What separates cells in files that are called csv or tsv all the same."""
+
 
 def read_records(path: Path | str, header: bool = True) -> Iterator[Placed]:
     """All records of a file with their places. Without a `header` the columns of a csv or tsv are called 1, 2, 3, ...
@@ -57,7 +60,7 @@ def json_record(line: str, where: str) -> Record:
     """
     try:
         record = json.loads(line, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets, too
         raise DataError(f"{where}: not JSON: {error}.") from error
     except KeyError as error:
         raise DataError(f"{where}: the key {error} stands twice in one object.") from error
@@ -111,6 +114,12 @@ def _table_records(path: Path, delimiter: str, quoting: Any, header: bool) -> It
             columns = (
                 [name.strip() for name in fields] if header else [str(number) for number in range(1, len(fields) + 1)]
             )
+            if len(columns) == 1 and (other := next((mark for mark in OTHER_DELIMITERS if mark in columns[0]), None)):
+                raise DataError(
+                    f"{where}: the first line is one cell, {columns[0]!r}. Cells are separated by {delimiter!r} in a "
+                    f"{'.tsv' if delimiter == chr(9) else '.csv'} file, by {other!r} here it seems: save it with the "
+                    "other separator, or as .jsonl."
+                )
             repeated = _repeated(columns)
             if repeated is not None:
                 raise DataError(

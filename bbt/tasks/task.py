@@ -48,8 +48,9 @@ class Task:
                 f"task {self.name}: {len(self.label_words)} label words {list(self.label_words)} for "
                 f"{len(self.label_names)} labels {list(self.label_names)}; give one word a label, in order."
             )
-        if len(set(self.label_words)) != len(self.label_words):
-            raise ConfigError(f"task {self.name}: label words repeat: {list(self.label_words)}.")
+        for what, given in (("words", self.label_words), ("names", self.label_names)):
+            if len(set(given)) != len(given):
+                raise ConfigError(f"task {self.name}: label {what} repeat: {list(given)}.")
         for metric in self.metrics:
             load_metric(metric)
 

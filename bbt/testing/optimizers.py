@@ -5,18 +5,22 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from bbt.optimizers import Optimizer, Settings
-from bbt.types import Latents, Losses
+from bbt.optimizers import Optimizer, ScoreOptimizer, Settings
+from bbt.scoring.losses import cross_entropy
+from bbt.types import Latents, Losses, Scores
 
 D, POPULATION, GENERATIONS = 20, 20, 40
 """d, n, and how many populations each search has."""
 TARGET = np.linspace(-1.0, 1.5, D)
 """Where the loss that is minimised is 0."""
+LABELS = np.arange(12) % 3
+"""(B,) the labels of the rows whose scores an optimizer is told, if it learns from scores."""
 
 
 def check_optimizer(factory: Callable[[Settings], Optimizer]) -> None:
     """Check what every optimizer keeps to: shapes and types, no use of NumPy's global generator, the same candidates
     for the same losses (so that a run can be resumed), bounds, sigma0, and that what it recommends has been improved.
+    One that learns from label scores is told some, too, a broken candidate's among them.
 
     `factory` is the class, or makes the optimizer from its settings.
 
@@ -28,6 +32,8 @@ def check_optimizer(factory: Callable[[Settings], Optimizer]) -> None:
     _improves(factory)
     _stays_within_bounds(factory)
     _begins_with_the_spread_asked_for(factory)
+    if isinstance(factory(settings()), ScoreOptimizer):
+        _learns_from_scores(factory)
 
 
 def quadratic(latents: Latents) -> Losses:
@@ -108,3 +114,41 @@ def _begins_with_the_spread_asked_for(factory: Callable[[Settings], Optimizer]) 
     near, far = (float(searched(factory, settings(sigma0=s), n_generations=1)[0].std()) for s in (0.1, 1.0))
     assert 0.04 < near < 0.2, f"the first population's standard deviation is {near:.3g} with sigma0 = 0.1."
     assert abs(far / near - 10) < 0.5, f"ten times sigma0 spreads the first population {far / near:.3g} times as far."
+
+
+def _learns_from_scores(factory: Callable[[Settings], Optimizer]) -> None:
+    first, again = _told_scores(factory), _told_scores(factory)
+    assert np.array_equal(first[0], again[0]), (
+        "told the same scores it asks for other candidates: a run could not be resumed."
+    )
+    latents, losses, recommended = first
+    assert np.isfinite(latents).all(), "told of a broken candidate it asks for candidates that are not finite."
+    assert recommended < losses[0].min(), (
+        f"told label scores it recommends a point of loss {recommended:.3g}; the best of the first generation had "
+        f"{losses[0].min():.3g}."
+    )
+
+
+def _told_scores(factory: Callable[[Settings], Optimizer]) -> tuple[Latents, Losses, float]:
+    """The candidates (g n, d) and losses (g, n) of a search that is told scores, one candidate's broken, and the loss
+    of what it recommends."""
+    optimizer = factory(settings())
+    assert isinstance(optimizer, ScoreOptimizer)
+    latents: list[Latents] = []
+    losses: list[Losses] = []
+    for generation in range(10):
+        latents.append(optimizer.ask())
+        scores = _linear_scores(latents[-1])
+        losses.append(cross_entropy(scores, LABELS))
+        if generation == 3:
+            scores[0], losses[-1][0] = np.nan, losses[-1].max() + 1.0
+        optimizer.tell_scores(latents[-1], losses[-1], scores, LABELS)
+    recommended = cross_entropy(_linear_scores(optimizer.mean[None]), LABELS)
+    return np.concatenate(latents), np.array(losses), float(recommended[0])
+
+
+def _linear_scores(latents: Latents) -> Scores:
+    """Label scores (n, B, K) that are linear in z (n, d); each row's have a mean of zero."""
+    slopes = np.random.RandomState(0).standard_normal((D, len(LABELS) * 3)) / np.sqrt(D)
+    scores = (latents @ slopes).reshape(len(latents), len(LABELS), 3)
+    return np.asarray(scores - scores.mean(axis=2, keepdims=True))
