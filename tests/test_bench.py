@@ -157,3 +157,27 @@ def test_the_command_prints_a_table_or_json(tiny_folder):
     assert result["against"]["max_log_probability_difference"] < 1e-4
     assert (result["population_size"], result["rows"]) == (3, 32)
     assert "times as fast as plain" in CliRunner().invoke(app, command).stdout
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_likelihoods_of_an_encoder_decoder_are_measured_against_a_plain_loop(name, tiny_folder, tmp_path):
+    rows = [{"context": text, "question": "bad ?", "answers": ["a film", "bad"][:n]} for n, text in enumerate(TEXTS, 1)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = [
+        "--task",
+        "squad",
+        "--data",
+        str(tmp_path / "rows.jsonl"),
+        "--rows",
+        "3",
+        "--against",
+        "plain",
+        "--json",
+    ]
+    few = ["--population", "2", "--prompt-tokens", "3", "--dim", "4", "--precision", "fp32", "--device", "cpu"]
+    said = CliRunner().invoke(app, ["bench", str(tiny_folder(name)), *arguments, *few, "--repeats", "1"])
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    assert found["rows"] == 3
+    assert found["against"]["max_log_probability_difference"] < 1e-4
+    assert found["parts_ms"]["trunk"] > 0

@@ -1,6 +1,7 @@
 """Gradients, demonstrations and instructions where the answer is a text: against PEFT, and that they learn."""
 
 import json
+import string
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from bbt.compare.plan import cells, load_plan
 from bbt.config import load_config
 from bbt.errors import ConfigError
 from bbt.experiment.generators import SoftPromptGenerator
-from bbt.methods import load_method
+from bbt.methods import load_method, to_yaml
 from bbt.methods.in_context import InContextGenerator
 from bbt.predictor import Predictor
 from bbt.runs.convergence import curve
@@ -274,6 +275,16 @@ def test_other_rows_are_tested_too(setting, tmp_path):
     assert found["token_f1"] == task(metrics=("token_f1",)).text_metric(texts, examples)
     assert found["perplexity"] == pytest.approx(generator.target_scores(examples, Ledger()).perplexity)
     assert found["perplexity"] != pytest.approx(result["perplexity"]["tuned"])
+
+
+def test_texts_that_are_mostly_empty_are_told_of_and_all_are_pointed_to(setting, tmp_path, caplog):
+    own = to_yaml(setting("manual")).replace("stop: null", f"stop: {json.dumps([*string.printable, chr(0xFFFD)])}")
+    (tmp_path / "config.yaml").write_text(own)
+    said = CliRunner().invoke(app, ["run", str(tmp_path / "config.yaml"), "--runs", str(tmp_path / "runs")])
+    assert said.exit_code == 0, said.output
+    assert "4 of 4 texts on the test rows are empty: the model ends them at once" in said.output + caplog.text
+    (line,) = (line for line in said.output.splitlines() if line.startswith("texts on the test rows: "))
+    assert all(not json.loads(text)["output"] for text in Path(line.split(": ")[1]).read_text().splitlines())
 
 
 def test_the_ready_configs_and_plans_can_be_read():

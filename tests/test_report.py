@@ -33,6 +33,16 @@ def test_the_closing_table_has_each_metric_of_each_prompt_in_percent():
     ]
 
 
+def test_other_tests_stand_in_the_table_by_their_names():
+    """With the metrics that they share with the run's own."""
+    also = {"yelp": {"accuracy": 0.5, "examples": 1200}, "strangers": {"token_f1": 0.25, "examples": 8}}
+    table = result_rows({**RESULT, "also_test": also})
+    assert table[: -len(also)] == result_rows(RESULT)
+    assert [row[0] for row in table[-2:]] == ["tuned, on yelp (1,200 rows)", "tuned, on strangers (8 rows)"]
+    assert {len(row) for row in table} == {len(table[0])}
+    assert (table[-2][1:], table[-1][1:]) == (("-", "50.00"), ("-", "-"))
+
+
 def test_costs_are_printed_with_train_and_dev_queries_apart():
     rows = dict(cost_rows(RESULT))
     assert (rows["train queries"], rows["dev queries"], rows["examples scored"]) == ("8,000", "162", "261,184")

@@ -1,13 +1,14 @@
 """The likelihoods of answers of several tokens are measured here, as label scores are elsewhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from backends.bench.plain import PlainScores
 from backends.bench.workload import Generations, Workload
@@ -49,7 +50,10 @@ class Likelihoods(Generations):
 
     @property
     def trunk(self) -> nn.Module:
-        """The module that an evaluation calls before the head, once for each micro-batch."""
+        """The module that an evaluation calls before the head, once for each micro-batch; of an encoder-decoder it is
+        the encoder, and what the decoder does is counted as the head's."""
+        if self._decodes:
+            return self.backend.model.get_encoder()  # type: ignore[no-any-return]
         forward = self.backend.target_evaluator.forward
         return forward.packed or forward.structure.trunk
 
@@ -63,9 +67,14 @@ class Likelihoods(Generations):
         assert isinstance(self.encoded, LocalPairs), "`_encoded` makes them"
         return self.encoded
 
+    @property
+    def _decodes(self) -> bool:
+        """Whether targets are what a decoder says of a context that an encoder has read."""
+        return self.backend.info.kind == "encoder-decoder"
+
     def plain_loop(self, model: Any) -> PlainScores:
         """The plain loop over a model of transformers, on the same rows."""
-        return PlainLikelihoods(model, self._pairs.pairs)
+        return (PlainAnswers if self._decodes else PlainLikelihoods)(model, self._pairs.pairs)
 
     def normalised(self, scores: Scores) -> Scores:
         """The scores as they are: likelihoods leave nothing free. The difference is that of a mean over a token."""
@@ -105,6 +114,38 @@ class PlainLikelihoods:
         logits = self._model(inputs_embeds=embeddings, attention_mask=self._mask).logits.float()
         losses = functional.cross_entropy(logits.flatten(0, 1), self._targets.flatten(), reduction="none")
         return np.asarray(-losses.view(self._targets.shape).sum(dim=1).cpu().numpy())
+
+
+class PlainAnswers:
+    """The plain loop for what a decoder says: one forward pass a candidate from Python; every row padded to the
+    longest, and so is every target; the head over the whole vocabulary at every place of the decoder."""
+
+    def __init__(self, model: Any, pairs: list[TokenPair]) -> None:
+        self._model, self._words = model, model.get_input_embeddings().weight
+        device = self._words.device
+        self._ids, self._mask = (x.to(device) for x in _padded([pair.context.ids for pair in pairs], 0))
+        self._said = _padded([(*pair.context.decoder, *pair.target[:-1]) for pair in pairs], 0)[0].to(device)
+        n_given = len(pairs[0].context.decoder) - 1
+        self._targets = _padded([(*[-100] * n_given, *pair.target) for pair in pairs], -100)[0].to(device)
+        self._places = (self._ids < 0).nonzero(as_tuple=True)
+        self._which = prompt_id(self._ids[self._places])
+
+    @torch.no_grad()
+    def scores(self, prompt: Prompts) -> Scores:
+        """The log-likelihoods (B,) of the targets under one prompt (T, H)."""
+        embeddings = self._words[self._ids.clamp(min=0)]
+        embeddings[self._places] = torch.tensor(prompt, device=embeddings.device).to(embeddings.dtype)[self._which]
+        given = {"inputs_embeds": embeddings, "attention_mask": self._mask, "decoder_input_ids": self._said}
+        logits = self._model(**given, use_cache=False).logits.float()
+        losses = functional.cross_entropy(logits.flatten(0, 1), self._targets.flatten(), reduction="none")
+        return np.asarray(-losses.view(self._targets.shape).sum(dim=1).cpu().numpy())
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Fill rows up at the right: the ids (B, N), and the mask (B, N) of those that count."""
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(ids.shape[1]) < lengths[:, None]).long()
 
 
 def _examples(workload: Workload, task: GenerationTask) -> Iterator[Example]:

@@ -22,7 +22,7 @@ from backends.local.forward import Forward
 from backends.local.head import Head
 from backends.local.plans import Plan
 from backends.local.rows import LocalPairs, LocalRows, Shared
-from backends.local.structure import Structure, replaced, word_embeddings
+from backends.local.structure import Structure, embedding_scale, replaced, word_embeddings
 from backends.local.targets import POSITIONS_AT_ONCE, TargetEvaluator
 from bbt.types import Prompts, RowScores
 
@@ -133,7 +133,11 @@ class EncoderDecoderEvaluator(TargetEvaluator):
     """A scorer of label words and of targets, in micro-batches of at most `token_budget` tokens; see `Evaluator`."""
 
     def __init__(self, model: Any, head: Head, token_budget: int) -> None:
-        words = word_embeddings(model.get_encoder())
+        encoder = model.get_encoder()
+        self.embedding_scale = embedding_scale(encoder)
+        """What word embeddings are multiplied by before the encoder is given them; `words` are so already."""
+        words = word_embeddings(encoder)
+        words = words if self.embedding_scale == 1 else words * self.embedding_scale
         super().__init__(Forward(encoder_decoder_structure(model), None), head, words, token_budget)
         self._trunk = EncoderThenDecoder(model)
 

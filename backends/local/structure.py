@@ -214,6 +214,24 @@ def word_embeddings(model: Any) -> Tensor:
         return cast(Tensor, module(torch.arange(len(module.weight), device=module.weight.device)))
 
 
+@torch.inference_mode()
+def embedding_scale(encoder: Any) -> float:
+    """What an encoder multiplies word embeddings by where it is given token ids, and not where it is given embeddings
+    (Pegasus' kind); 1 elsewhere.
+
+    Raises:
+        BackendError: it makes something else of token ids than of their word embeddings.
+    """
+    words = word_embeddings(encoder)
+    ids = torch.arange(3, 9, device=words.device)[None] % len(words)
+    expected = encoder(input_ids=ids).last_hidden_state.float()
+    for scale in (1.0, float(getattr(encoder, "embed_scale", 1.0))):
+        found = encoder(inputs_embeds=words[ids] * scale).last_hidden_state.float()
+        if torch.allclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+            return scale
+    raise BackendError(f"{type(encoder).__name__} makes something else of token ids than of their word embeddings.")
+
+
 def first_position(trunk: nn.Module) -> int:
     """The id of a row's first position: RoBERTa's ids come after the padding index."""
     embeddings = getattr(trunk, "embeddings", None)

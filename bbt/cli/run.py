@@ -60,4 +60,8 @@ def _print_outcome(outcome: "Outcome", as_json: bool) -> None:
         print(json.dumps({**outcome.result, "run": str(outcome.folder)}))
         return
     print_result(outcome.result)
+    if "perplexity" in outcome.result and outcome.folder:
+        from bbt.runs.folder import OUTPUTS
+
+        print(f"texts on the test rows: {outcome.folder / OUTPUTS}")
     print(f"run folder: {outcome.folder}")

@@ -1,6 +1,7 @@
 """The test of a run whose answers are texts: what the method has made writes on the test rows, beside what it started
 from."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,8 @@ from bbt.experiment.outcome import Tested, result_of
 from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, GenerationTask
 from bbt.tasks.sequence_metrics import signatures
+
+LOG = logging.getLogger(__name__)
 
 
 def tested_texts(experiment: Experiment, trained: Trained) -> Tested:
@@ -35,8 +38,22 @@ def tested_texts(experiment: Experiment, trained: Trained) -> Tested:
         "perplexity": {name: one.perplexity for name, one in found.items() if one.perplexity is not None},
         "signatures": signatures(e.task.metrics),
     }
+    _warn_of_empty(found["tuned"].texts, e.generation_task)
     result = result_of(e, trained, costs, (*ledgers.values(), beside), figures)
     return Tested(trained.classifier, result, outputs(rows, found["tuned"].texts))
+
+
+def _warn_of_empty(texts: Sequence[str], task: GenerationTask) -> None:
+    """Tell the user how many texts are empty, where most of them are: a metric then says little."""
+    n_empty = sum(not text for text in texts)
+    if 2 * n_empty > len(texts):
+        LOG.warning(
+            "%d of %d texts on the test rows are empty: the model ends them at once, or begins them with one of "
+            "task.decoding.stop (%s). Change the template, the stop strings or the model.",
+            n_empty,
+            len(texts),
+            ", ".join(map(repr, task.decoding.stop)) or "none",
+        )
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,17 @@ from bbt.runs.estimate import Estimate
 
 def result_rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
     """The closing table with its head first: one row for each prompt, each metric in percent, and the targets'
-    perplexity where it is known."""
+    perplexity where it is known; then what was tuned on the rows of each other test."""
     metrics = list(next(iter(result["test"].values())))
     perplexity = result.get("perplexity") or {}
     rows = [("prompt", *(f"test {metric}" for metric in metrics), *(["perplexity"] if perplexity else []))]
     for name, values in result["test"].items():
         last = [f"{perplexity[name]:,.2f}"] if perplexity else []
         rows.append((name, *(f"{100 * values[metric]:.2f}" for metric in metrics), *last))
+    for name, values in (result.get("also_test") or {}).items():
+        last = [f"{values['perplexity']:,.2f}" if "perplexity" in values else "-"] if perplexity else []
+        found = (f"{100 * values[metric]:.2f}" if metric in values else "-" for metric in metrics)
+        rows.append((f"tuned, on {name} ({values['examples']:,} rows)", *found, *last))
     return rows
 
 
