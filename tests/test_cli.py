@@ -279,12 +279,12 @@ def test_a_backend_for_windows_that_is_not_installed_stands_in_no_run_s_way(fini
         [sys.executable, "-m", "bbt.cli", "show", finished, "--plot", tmp_path / "plot.png"],
         capture_output=True,
         text=True,
-        env={**os.environ, "MPLBACKEND": "module://nonesuch.backend_inline"},
+        env={**os.environ, "MPLBACKEND": "nonesuch"},
     )
     assert (said.returncode, said.stderr) == (0, "")
     assert (tmp_path / "plot.png").stat().st_size > 1000
     script = "from bbt.optimizers import Settings, make_optimizer; make_optimizer('cma', Settings(intrinsic_dim=3))"
-    environment = {**os.environ, "MPLBACKEND": "module://nonesuch.backend_inline"}
+    environment = {**os.environ, "MPLBACKEND": "nonesuch"}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
