@@ -1,8 +1,9 @@
 """The likelihoods of answers of several tokens are measured here, as label scores are elsewhere."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -89,20 +90,16 @@ class Likelihoods(Generations):
         return np.asarray(token_losses(scores, self._pairs.n_target_tokens).mean(axis=1))
 
 
-class PlainLikelihoods:
+class PlainTargets(ABC):
     """The plain loop for targets: one forward pass a candidate from Python; every row padded to the longest; the head
     over the whole vocabulary at every position, and the cross-entropy of the targets' tokens."""
 
-    def __init__(self, model: Any, pairs: list[TokenPair]) -> None:
+    def __init__(self, model: Any, given: list[tuple[int, ...]], said: list[tuple[int, ...]]) -> None:
+        """Take the ids of the input, negative where the prompt stands, and what is said at each place of the output;
+        -100, which cross_entropy leaves out, where that counts for nothing."""
         self._model, self._words = model, model.get_input_embeddings().weight
-        rows = [(*pair.context.ids, *pair.target[:-1]) for pair in pairs]
-        shape, device = (len(rows), max(map(len, rows))), self._words.device
-        self._ids, self._mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-        self._targets = torch.full(shape, -100)  # what cross_entropy leaves out
-        for i, (row, pair) in enumerate(zip(rows, pairs, strict=True)):
-            self._ids[i, : len(row)], self._mask[i, : len(row)] = torch.tensor(row), 1
-            self._targets[i, pair.context.read : len(row)] = torch.tensor(pair.target)
-        self._ids, self._mask, self._targets = (x.to(device) for x in (self._ids, self._mask, self._targets))
+        self._ids, self._mask = (x.to(self._words.device) for x in _padded(given, 0))
+        self._targets = _padded(said, -100)[0].to(self._words.device)
         self._places = (self._ids < 0).nonzero(as_tuple=True)
         self._which = prompt_id(self._ids[self._places])
 
@@ -111,34 +108,38 @@ class PlainLikelihoods:
         """The log-likelihoods (B,) of the targets under one prompt (T, H)."""
         embeddings = self._words[self._ids.clamp(min=0)]
         embeddings[self._places] = torch.tensor(prompt, device=embeddings.device).to(embeddings.dtype)[self._which]
-        logits = self._model(inputs_embeds=embeddings, attention_mask=self._mask).logits.float()
+        logits = self._logits(inputs_embeds=embeddings, attention_mask=self._mask).float()
         losses = functional.cross_entropy(logits.flatten(0, 1), self._targets.flatten(), reduction="none")
         return np.asarray(-losses.view(self._targets.shape).sum(dim=1).cpu().numpy())
 
+    @abstractmethod
+    def _logits(self, **given: Tensor) -> Tensor:
+        """The logits (B, N, V) at every place of the output."""
 
-class PlainAnswers:
-    """The plain loop for what a decoder says: one forward pass a candidate from Python; every row padded to the
-    longest, and so is every target; the head over the whole vocabulary at every place of the decoder."""
+
+class PlainLikelihoods(PlainTargets):
+    """The plain loop for a causal LM, which reads the targets behind their contexts."""
 
     def __init__(self, model: Any, pairs: list[TokenPair]) -> None:
-        self._model, self._words = model, model.get_input_embeddings().weight
-        device = self._words.device
-        self._ids, self._mask = (x.to(device) for x in _padded([pair.context.ids for pair in pairs], 0))
-        self._said = _padded([(*pair.context.decoder, *pair.target[:-1]) for pair in pairs], 0)[0].to(device)
+        given = [(*pair.context.ids, *pair.target[:-1]) for pair in pairs]
+        super().__init__(model, given, [(*[-100] * pair.context.read, *pair.target) for pair in pairs])
+
+    def _logits(self, **given: Tensor) -> Tensor:
+        return cast(Tensor, self._model(**given).logits)
+
+
+class PlainAnswers(PlainTargets):
+    """The plain loop for what a decoder says; the targets, too, are padded to the longest."""
+
+    def __init__(self, model: Any, pairs: list[TokenPair]) -> None:
         n_given = len(pairs[0].context.decoder) - 1
-        self._targets = _padded([(*[-100] * n_given, *pair.target) for pair in pairs], -100)[0].to(device)
-        self._places = (self._ids < 0).nonzero(as_tuple=True)
-        self._which = prompt_id(self._ids[self._places])
+        said = [(*[-100] * n_given, *pair.target) for pair in pairs]
+        super().__init__(model, [pair.context.ids for pair in pairs], said)
+        begun = [(*pair.context.decoder, *pair.target[:-1]) for pair in pairs]
+        self._begun = _padded(begun, 0)[0].to(self._words.device)
 
-    @torch.no_grad()
-    def scores(self, prompt: Prompts) -> Scores:
-        """The log-likelihoods (B,) of the targets under one prompt (T, H)."""
-        embeddings = self._words[self._ids.clamp(min=0)]
-        embeddings[self._places] = torch.tensor(prompt, device=embeddings.device).to(embeddings.dtype)[self._which]
-        given = {"inputs_embeds": embeddings, "attention_mask": self._mask, "decoder_input_ids": self._said}
-        logits = self._model(**given, use_cache=False).logits.float()
-        losses = functional.cross_entropy(logits.flatten(0, 1), self._targets.flatten(), reduction="none")
-        return np.asarray(-losses.view(self._targets.shape).sum(dim=1).cpu().numpy())
+    def _logits(self, **given: Tensor) -> Tensor:
+        return cast(Tensor, self._model(**given, decoder_input_ids=self._begun, use_cache=False).logits)
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
