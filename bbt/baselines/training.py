@@ -65,7 +65,7 @@ class Training(SelectingMethod):
 
     def plan(self, references: bool) -> PlannedQueries:
         """The gradient steps, and a dev query at the start and at each check; the best state is tested."""
-        checks = 1 + self.steps // self.dev_every + int(self.steps % self.dev_every > 0)
+        checks = 1 + math.ceil(self.steps / self.dev_every)
         steps = GradientSteps(self.steps, self.batch_size, self.gradient_accumulation)
         return PlannedQueries(0, checks, 0, 1, int(references), judged_references=False, training=steps)
 

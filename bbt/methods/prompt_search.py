@@ -195,8 +195,8 @@ class PromptSearch(ABC):
         )
 
     def _scored(self) -> ScoredLoss | None:
-        """The objective as what tells label scores; none here: prompts of
-        words that come again are answered from memory, without scores."""
+        """The objective as what tells label scores; none here: prompts of words that come again are answered from
+        memory, without scores."""
         return None
 
     def _optimizer_settings(self, intrinsic_dim: int, seed: int) -> Settings:

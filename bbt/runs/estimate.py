@@ -11,7 +11,7 @@ from typing import Protocol
 import yaml
 
 from bbt.backend import Row
-from bbt.settings import ModelConfig
+from bbt.settings import ModelConfig, PriceConfig
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,10 @@ class Estimate:
 class Costs:
     """Costs that are added up, of which an `Estimate` is made."""
 
+    train_queries: int = 0
+    """How often the steps of a training go over its rows."""
+    gradient_steps: int = 0
+    """The steps of a training."""
     examples: int = 0
     """The rows scored or written on so far."""
     tokens_up: int = 0
@@ -180,13 +184,32 @@ class Costs:
         self.bytes_up += n * wire.up
         self.bytes_down += n * wire.down
 
-    def train(self, steps: GradientSteps | None, rows: Measured) -> int:
-        """Add the steps of a training on these rows, as `bbt.baselines.training` counts them, and return the train
-        queries that they are."""
-        sizes = steps.sizes(rows.n_examples) if steps else []
+    def train(self, steps: GradientSteps, rows: Measured) -> None:
+        """Add the steps of a training on these rows, as `bbt.baselines.training` counts them."""
+        sizes = steps.sizes(rows.n_examples)
         self.examples += sum(sizes)
         self.tokens_up += sum(round(size * rows.n_tokens / rows.n_examples) for size in sizes)
-        return sum(sizes) // max(1, rows.n_examples)
+        self.train_queries += sum(sizes) // max(1, rows.n_examples)
+        self.gradient_steps += steps.steps
+
+    def estimate(
+        self, plan: PlannedQueries, n_read: int, price: PriceConfig, gauge: Gauge, speed: float | None
+    ) -> Estimate:
+        """Make the estimate of a plan whose costs these are; `n_read` dev queries beside the plan's read words."""
+        return Estimate(
+            plan.train + self.train_queries,
+            plan.dev + plan.manual_dev + n_read,
+            plan.test + plan.manual_test,
+            self.gradient_steps,
+            self.examples,
+            self.tokens_up,
+            self.tokens_down,
+            round(self.bytes_up),
+            round(self.bytes_down),
+            price.of(self.tokens_up, self.tokens_down),
+            self.examples / speed if speed else None,
+            gauge.counted,
+        )
 
 
 def largest(measured: Iterable[Measured]) -> Measured:

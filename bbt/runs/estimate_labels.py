@@ -40,7 +40,8 @@ def estimated(
             costs.add(n, measured, gauge.scores_wire(measured, n_scores, searched), 1)
 
     add(plan.train, split.train, n_tokens, searched=True)
-    steps = costs.train(plan.training, _measured(gauge, task, split.train, n_tokens)) if plan.training else 0
+    if plan.training:
+        costs.train(plan.training, _measured(gauge, task, split.train, n_tokens))
     for one in wordings:
         n_judged = plan.dev // len(wordings)
         add(n_judged, split.dev, n_tokens, (one,))
@@ -61,20 +62,7 @@ def estimated(
     add(plan.manual_test, split.test, 0)
     for rows in () if plan.test else others:
         add(1, rows, 0)
-    return Estimate(
-        plan.train + steps,
-        plan.dev + plan.manual_dev + read * (1 + plan.test + plan.manual_test),
-        plan.test + plan.manual_test,
-        plan.training.steps if plan.training else 0,
-        costs.examples,
-        costs.tokens_up,
-        costs.tokens_down,
-        round(costs.bytes_up),
-        round(costs.bytes_down),
-        price.of(costs.tokens_up, costs.tokens_down),
-        costs.examples / speed if speed else None,
-        gauge.counted,
-    )
+    return costs.estimate(plan, read * (1 + plan.test + plan.manual_test), price, gauge, speed)
 
 
 def _measured(gauge: Gauge, task: Task, rows: Sequence[Example], n_prompt_tokens: int) -> Measured:

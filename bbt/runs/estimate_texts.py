@@ -45,9 +45,8 @@ def estimated_texts(
         write(plan.train, split.train, n_tokens, (task,))
     elif plan.train:
         score(plan.train, split.train, n_tokens, (task,), searched=True)
-    steps = 0
     if plan.training:
-        steps = costs.train(plan.training, gauge.encode_pairs(task.rows(split.train, n_tokens)))
+        costs.train(plan.training, gauge.encode_pairs(task.rows(split.train, n_tokens)))
     for one in wordings:
         judge(plan.dev // len(wordings), split.dev, n_tokens, (one,))
     judge(plan.manual_dev, split.dev, 0)
@@ -56,17 +55,4 @@ def estimated_texts(
     judge(plan.manual_test, split.test, 0)
     for rows in others:
         judge(1, rows, n_tokens if plan.test else 0, wordings)
-    return Estimate(
-        plan.train + steps,
-        plan.dev + plan.manual_dev,
-        plan.test + plan.manual_test,
-        plan.training.steps if plan.training else 0,
-        costs.examples,
-        costs.tokens_up,
-        costs.tokens_down,
-        round(costs.bytes_up),
-        round(costs.bytes_down),
-        price.of(costs.tokens_up, costs.tokens_down),
-        costs.examples / speed if speed else None,
-        gauge.counted,
-    )
+    return costs.estimate(plan, 0, price, gauge, speed)
