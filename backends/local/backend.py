@@ -285,7 +285,7 @@ class LocalBackend:
         self, render: Callable[[str, str], Row], label_words: Sequence[str], targets: Sequence[str] = ()
     ) -> PlainText:
         """Describe what the bare tokenizer needs for the same rows; see `PlainBackend.plain_text`."""
-        if getattr(self._evaluator, "embedding_scale", 1.0) != 1:
+        if self._evaluator.embedding_scale != 1:
             raise BackendError(
                 f"{self.info.architecture} scales the embeddings of token ids, and not those that PEFT and the like "
                 "give it: no export would be exact. Use the prompt with bbt predict or bbt serve."

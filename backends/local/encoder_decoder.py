@@ -135,7 +135,6 @@ class EncoderDecoderEvaluator(TargetEvaluator):
     def __init__(self, model: Any, head: Head, token_budget: int) -> None:
         encoder = model.get_encoder()
         self.embedding_scale = embedding_scale(encoder)
-        """What word embeddings are multiplied by before the encoder is given them; `words` are so already."""
         words = word_embeddings(encoder)
         words = words if self.embedding_scale == 1 else words * self.embedding_scale
         super().__init__(Forward(encoder_decoder_structure(model), None), head, words, token_budget)

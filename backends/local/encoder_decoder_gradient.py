@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from backends.local.encoder_decoder import EncoderDecoderEvaluator, encoder_decoder_head
+from backends.local.encoder_decoder import encoder_decoder_head
 from backends.local.encoding import TokenRow
 from backends.local.gradient import TrainableModel, places
 from backends.local.head import Head
@@ -15,12 +15,6 @@ from backends.local.head import Head
 
 class TrainableEncoderDecoder(TrainableModel):
     """The trainable copy of an encoder-decoder (see `bbt.backend.Trainable`)."""
-
-    @property
-    def _embedding_scale(self) -> float:
-        evaluator = self._frozen.evaluator
-        assert isinstance(evaluator, EncoderDecoderEvaluator), "`FrozenModel` makes them for such models"
-        return evaluator.embedding_scale
 
     def _make_head(self) -> Head:
         return encoder_decoder_head(self.model)

@@ -34,6 +34,9 @@ class Evaluator:
     something of a call in their modules are called by one thread at a time.
     """
 
+    embedding_scale = 1.0
+    """What word embeddings are multiplied by before the model is given them; `words` are so already."""
+
     def __init__(self, forward: Forward, head: Head, words: Tensor, token_budget: int) -> None:
         self.forward, self.head, self.words, self.token_budget = forward, head, words, token_budget
         self._one_length = forward.packed is None or forward.structure.depends_on_length

@@ -31,11 +31,6 @@ class TrainableModel:
         self._frozen, self._head = frozen, self._make_head()
         self._prefix = Prefix(0, lambda batch_size: None)
 
-    @property
-    def _embedding_scale(self) -> float:
-        """What word embeddings are multiplied by before the model is given them."""
-        return 1.0
-
     def _make_head(self) -> Head:
         structure = structure_of(self.model)
         self._trunk = structure.trunk
@@ -82,7 +77,8 @@ class TrainableModel:
 
     def _with_prompt(self, ids: Tensor, prompt: Tensor) -> Tensor:
         """The embeddings (b, N, H) of ids (b, N) with the prompt, one (T, H) for all rows or one (b, T, H) for each."""
-        embeddings: Tensor = self.model.get_input_embeddings()(ids.clamp(min=0)) * self._embedding_scale
+        words: Tensor = self.model.get_input_embeddings()(ids.clamp(min=0))
+        embeddings = words * self._frozen.evaluator.embedding_scale
         soft, own = ids < 0, prompt.expand(len(ids), -1, -1)
         embeddings[soft] = own[soft.nonzero()[:, 0], prompt_id(ids[soft])]
         return embeddings
