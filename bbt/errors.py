@@ -11,7 +11,7 @@ BbtError
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class BbtError(Exception):
@@ -27,7 +27,12 @@ class DataError(BbtError, ValueError):
 
 
 class LabelWordError(BbtError):
-    """A label word that is not exactly one token."""
+    """A label word that is not exactly one token; `words` are all that were refused together, the first of which the
+    message is about."""
+
+    def __init__(self, message: str, words: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.words = tuple(words)
 
 
 class PromptError(BbtError):

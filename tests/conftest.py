@@ -4,12 +4,21 @@ import os
 from contextlib import ExitStack
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may wait for a network
+# Before torch is: the models are too small for a second thread, and threads that wait for a core others use are slow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """What joins a cluster of several nodes carries the mark by which it is left out, or run alone."""
+    for item in items:
+        if "ray_cluster" in item.fixturenames:
+            item.add_marker("cluster")
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,13 @@ def add_node(cluster, memory=MEMORY, **wanted):
 def started(ray):
     from ray.cluster_utils import Cluster
 
-    # What workers inherit: where the tests are, and a priority like this process has (by default they have less).
-    wanted = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "RAY_worker_niceness": "0"}
+    # What workers inherit: where the tests are, a priority like this process has (by default they have less), and that
+    # an idle one stays (by default it ends after a second, and a slow machine needs longer for the next run).
+    wanted = {
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "RAY_worker_niceness": "0",
+        "RAY_idle_worker_killing_time_threshold_ms": "60000",
+    }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     cluster = Cluster(
@@ -43,7 +48,7 @@ def started(ray):
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def until(ready, seconds=60):
+def until(ready, seconds=120):
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not ready():

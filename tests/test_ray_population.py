@@ -171,6 +171,7 @@ def test_a_node_killed_in_mid_run_changes_nothing_and_actors_join(crew, tmp_path
     spare = add_node(ray_cluster, memory=128 * 2**30)  # for both
     scoring.join(60)
     np.testing.assert_array_equal(found[0], expected(population(60)))
+    until(lambda: backend.n_ready == 2)
     backend.label_scores(population(60), encoded)
     assert len(set(notes(tmp_path, "scored")) - set(before)) == 2
     backend.close()

@@ -2,6 +2,7 @@
 and a run that finds more than its label words tell."""
 
 import json
+import string
 from itertools import permutations
 
 import numpy as np
@@ -10,6 +11,7 @@ from sklearn.linear_model import Ridge
 
 from bbt.api import resume, run
 from bbt.config import make_config
+from bbt.errors import LabelWordError
 from bbt.predictor import Predictor
 from bbt.prompts.soft import SoftPrompt
 from bbt.scoring.calibration import class_biases
@@ -106,6 +108,26 @@ def test_the_words_are_the_commonest_of_the_rows_that_the_model_has_as_one_token
     assert further_words(backend, task, rows, 2) == ()
     assert "unheardofword" not in further_words(backend, task, rows, 50)
     backend.encode(task.rows(rows, 0), [*task.label_words, *found])
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_what_a_backend_lists_as_refused_is_asked_for_no_more(lists):
+    """An endpoint far away is asked twice for 64 words; one that does not say what it refuses, for each half of them."""
+    known, asked = {"bad", "great", "film", "word1"}, []
+
+    class Strict(ToyBackend):
+        def encode(self, rows, label_words, anchor=None):
+            asked.append(len(label_words))
+            if refused := [word for word in label_words if word not in known]:
+                raise LabelWordError(f"label word {refused[0]!r} is unknown.", refused if lists else ())
+            return super().encode(rows, label_words, anchor)
+
+    task = Task("t", Template("{prompt} {text} {mask}"), ("bad", "great"), ("bad", "great"))
+    letters = string.ascii_lowercase
+    known.add("xbb")
+    rows = [Example("film " + " ".join(f"x{a}{b}" for a in letters[:8] for b in letters[:7]), 0)]
+    assert further_words(Strict(), task, rows, 128) == ("film", "xbb")
+    assert len(asked) == 2 if lists else len(asked) > 20
 
 
 class TellingBackend(ToyBackend):

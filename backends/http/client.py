@@ -217,11 +217,14 @@ class Client:
         try:
             body = response.json()
             name, detail = str(body["error"]), str(body["detail"])
+            words = [str(word) for word in body.get("words", ())]
         except (ValueError, KeyError, TypeError):
             return EndpointError(
                 f"{self.url}: no `bbt serve`: it answered {response.status_code}.", response.status_code
             )
         ours = {"NotRegisteredError": NotRegisteredError, "ConflictError": ProjectionError, "WireError": AnswerError}
+        if name == "LabelWordError":
+            return errors.LabelWordError(detail, words)
         kind = ours.get(name) or getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, BbtError | NotRegisteredError | ProjectionError | AnswerError):
             return kind(detail)

@@ -155,15 +155,22 @@ class RowTokenizer:
         """Return the token ids (K,) of the label words as they come after what stands left of the mask in `row`.
 
         Raises:
-            LabelWordError: a word is not one token (shows its pieces), or two words are the same token.
+            LabelWordError: words that are not one token (shows the first one's pieces), or the same one as another.
         """
         after_space = self._is_after_space(row)
-        ids = [self._one_token(word.strip(), after_space) for word in label_words]
-        for i, word in enumerate(label_words):
-            if ids[i] in ids[:i]:
-                twin = label_words[ids.index(ids[i])]
-                raise LabelWordError(f"label words {twin!r} and {word!r} are the same token for this model.")
-        return ids
+        words_of: dict[int, str] = {}
+        refused: dict[str, str] = {}
+        for word in label_words:
+            ids = self._ids(" " * after_space + word.strip())
+            if not self._is_one_token(ids):
+                refused[word] = self._refusal(word.strip(), ids, after_space)
+            elif ids[0] in words_of:
+                refused[word] = f"label words {words_of[ids[0]]!r} and {word!r} are the same token for this model."
+            else:
+                words_of[ids[0]] = word
+        if refused:
+            raise LabelWordError(next(iter(refused.values())), list(refused))
+        return list(words_of)
 
     def rows(self, rows: Sequence[Row], label_words: Sequence[str]) -> TokenRows:
         """Tokenise one split and its label words.
@@ -333,22 +340,18 @@ class RowTokenizer:
         read = len(kept) - 1 if self._causal else read - sum(i < read for i in cut)
         return TokenRow(tuple(kept), read, truncated=bool(cut))
 
-    def _one_token(self, word: str, after_space: bool) -> int:
-        ids, others = (self._ids(" " * space + word) for space in (after_space, not after_space))
-        if not self._is_one_token(ids):
-            pieces = self._tokenizer.convert_ids_to_tokens(ids)
-            advice = "Choose a word that is (task.label_words)."
-            if self._scores_targets and ids:
-                advice = (
-                    "Choose a word that is (task.label_words), or have a local model score labels of several tokens by "
-                    "their likelihood (task.scored_by: likelihood)."
-                )
-            if self._keeps_space and self._is_one_token(others):
-                advice = self._space_advice(after_space)
-            raise LabelWordError(
-                f"label word {word!r} is not one token of this model but {len(ids)}: {pieces}. {advice}"
+    def _refusal(self, word: str, ids: list[int], after_space: bool) -> str:
+        """Say what a label word is instead of one token, and what to do."""
+        pieces = self._tokenizer.convert_ids_to_tokens(ids)
+        advice = "Choose a word that is (task.label_words)."
+        if self._scores_targets and ids:
+            advice = (
+                "Choose a word that is (task.label_words), or have a local model score labels of several tokens by "
+                "their likelihood (task.scored_by: likelihood)."
             )
-        return ids[0]
+        if self._keeps_space and self._is_one_token(self._ids(" " * (not after_space) + word)):
+            advice = self._space_advice(after_space)
+        return f"label word {word!r} is not one token of this model but {len(ids)}: {pieces}. {advice}"
 
     def _space_advice(self, after_space: bool) -> str:
         """Say what to do about a label word that is one token the other way, without or with its space."""

@@ -57,7 +57,8 @@ def check_distinct(words: Iterable[str]) -> None:
         if twin is not word:
             raise LabelWordError(
                 f"label words {twin!r} and {word!r} differ in case or spaces alone, which an answer of text does not "
-                "tell apart. Choose others (task.label_words)."
+                "tell apart. Choose others (task.label_words).",
+                [word],
             )
 
 

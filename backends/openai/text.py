@@ -233,7 +233,8 @@ class TextBackend(VocabularyClient):
         except LabelWordError as error:
             raise LabelWordError(
                 f"{error} The tokens are those of model.options.vocabulary: name a model there that shares the "
-                "endpoint's tokenizer, or set model.options.scores to answers."
+                "endpoint's tokenizer, or set model.options.scores to answers.",
+                error.words,
             ) from error
 
     def _check_listed(self, words: Sequence[str], n_candidates: int, text: str, said: Sequence[str]) -> None:

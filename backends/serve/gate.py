@@ -3,6 +3,7 @@ writes one line of log and the metrics."""
 
 import re
 import time
+from collections.abc import Sequence
 
 import structlog
 from starlette.datastructures import Headers
@@ -31,12 +32,15 @@ class RefusalError(Exception):
         return refusal(self.status, "Refused", str(self), self.wait)
 
 
-def refusal(status: int, error: str, detail: str, wait: float | None = None) -> JSONResponse:
-    """The answer to a request that is refused; Retry-After is rounded up."""
+def refusal(
+    status: int, error: str, detail: str, wait: float | None = None, words: Sequence[str] = ()
+) -> JSONResponse:
+    """The answer to a request that is refused, with the label words that were, if any; Retry-After is rounded up."""
     headers = {} if wait is None else {"Retry-After": str(int(wait) + 1)}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": error, "detail": detail}, status, headers)
+    body = {"error": error, "detail": detail, **({"words": list(words)} if words else {})}
+    return JSONResponse(body, status, headers)
 
 
 class Gate:

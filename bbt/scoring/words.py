@@ -36,13 +36,16 @@ def further_words(backend: Backend, task: Task, examples: Sequence[Example], n_w
 
 
 def _of_one_token(backend: Backend, task: Task, example: Example, known: list[str], words: list[str]) -> list[str]:
-    """Those of the words that the model can score beside the label words and the `known` ones; where it refuses some,
-    each half of them is tried."""
+    """Those of the words that the model can score beside the label words and the `known` ones: what it refuses is left
+    out and the others are tried again. Where it does not say which those are, each half is tried."""
     try:
         backend.encode(task.rows([example], 0), [*task.label_words, *known, *words])
         return words
-    except LabelWordError:
-        half = len(words) // 2
+    except LabelWordError as error:
+        left = [word for word in words if word not in error.words]
+    if len(left) < len(words):
+        return _of_one_token(backend, task, example, known, left) if left else []
+    half = len(words) // 2
     if not half:
         return []
     first = _of_one_token(backend, task, example, known, words[:half])

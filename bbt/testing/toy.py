@@ -70,10 +70,11 @@ class ToyBackend:
         """
         if not rows:
             raise BackendError("there are no rows to encode.")
-        for word in label_words:
-            if len(word.split()) != 1:
-                pieces = word.split()
-                raise LabelWordError(f"label word {word!r} is not one token of this model but {len(pieces)}: {pieces}.")
+        if refused := [word for word in label_words if len(word.split()) != 1]:
+            word, pieces = refused[0], refused[0].split()
+            raise LabelWordError(
+                f"label word {word!r} is not one token of this model but {len(pieces)}: {pieces}.", refused
+            )
         n_prompt_tokens = sum(segment.n_tokens for segment in rows[0])
         room = MAX_LENGTH - n_prompt_tokens - 1
         if room < 0:
