@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from serving import serving
 from tiny_models import DEVICE
 from transformers import AutoModelForMaskedLM
 
+import bbt.api
 from bbt.baselines.peft_training import peft_imported
+from bbt.config import make_config
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -113,3 +116,28 @@ def test_the_check_of_a_gpu_prints_every_figure(tmp_path: Path) -> None:
         "share of the matrix",
     ):
         assert figure in printed
+
+
+def test_logs_say_what_racing_would_save_and_what_averaging_means_gives(tiny_folder: Any, tmp_path: Path) -> None:
+    """A race that is run to its end on all candidates keeps all of the better half, and the last mean is the run's."""
+    settings = {
+        "task": {"name": "sst2"},
+        "model": {"name": str(tiny_folder("bert")), "options": {"precision": "fp32"}},
+        "prompt": {"n_prompt_tokens": 2, "n_screened": 2, "intrinsic_dim": 20},
+        "budget": {"queries": 38, "dev_every": 36},
+        "selection": {"baselines": False},
+        "method": {"name": "black-box", "n_words": 0},
+        "evaluation": {"rows": 20, "references": False},
+    }
+    for name in ("cma-separable", "kernel-surrogate"):
+        tree = {**settings, "name": name, "optimizer": {"name": name, "population_size": 12}}
+        bbt.api.run(make_config(tree), tmp_path)
+    raced = run("racing.py", tmp_path / "kernel-surrogate", cwd=tmp_path).splitlines()
+    assert raced[0] == "3 generations of 1 runs, 20 draws each"
+    kept = [float(line.split("saved, ")[1].split("%")[0]) for line in raced[1:]]
+    assert kept == sorted(kept[:3]) + sorted(kept[3:])
+    assert 50 < kept[-1] <= 100
+    line = run("averaged_means.py", tmp_path / "cma-separable", cwd=tmp_path).splitlines()[0]
+    dev = json.loads((tmp_path / "cma-separable/events.jsonl").read_text().splitlines()[-2])
+    assert dev["names"][0] == "mean"
+    assert float(line.split("last: ")[1].split()[1]) == pytest.approx(dev["losses"][0], abs=1e-3)

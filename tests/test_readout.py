@@ -112,7 +112,7 @@ def test_the_words_are_the_commonest_of_the_rows_that_the_model_has_as_one_token
 
 @pytest.mark.parametrize("lists", [True, False])
 def test_what_a_backend_lists_as_refused_is_asked_for_no_more(lists):
-    """An endpoint far away is asked twice for 64 words; one that does not say what it refuses, for each half of them."""
+    """An endpoint far away is asked twice for 64 words; one that does not say what it refuses, for half after half."""
     known, asked = {"bad", "great", "film", "word1"}, []
 
     class Strict(ToyBackend):

@@ -131,7 +131,9 @@ def test_a_row_is_scored_under_its_own_prompt(attempt, monkeypatch):
     examples = [Example(text, 0) for text in ("a film", "the plot is bad", "great , it was slow")]
     prompts = classifier.mixture(classifier.pooled_words(examples)).detach().numpy()
     assert np.abs(prompts[0] - prompts[1]).max() > 1e-5
-    found = classifier.scores(examples, Ledger())
+    ledger = Ledger()
+    found = classifier.scores(examples, ledger)
+    assert ledger.bytes_down == found.nbytes == 4 * found.size
     backend, task = classifier.backend, classifier.task
     for row, prompt, example in zip(found, prompts, examples, strict=True):
         encoded = backend.encode(task.rows([example], T), task.label_words)

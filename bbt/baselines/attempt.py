@@ -140,7 +140,9 @@ class AttemptClassifier:
         ledger.examples += len(examples)
         ledger.tokens_up += encoded.n_tokens
         ledger.tokens_down += len(examples)
-        return np.concatenate(found)
+        scores = np.concatenate(found)
+        ledger.bytes_down += scores.nbytes
+        return scores
 
     def pooled_words(self, examples: Sequence[Example]) -> Tensor:
         """The largest word embedding (B, H) of each example's texts, in each coordinate."""
