@@ -232,11 +232,13 @@ class InitialPromptConfig(PromptLength):
 
     init: str = "vocabulary"
     """Random `vocabulary` tokens, `random` normal vectors of the word embeddings' standard deviation, T tokens in the
-    order of their `ids`, the given `text`, the `label_words`, or the path of a saved prompt."""
+    order of their `ids`, the given `text`, the `label_words`, the `answers` of the first train rows as the template has
+    them, one a line (which tell a model what answers look like: Min et al. 2022, arXiv 2202.12837; where T holds few of
+    them, the other rows tell what is tuned), or the path of a saved prompt."""
     first_id: int = Field(1000, ge=0)
     """The first token of `init: ids`; 1000 in the released BBT code."""
     text: str | None = None
-    """The text of `init: text`, repeated or cut to T tokens."""
+    """The text of `init: text`, repeated or cut to T tokens, as answers and label words are."""
     n_screened: int = Field(10, ge=1)
     """How many random draws are scored, a query each; the one of lowest training loss is p0."""
 

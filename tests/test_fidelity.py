@@ -90,14 +90,14 @@ def test_texts_are_cleaned_as_the_code_cleans_them(task, text, cleaned, tmp_path
 
 def test_p0_is_tokens_in_the_order_of_their_ids():
     backend, settings = ToyBackend(), PromptConfig(n_prompt_tokens=3, init="ids", first_id=4)
-    prompts = initial_prompts(settings, backend, TASK, 0)
+    prompts = initial_prompts(settings, backend, TASK, [], 0)
     assert (prompts == backend.embed_ids([4, 5, 6])).all()
-    assert (initial_prompts(settings, backend, TASK, 1) == prompts).all()
+    assert (initial_prompts(settings, backend, TASK, [], 1) == prompts).all()
     beyond = PromptConfig(n_prompt_tokens=3, init="ids", first_id=backend.info.vocab_size - 2)
     with pytest.raises(
         ConfigError, match=r"prompt\.init: ids asks for the tokens \d+ to \d+, .* lower prompt\.first_id"
     ):
-        initial_prompts(beyond, backend, TASK, 0)
+        initial_prompts(beyond, backend, TASK, [], 0)
 
 
 @pytest.mark.parametrize("folder", ["paper", "released-code"])

@@ -6,13 +6,14 @@ from bbt.errors import ConfigError, PromptError
 from bbt.prompts.soft import SoftPrompt
 from bbt.settings import PromptConfig
 from bbt.spaces.initial import initial_prompts
+from bbt.tasks import Example, GenerationTask, Template
 from bbt.testing import ToyBackend
 from bbt.testing.toy import HIDDEN
 
 
 def initial(seed=0, **settings):
     settings = {"n_prompt_tokens": 5, **settings}
-    return initial_prompts(PromptConfig(**{"n_screened": 1, **settings}), ToyBackend(), TASK, seed)
+    return initial_prompts(PromptConfig(**{"n_screened": 1, **settings}), ToyBackend(), TASK, [], seed)
 
 
 def tokens(prompts):
@@ -53,6 +54,17 @@ def test_a_text_is_repeated_or_cut_to_the_prompts_length(text, expected):
 
 def test_label_words_are_repeated():
     assert tokens(initial(init="label_words")) == [[2, 3, 2, 3, 2]]  # "no yes"
+
+
+def test_answers_stand_as_the_template_has_them_one_a_line():
+    task = GenerationTask("qa", Template("{prompt} {source} Q: {source_pair} and so: {target}"))
+    train = [Example("a text", 0, "what", ("dddd",)), Example("a text", 0, "who", ("eeeee ffffff", "no"))]
+    config = PromptConfig(init="answers", n_prompt_tokens=9)
+    found = initial_prompts(config, ToyBackend(), task, train, 0)
+    assert tokens(found) == tokens(ToyBackend().embed_text("and so: dddd and so: eeeee ffffff and so:"))
+    assert task.answered(train[1]) == "and so: eeeee ffffff"
+    with pytest.raises(ConfigError, match=r"those of toy are labels; take label_words\."):
+        initial(init="answers")
 
 
 @pytest.mark.parametrize("text", [None, ""])

@@ -55,7 +55,7 @@ class Attempt(Training):
         """What is trained: p and the attending network."""
         e, n_tokens = experiment, self.prompt.n_prompt_tokens
         sources = np.concatenate([saved_prompt(Path(path), e.backend, n_tokens) for path in self.sources])
-        target = initial_prompts(self.prompt, e.backend, e.task, e.seed)[0]
+        target = initial_prompts(self.prompt, e.backend, e.task, e.split.train, e.seed)[0]
         mixture = Mixture(torch.from_numpy(sources), torch.from_numpy(target.copy()), self.bottleneck)
         classifier = AttemptClassifier(e.backend, e.task, model, mixture.to(model.model.device))
         encoded = model.encode(e.task.rows(e.split.train, n_tokens), e.task.label_words)

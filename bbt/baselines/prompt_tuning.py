@@ -48,7 +48,7 @@ class PromptTuning(Training):
     def subject(self, experiment: Experiment, model: Trainable) -> Subject:
         """What is trained: the vectors p (T, H), which begin at p0."""
         e = experiment
-        candidates = initial_prompts(self.prompt, e.backend, e.task, e.seed)
+        candidates = initial_prompts(self.prompt, e.backend, e.task, e.split.train, e.seed)
         best = 0
         if len(candidates) > 1:
             best = int(likelihood_objective(e).losses(candidates).argmin())

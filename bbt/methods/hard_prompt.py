@@ -57,7 +57,7 @@ class RoundedSearch(HardSearch):
         e, s = self.experiment, self.settings
         self._ids = np.array(readable_ids(e.backend))
         self._words = e.backend.embed_ids(self._ids.tolist())[0]
-        soft = initial_prompts(s.prompt, e.backend, e.task, e.seed)
+        soft = initial_prompts(s.prompt, e.backend, e.task, e.split.train, e.seed)
         hard = self._ids[rounded(soft, self._words, s.metric, s.rounding, e.seed)]
         return e.backend.embed_ids(self._screened(hard)[0].tolist())
 

@@ -286,7 +286,7 @@ class SoftSearch(PromptSearch):
 
     def _initial(self) -> Prompts:
         e = self.experiment
-        return self._screened(initial_prompts(self.settings.prompt, e.backend, e.task, e.seed))
+        return self._screened(initial_prompts(self.settings.prompt, e.backend, e.task, e.split.train, e.seed))
 
     def _space(self) -> Space:
         e = self.experiment

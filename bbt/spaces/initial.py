@@ -1,5 +1,7 @@
-"""Initial prompts p0 are random vectors or tokens, tokens by their ids, a text, the label words, or a saved prompt."""
+"""Initial prompts p0 are random vectors or tokens, tokens by their ids, a text, the label words, answers of train rows,
+or a saved prompt."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +11,19 @@ from bbt.draws import stable_choice, stable_normal
 from bbt.errors import ConfigError, PromptError
 from bbt.prompts.soft import SoftPrompt
 from bbt.settings import InitialPromptConfig
-from bbt.tasks import Task
+from bbt.tasks import Example, GenerationTask, Task
 from bbt.types import Prompts
 
 
-def initial_prompts(config: InitialPromptConfig, backend: Backend, task: Task, seed: int) -> Prompts:
-    """Make the m initial prompts (m, T, H), where m = `n_screened` if they are drawn at random, and else 1.
+def initial_prompts(
+    config: InitialPromptConfig, backend: Backend, task: Task, train: Sequence[Example], seed: int
+) -> Prompts:
+    """Make the m initial prompts (m, T, H), where m = `n_screened` if they are drawn at random, and else 1; `train` are
+    the rows whose answers they may hold.
 
     Raises:
-        ConfigError: `init: text` without a text, text without one token, or ids beyond the vocabulary.
+        ConfigError: `init: text` without a text, text without one token, ids beyond the vocabulary, or `init: answers`
+            where answers are labels.
         PromptError: a saved prompt of another shape.
     """
     n, n_tokens, info = config.n_screened, config.n_prompt_tokens, backend.info
@@ -34,6 +40,10 @@ def initial_prompts(config: InitialPromptConfig, backend: Backend, task: Task, s
         return _repeated(backend.embed_text(config.text), n_tokens)
     if config.init == "label_words":
         return _repeated(backend.embed_text(" ".join(task.label_words)), n_tokens)
+    if config.init == "answers":
+        if not isinstance(task, GenerationTask):
+            raise ConfigError(f"prompt.init: answers: those of {task.name} are labels; take label_words.")
+        return _repeated(backend.embed_text("".join(f"{task.answered(row)}\n" for row in train)), n_tokens)
     return saved_prompt(Path(config.init), backend, n_tokens)
 
 
@@ -75,8 +85,8 @@ def saved_prompt(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
     """
     if not path.exists():
         raise ConfigError(
-            f"prompt {str(path)!r} is neither vocabulary, random, ids, text or label_words nor the path of a saved "
-            "prompt."
+            f"prompt {str(path)!r} is neither vocabulary, random, ids, text, label_words or answers nor the path of a "
+            "saved prompt."
         )
     prompt, expected = SoftPrompt.load(path), (n_prompt_tokens, backend.info.hidden_size)
     prompt.check_model(backend.info.name, backend.info.fingerprint)

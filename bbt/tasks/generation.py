@@ -44,6 +44,10 @@ class GenerationTask(Task):
         """Render examples as segments that end in their targets."""
         return [self.template.render(e.text, e.text_pair, n_prompt_tokens, self._target(e)) for e in examples]
 
+    def answered(self, example: Example) -> str:
+        """Return an example's answer as the template has it, with the words between its source and it alone."""
+        return f"{self.template.lead}{self._target(example)}".strip()
+
     def text_metric(self, texts: Sequence[str], examples: Sequence[Example]) -> float:
         """Compute the metric that selects prompts, in [0, 1]."""
         return load_sequence_metric(self.metrics[0])(texts, references(examples))

@@ -66,6 +66,11 @@ class Template:
         """Whether text is to be generated at the template's end."""
         return self.source.endswith("{target}")
 
+    @property
+    def lead(self) -> str:
+        """What is written between the last slot before `{target}` and it."""
+        return self.source.removesuffix("{target}").rpartition("}")[2]
+
     def manual(self) -> "Template":
         """Return the template without the soft prompt and the full stop that separates it from the text."""
         return Template(_PROMPT_AND_SEPARATOR.sub(_gap, self.source.removeprefix(START)))
