@@ -157,7 +157,8 @@ def _lines(path: Path) -> Iterator[str]:
     with _opened(path) as handle, io.TextIOWrapper(handle, encoding="utf-8-sig", newline="") as text:
         for number, line in enumerate(text, start=1):
             if "\0" in line:
-                raise DataError(f"{path}:{number}: holds a NUL character: {_convert(path, 'UTF-16')}")
+                wide = "UTF-32" if "\0\0" in line else "UTF-16"
+                raise DataError(f"{path}:{number}: holds a NUL character: {_convert(path, wide)}")
             yield line
 
 
@@ -180,8 +181,8 @@ def _not_utf8(path: Path) -> str:
                 break
     best = from_bytes(seen).best()
     guess = best.encoding if best else "WINDOWS-1252"
-    if number == 1 and seen[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        guess = "UTF-16"
+    if number == 1 and seen[:2] in (b"\xff\xfe", b"\xfe\xff", b"\0\0"):
+        guess = "UTF-32" if b"\0\0" in seen else "UTF-16"
     return f"{path}:{number} is not UTF-8 text (byte 0x{byte:02x}): {_convert(path, guess)}"
 
 
