@@ -32,9 +32,7 @@ class RefusalError(Exception):
         return refusal(self.status, "Refused", str(self), self.wait)
 
 
-def refusal(
-    status: int, error: str, detail: str, wait: float | None = None, words: Sequence[str] = ()
-) -> JSONResponse:
+def refusal(status: int, error: str, detail: str, wait: float | None = None, words: Sequence[str] = ()) -> JSONResponse:
     """The answer to a request that is refused, with the label words that were, if any; Retry-After is rounded up."""
     headers = {} if wait is None else {"Retry-After": str(int(wait) + 1)}
     if status == 401:
