@@ -48,7 +48,7 @@ def started(ray):
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def until(ready, seconds=120):
+def until(ready, seconds=60):
     """Wait until something is so."""
     deadline = time.monotonic() + seconds
     while not ready():

@@ -102,10 +102,16 @@ def test_blank_lines_of_jsonl_are_skipped(tmp_path):
         ("d.jsonl", b'{"text": "\xff", "label": 1}\n', r"d\.jsonl:1 is not UTF-8 text"),
         ("d.csv", "text,label\na,1\n".encode("utf-16"), r"d\.csv:1 is not UTF-8 text .* like UTF-16.*iconv -f UTF-16"),
         ("d.csv", "text,label\na,1\n".encode("utf-32"), r"d\.csv:1 is not UTF-8 text .* like UTF-32.*iconv -f UTF-32"),
+        ("d.csv", "\ufefftext,label\n".encode("utf-32-be"), r"d\.csv:1 is not UTF-8 text .* like UTF-32"),
+        ("d.csv", "a\u0100,label\na,1\n".encode("utf-16"), r"d\.csv:1 is not UTF-8 text .* like UTF-16"),
         ("d.csv", "text,label\na,1\n".encode("utf-32-be"), r"d\.csv:1: holds a NUL character: it looks like UTF-32"),
         ("d.csv", "text,label\na,1\n".encode("utf-16-le"), r"d\.csv:1: holds a NUL character: it looks like UTF-16"),
         ("d.csv.gz", b"text,label\na,1\n", r"d\.csv\.gz is not a whole \.gz file"),
-        ("d.csv.gz", gzip.compress(b"text,label\n" + b"a,1\n" * 99)[:-9], r"d\.csv\.gz is not a whole \.gz file"),
+        (
+            "d.csv.gz",
+            gzip.compress(b"text,label\n" + b"a,1\n" * 99, mtime=0)[:-9],
+            r"d\.csv\.gz is not a whole \.gz file",
+        ),
         ("d.parquet", "x", r"d\.parquet is not a readable parquet file"),
     ],
 )

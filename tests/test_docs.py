@@ -103,6 +103,6 @@ def test_the_readme_is_a_first_screen():
     assert program in (ROOT / "examples/quickstart.py").read_text(encoding="utf-8"), "the program is the example"
     first, second = blocks(ROOT / "README.md", "bash")
     assert "bbt run configs/quickstart.yaml" in first
-    assert "&& pytest" in second, "CI runs the second block"
+    assert second.endswith("&& pytest -n 2 --dist worksteal\n"), "CI runs the second block"
     for link in re.findall(r"\]\(([^)#:]+)[)#]", text):
         assert (ROOT / link).exists(), link

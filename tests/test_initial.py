@@ -63,6 +63,7 @@ def test_answers_stand_as_the_template_has_them_one_a_line():
     found = initial_prompts(config, ToyBackend(), task, train, 0)
     assert tokens(found) == tokens(ToyBackend().embed_text("and so: dddd and so: eeeee ffffff and so:"))
     assert task.answered(train[1]) == "and so: eeeee ffffff"
+    assert Template("{source} a} b{target}").lead == " a} b"
     with pytest.raises(ConfigError, match=r"those of toy are labels; take label_words\."):
         initial(init="answers")
 

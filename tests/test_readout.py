@@ -113,7 +113,7 @@ def test_the_words_are_the_commonest_of_the_rows_that_the_model_has_as_one_token
 @pytest.mark.parametrize("lists", [True, False])
 def test_what_a_backend_lists_as_refused_is_asked_for_no_more(lists):
     """An endpoint far away is asked twice for 64 words; one that does not say what it refuses, for half after half."""
-    known, asked = {"bad", "great", "film", "word1"}, []
+    known, asked = {"bad", "great", "film", "xbb"}, []
 
     class Strict(ToyBackend):
         def encode(self, rows, label_words, anchor=None):
@@ -124,7 +124,6 @@ def test_what_a_backend_lists_as_refused_is_asked_for_no_more(lists):
 
     task = Task("t", Template("{prompt} {text} {mask}"), ("bad", "great"), ("bad", "great"))
     letters = string.ascii_lowercase
-    known.add("xbb")
     rows = [Example("film " + " ".join(f"x{a}{b}" for a in letters[:8] for b in letters[:7]), 0)]
     assert further_words(Strict(), task, rows, 128) == ("film", "xbb")
     assert len(asked) == 2 if lists else len(asked) > 20
