@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bbt.api import open_backend
 from bbt.build import make_experiment
 from bbt.config import read_run_config
 from bbt.experiment.classifiers import calibrated
 from bbt.experiment.many_words import read_out, read_words
 from bbt.methods import load_method
 from bbt.methods.prompt_search import SoftSearch
+from bbt.open_models import open_model
 from bbt.runs.log import EventLog
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import predicted
@@ -42,10 +42,11 @@ class Remembering:
         self.means.append(self.optimizer.mean.copy())
 
 
-def compared(folder, backend):
+def compared(folder):
     """Name -> training loss, dev loss and test metric at an average of a run's means."""
     config = read_run_config(folder)
     with tempfile.TemporaryDirectory() as copy:
+        backend = open_model(config.model).backend
         e = make_experiment(config, backend, EventLog(Path(shutil.copy(folder / "events.jsonl", copy))))
         method = load_method(config)
         read_words(e, method.n_words)
@@ -70,7 +71,7 @@ def main(folders):
     """Print a line for each run, and the differences from the last mean over all of them."""
     rows = []
     for folder in map(Path, folders):
-        rows.append(compared(folder, open_backend(read_run_config(folder).model)))
+        rows.append(compared(folder))
         figures = (f"{name}: {a:.3f} {b:.3f} {c:.1f}" for name, (a, b, c) in rows[-1].items())
         print(f"{folder.parent.name}/{folder.name}", *figures, sep="   ", flush=True)
     last = np.array([row["last"] for row in rows])

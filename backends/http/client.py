@@ -13,7 +13,7 @@ from backends.transport import AnswerError, Transport, read_json
 from backends.wire import MEDIA_TYPE, WireError, pack, unpack
 from bbt import errors
 from bbt.backend import Decoding, ModelInfo, Traffic
-from bbt.errors import BbtError, EndpointError
+from bbt.errors import BbtError, EndpointError, LabelWordError
 from bbt.spaces.soft import PromptSpace
 from bbt.types import Prompts
 
@@ -223,9 +223,9 @@ class Client:
                 f"{self.url}: no `bbt serve`: it answered {response.status_code}.", response.status_code
             )
         ours = {"NotRegisteredError": NotRegisteredError, "ConflictError": ProjectionError, "WireError": AnswerError}
-        if name == "LabelWordError":
-            return errors.LabelWordError(detail, words)
         kind = ours.get(name) or getattr(errors, name, None)
+        if kind is LabelWordError:
+            return LabelWordError(detail, words)
         if isinstance(kind, type) and issubclass(kind, BbtError | NotRegisteredError | ProjectionError | AnswerError):
             return kind(detail)
         return EndpointError(f"{self.url}: {detail}", response.status_code)

@@ -37,7 +37,7 @@ from backends.serve.service import ConflictError, ForbiddenError, Service, Train
 from backends.serve.store import NotRegisteredError
 from backends.wire import MEDIA_TYPE, WireError, pack
 from bbt.backend import Backend
-from bbt.errors import BbtError, LabelWordError
+from bbt.errors import BbtError
 
 T = TypeVar("T")
 
@@ -251,8 +251,8 @@ async def _disconnected(request: Request) -> None:
 
 def _handler(status: int) -> Any:
     async def handle(request: Request, error: Exception) -> JSONResponse:
-        words = error.words if isinstance(error, LabelWordError) else ()
-        return refusal(status, type(error).__name__, str(error), getattr(error, "wait", None), words)
+        wait, words = getattr(error, "wait", None), getattr(error, "words", ())
+        return refusal(status, type(error).__name__, str(error), wait, words)
 
     return handle
 

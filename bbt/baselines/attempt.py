@@ -5,7 +5,6 @@ the row's words. Trained are p and the small network that attends; the sources a
 """
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from bbt.backend import Backend, GradientBackend, Trainable, require
 from bbt.baselines.losses import label_loss
 from bbt.baselines.training import Subject, Training
+from bbt.baselines.weights import counted
 from bbt.errors import RunError
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment
@@ -131,14 +131,12 @@ class AttemptClassifier:
         """The logits (B, K) of the examples, each row under its own prompt."""
         encoded = self.model.encode(self.task.rows(examples, len(self.mixture.target)), self.task.label_words)
         ledger.truncated += encoded.n_truncated
-        start, words = time.perf_counter(), self.pooled_words(examples)
-        found = [
-            self.model.logits(encoded, rows.tolist(), self.mixture(words[rows])).float().cpu().numpy()
-            for rows in torch.split(torch.arange(len(examples)), ROWS_AT_ONCE)
-        ]
-        ledger.backend_seconds += time.perf_counter() - start
-        ledger.examples += len(examples)
-        ledger.tokens_up += encoded.n_tokens
+        with counted(ledger, encoded):
+            words = self.pooled_words(examples)
+            found = [
+                self.model.logits(encoded, rows.tolist(), self.mixture(words[rows])).float().cpu().numpy()
+                for rows in torch.split(torch.arange(len(examples)), ROWS_AT_ONCE)
+            ]
         ledger.tokens_down += len(examples)
         scores = np.concatenate(found)
         ledger.bytes_down += scores.nbytes

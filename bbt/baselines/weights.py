@@ -40,7 +40,7 @@ class ModelClassifier:
         """The logits (B, K) of the label words in the manual template."""
         encoded = self.model.encode(self.task.rows(examples, 0), self.task.label_words)
         ledger.truncated += encoded.n_truncated
-        with _counted(ledger, encoded):
+        with counted(ledger, encoded):
             scores = self.model.scores(encoded)
         ledger.tokens_down += encoded.n_examples
         ledger.bytes_down += scores.nbytes
@@ -67,7 +67,7 @@ class ModelGenerator:
         decoding = self.task.decoding
         encoded = self.model.encode_contexts(self.task.rows(examples, 0), decoding.max_new_tokens)
         ledger.truncated += encoded.n_truncated
-        with _counted(ledger, encoded):
+        with counted(ledger, encoded):
             texts = self.model.generate(encoded, decoding)
         ledger.tokens_down += sum(map(self.model.n_tokens, texts))
         ledger.bytes_down += sum(len(text.encode()) for text in texts)
@@ -77,7 +77,7 @@ class ModelGenerator:
         """Compute how likely the examples' targets are in the manual template."""
         pairs = self.model.encode_pairs(self.task.rows(examples, 0))
         ledger.truncated += pairs.n_truncated
-        with _counted(ledger, pairs):
+        with counted(ledger, pairs):
             found = self.model.target_scores(pairs)
         ledger.tokens_down += pairs.n_examples
         ledger.bytes_down += found.nbytes
@@ -96,7 +96,7 @@ def trained_model(model: Trainable, task: Task, write: Callable[[Path], None]) -
 
 
 @contextmanager
-def _counted(ledger: Ledger, encoded: Encoded) -> Iterator[None]:
+def counted(ledger: Ledger, encoded: Encoded) -> Iterator[None]:
     """A context in which all of these rows go through the model; the ledger counts it."""
     start = time.perf_counter()
     yield

@@ -4,6 +4,7 @@ A record is a dict from column to value in the file's order; a blank line is Non
 Each comes with its place, `file:line` (`file:row n` for parquet), by which errors name it.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -157,7 +158,7 @@ def _lines(path: Path) -> Iterator[str]:
     with _opened(path) as handle, io.TextIOWrapper(handle, encoding="utf-8-sig", newline="") as text:
         for number, line in enumerate(text, start=1):
             if "\0" in line:
-                wide = "UTF-32" if "\0\0" in line else "UTF-16"
+                wide = "UTF-32" if "\0\0\0" in line else "UTF-16"
                 raise DataError(f"{path}:{number}: holds a NUL character: {_convert(path, wide)}")
             yield line
 
@@ -181,8 +182,10 @@ def _not_utf8(path: Path) -> str:
                 break
     best = from_bytes(seen).best()
     guess = best.encoding if best else "WINDOWS-1252"
-    if number == 1 and seen[:2] in (b"\xff\xfe", b"\xfe\xff", b"\0\0"):
-        guess = "UTF-32" if b"\0\0" in seen else "UTF-16"
+    if number == 1 and seen.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        guess = "UTF-32"
+    elif number == 1 and seen.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        guess = "UTF-16"
     return f"{path}:{number} is not UTF-8 text (byte 0x{byte:02x}): {_convert(path, guess)}"
 
 

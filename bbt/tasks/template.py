@@ -69,7 +69,7 @@ class Template:
     @property
     def lead(self) -> str:
         """What is written between the last slot before `{target}` and it."""
-        return self.source.removesuffix("{target}").rpartition("}")[2]
+        return _SLOT.split(self.source)[-3]
 
     def manual(self) -> "Template":
         """Return the template without the soft prompt and the full stop that separates it from the text."""
