@@ -7,10 +7,11 @@ from toy import shared_config
 
 from bbt.api import run, tune
 from bbt.backend import Segment
-from bbt.methods.in_context import InContextClassifier, alternating, demonstrated
+from bbt.methods.in_context import InContextClassifier, demonstrated
 from bbt.runs.log import EventLog
 from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, Task, Template
+from bbt.tasks.data import alternating
 from bbt.testing import ToyBackend
 
 TASK = Task("films", Template("{prompt} . {text} . It was {mask}"), ("no", "yes"), ("bad", "great"))

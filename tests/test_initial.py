@@ -68,6 +68,27 @@ def test_answers_stand_as_the_template_has_them_one_a_line():
         initial(init="answers")
 
 
+def test_demonstrations_stand_as_in_context_learning_has_them_and_the_last_one_is_whole():
+    task = GenerationTask("qa", Template("{prompt} {source} Q: {source_pair} and so: {target}"))
+    train = [Example("a text", 0, "what", ("dddd",)), Example("bb", 0, "who", ("eeeee ffffff", "no"))]
+    shown = ("a text Q: what and so: dddd", "bb Q: who and so: eeeee ffffff")
+    orders = {tuple(tokens(ToyBackend().embed_text(f"{a} {b}"))[0]) for a, b in (shown, shown[::-1])}
+    n_tokens = len(min(orders))
+
+    def begun(n, seed=0, task=task, train=train):
+        config = PromptConfig(init="demonstrations", n_prompt_tokens=n)
+        return tuple(tokens(initial_prompts(config, ToyBackend(), task, train, seed))[0])
+
+    assert {begun(n_tokens, seed) for seed in range(8)} == orders
+    whole = begun(n_tokens)
+    assert begun(4) == whole[-4:]
+    assert begun(n_tokens + 3) == whole[-3:] + whole
+    labelled = [Example(f"{'w' * i}", i % 2) for i in range(1, 5)]
+    for seed in range(4):
+        answers = begun(8, seed, TASK, labelled)[1::2]
+        assert {*answers[:2]} == {*answers[2:]} == {2, 3}  # "no" and "yes": the classes take turns
+
+
 @pytest.mark.parametrize("text", [None, ""])
 def test_init_text_needs_a_text(text):
     with pytest.raises(ConfigError, match=r"init: text needs prompt\.text"):

@@ -6,7 +6,6 @@ A demonstration is the task's own manual template with the row's texts and, for 
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,7 +16,6 @@ import numpy as np
 from pydantic import Field
 
 from bbt.backend import Backend, Encoded, GenerationBackend, Row, Segment, require
-from bbt.draws import stable_uniform
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.experiment.generators import Generator
@@ -29,6 +27,7 @@ from bbt.scoring.ledger import Ledger
 from bbt.scoring.scorer import Scorer
 from bbt.scoring.targets import TargetScorer, TargetScores
 from bbt.tasks import Example, GenerationTask, Task
+from bbt.tasks.data import alternating
 from bbt.types import Prompts, RowScores
 
 LOG = logging.getLogger(__name__)
@@ -136,6 +135,8 @@ class DemonstratedTask(Task):
 
     demonstrations: tuple[Example, ...] = field(kw_only=True)
     """The solved examples, in the order in which they are shown."""
+    lines: tuple[str, ...] = field(kw_only=True)
+    """The demonstrations as they are shown."""
     max_length: int = field(kw_only=True)
     """The most tokens of a row, by which as many demonstrations are shown as fit."""
     encode: Callable[[Row], Encoded] = field(kw_only=True)
@@ -163,15 +164,7 @@ class DemonstratedTask(Task):
     def _after(self, n: int, row: Row, kind: Literal["literal", "text"] = "literal") -> Row:
         """The row after the first n demonstrations. As `text` they are cut where they do not fit, and that is
         counted."""
-        lines = "".join(self._solved(example) + "\n" for example in self.demonstrations[:n])
-        return (Segment(kind, lines), *row) if n else row
-
-    def _solved(self, example: Example) -> str:
-        """The example as it is shown: its row with the label word in the mask's place, or with its target."""
-        (row,) = super().rows([example], 0)
-        return "".join(
-            self.label_words[example.label] if segment.kind == "mask" else segment.text for segment in row
-        ).removesuffix("\n")
+        return (Segment(kind, "".join(line + "\n" for line in self.lines[:n])), *row) if n else row
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -196,10 +189,10 @@ def demonstrated(backend: Backend, task: Task, order: Sequence[Example]) -> InCo
     """Make what shows demonstrations in this order: a classifier, or a generator where the task's answer is a text."""
     if isinstance(task, GenerationTask):
         writer, room = require(backend, GenerationBackend, f"task {task.name}"), task.decoding.max_new_tokens
-        own = _own(order, backend.info.max_length, lambda row: writer.encode_contexts([row], room))
+        own = _own(task, order, backend.info.max_length, lambda row: writer.encode_contexts([row], room))
         return InContextGenerator(backend, DemonstratedGenerationTask(**vars(task), **own))
     words = task.label_words
-    own = _own(order, backend.info.max_length, lambda row: backend.encode([row], words))
+    own = _own(task, order, backend.info.max_length, lambda row: backend.encode([row], words))
     return InContextClassifier(backend, DemonstratedTask(**vars(task), **own))
 
 
@@ -207,14 +200,15 @@ def in_words(gauge: Gauge, task: Task, order: Sequence[Example]) -> Demonstrated
     """Make the task of `demonstrated`, for a model that is only measured."""
     if isinstance(task, GenerationTask):
         room = task.decoding.max_new_tokens
-        own = _own(order, gauge.max_length, lambda row: gauge.encode_contexts([row], room))
+        own = _own(task, order, gauge.max_length, lambda row: gauge.encode_contexts([row], room))
         return DemonstratedGenerationTask(**vars(task), **own)
-    return DemonstratedTask(**vars(task), **_own(order, gauge.max_length, lambda row: gauge.encode([row])))
+    return DemonstratedTask(**vars(task), **_own(task, order, gauge.max_length, lambda row: gauge.encode([row])))
 
 
-def _own(order: Sequence[Example], max_length: int, encode: Callable[[Row], Encoded]) -> dict[str, Any]:
+def _own(task: Task, order: Sequence[Example], max_length: int, encode: Callable[[Row], Encoded]) -> dict[str, Any]:
     """What a task has of its own where it shows demonstrations."""
-    return {"demonstrations": tuple(order), "max_length": max_length, "encode": encode}
+    lines = tuple(task.solved(example) for example in order)
+    return {"demonstrations": tuple(order), "lines": lines, "max_length": max_length, "encode": encode}
 
 
 def _no_prompt(backend: Backend) -> Prompts:
@@ -225,17 +219,6 @@ def _no_prompt(backend: Backend) -> Prompts:
 def _save(task: DemonstratedTask, folder: Path) -> None:
     rows = [asdict(example) for example in task.demonstrations]
     write_atomically(folder / FILE, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-
-
-def alternating(examples: Sequence[Example], seed: int) -> list[Example]:
-    """A random order in which the classes take turns, so that its beginning is balanced too."""
-    shuffled = [examples[i] for i in stable_uniform(seed, len(examples)).argsort(kind="stable")]
-    seen: Counter[int] = Counter()
-    turns = []
-    for example in shuffled:
-        turns.append((seen[example.label], example))
-        seen[example.label] += 1
-    return [example for _, example in sorted(turns, key=lambda turn: turn[0])]
 
 
 def _tell_of_the_left_out(experiment: Experiment, task: DemonstratedTask) -> None:

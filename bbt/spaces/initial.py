@@ -1,5 +1,5 @@
 """Initial prompts p0 are random vectors or tokens, tokens by their ids, a text, the label words, answers of train rows,
-or a saved prompt."""
+solved train rows, or a saved prompt."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from bbt.errors import ConfigError, PromptError
 from bbt.prompts.soft import SoftPrompt
 from bbt.settings import InitialPromptConfig
 from bbt.tasks import Example, GenerationTask, Task
+from bbt.tasks.data import alternating
 from bbt.types import Prompts
 
 
@@ -19,7 +20,7 @@ def initial_prompts(
     config: InitialPromptConfig, backend: Backend, task: Task, train: Sequence[Example], seed: int
 ) -> Prompts:
     """Make the m initial prompts (m, T, H), where m = `n_screened` if they are drawn at random, and else 1; `train` are
-    the rows whose answers they may hold.
+    the rows that they may hold.
 
     Raises:
         ConfigError: `init: text` without a text, text without one token, ids beyond the vocabulary, or `init: answers`
@@ -44,6 +45,9 @@ def initial_prompts(
         if not isinstance(task, GenerationTask):
             raise ConfigError(f"prompt.init: answers: those of {task.name} are labels; take label_words.")
         return _repeated(backend.embed_text("".join(f"{task.answered(row)}\n" for row in train)), n_tokens)
+    if config.init == "demonstrations":
+        solved = backend.embed_text("".join(f"{task.solved(row)}\n" for row in alternating(train, seed)))
+        return solved[:, np.arange(-n_tokens, 0) % solved.shape[1]]  # the last row stays whole, before the text
     return saved_prompt(Path(config.init), backend, n_tokens)
 
 
@@ -85,8 +89,8 @@ def saved_prompt(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
     """
     if not path.exists():
         raise ConfigError(
-            f"prompt {str(path)!r} is neither vocabulary, random, ids, text, label_words or answers nor the path of a "
-            "saved prompt."
+            f"prompt {str(path)!r} is neither vocabulary, random, ids, text, label_words, answers or demonstrations "
+            "nor the path of a saved prompt."
         )
     prompt, expected = SoftPrompt.load(path), (n_prompt_tokens, backend.info.hidden_size)
     prompt.check_model(backend.info.name, backend.info.fingerprint)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bbt.draws import stable_uniform
 from bbt.errors import DataError
 from bbt.tasks.examples import Example
 from bbt.tasks.records import read_records
@@ -187,3 +188,14 @@ def _bundled_records(task: str, name: str) -> list[dict[str, Any]]:
             "data.test at your files (data.source: files), or set data.source: huggingface."
         )
     return [record for _, record in read_records(_BUNDLE / task / name) if record is not None]
+
+
+def alternating(examples: Sequence[Example], seed: int) -> list[Example]:
+    """Return examples in a random order in which the classes take turns, so that its beginning is balanced too."""
+    shuffled = [examples[i] for i in stable_uniform(seed, len(examples)).argsort(kind="stable")]
+    seen: Counter[int] = Counter()
+    turns = []
+    for example in shuffled:
+        turns.append((seen[example.label], example))
+        seen[example.label] += 1
+    return [example for _, example in sorted(turns, key=lambda turn: turn[0])]

@@ -67,6 +67,13 @@ class Task:
         """Render examples as segments for `Backend.encode`."""
         return [self.template.render(e.text, e.text_pair, n_prompt_tokens) for e in examples]
 
+    def solved(self, example: Example) -> str:
+        """Return an example's row with its answer: the label word in the mask's place, or its target."""
+        (row,) = self.rows([example], 0)
+        return "".join(
+            self.label_words[example.label] if segment.kind == "mask" else segment.text for segment in row
+        ).removesuffix("\n")
+
     def labelled_rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
         """Render B * K rows: each example with the words of each label in the mask's place, in label order."""
         targets = [Segment("target", word.strip()) for word in self.label_words]
