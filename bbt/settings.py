@@ -234,7 +234,8 @@ class InitialPromptConfig(PromptLength):
     """Random `vocabulary` tokens, `random` normal vectors of the word embeddings' standard deviation, T tokens in the
     order of their `ids`, the given `text`, the `label_words`, the `answers` of the first train rows as the template has
     them, one a line (which tell a model what answers look like: Min et al. 2022, arXiv 2202.12837; where T holds few of
-    them, the other rows tell what is tuned), or the path of a saved prompt."""
+    them, the other rows tell what is tuned), `demonstrations`, the last T tokens of solved train rows in a random order
+    (as in-context learning has them, Brown et al. 2020), or the path of a saved prompt."""
     first_id: int = Field(1000, ge=0)
     """The first token of `init: ids`; 1000 in the released BBT code."""
     text: str | None = None
@@ -360,7 +361,8 @@ class CriterionConfig(Strict):
     """The section `selection` of a method that keeps the best of the states that dev judges."""
 
     by: Literal["metric", "loss"] = "loss"
-    """What dev judges by: the task's first metric with ties broken by cross-entropy, or cross-entropy alone."""
+    """What dev judges by: the task's first metric with ties broken by cross-entropy, or cross-entropy alone. Where
+    `objective.loss` is negative_metric and nothing is said, it is the metric."""
 
 
 class SelectionConfig(CriterionConfig):

@@ -89,6 +89,22 @@ def test_demonstrations_stand_as_in_context_learning_has_them_and_the_last_one_i
         assert {*answers[:2]} == {*answers[2:]} == {2, 3}  # "no" and "yes": the classes take turns
 
 
+@pytest.mark.parametrize("init", ["answers", "demonstrations"])
+def test_of_a_whole_data_set_only_what_is_needed_is_embedded(init):
+    task = GenerationTask("qa", Template("{source} and so: {target}"))
+    train = [Example("a text", 0, "", ("dddd" + "d" * (i % 20),)) for i in range(2000)]
+    asked = []
+
+    class Listening(ToyBackend):
+        def embed_text(self, text):
+            asked.append(text.count("\n"))
+            return super().embed_text(text)
+
+    config = PromptConfig(init=init, n_prompt_tokens=40)
+    assert initial_prompts(config, Listening(), task, train, 0).shape == (1, 40, HIDDEN)
+    assert asked == [1, 2, 4, 8, 16][: len(asked)]
+
+
 @pytest.mark.parametrize("text", [None, ""])
 def test_init_text_needs_a_text(text):
     with pytest.raises(ConfigError, match=r"init: text needs prompt\.text"):

@@ -44,10 +44,10 @@ def initial_prompts(
     if config.init == "answers":
         if not isinstance(task, GenerationTask):
             raise ConfigError(f"prompt.init: answers: those of {task.name} are labels; take label_words.")
-        return _repeated(backend.embed_text("".join(f"{task.answered(row)}\n" for row in train)), n_tokens)
+        return _of_lines([task.answered(row) for row in train], n_tokens, backend)
     if config.init == "demonstrations":
-        solved = backend.embed_text("".join(f"{task.solved(row)}\n" for row in alternating(train, seed)))
-        return solved[:, np.arange(-n_tokens, 0) % solved.shape[1]]  # the last row stays whole, before the text
+        solved = [task.solved(row) for row in alternating(train, seed)]
+        return _of_lines(solved, n_tokens, backend, last=True)  # whole is what stands right before the text
     return saved_prompt(Path(config.init), backend, n_tokens)
 
 
@@ -74,11 +74,23 @@ def _by_ids(first: int, n: int, backend: Backend) -> Prompts:
     return backend.embed_ids(range(first, first + n))
 
 
-def _repeated(tokens: Prompts, n: int) -> Prompts:
-    """Cut or repeat tokens (1, t, H) to n of them."""
+def _of_lines(lines: Sequence[str], n: int, backend: Backend, last: bool = False) -> Prompts:
+    """The first or `last` n tokens (1, n, H) of lines. Only lines that are needed are embedded, since there may be a
+    whole data set of them."""
+    n_lines = 1
+    while True:
+        some = lines[-n_lines:] if last else lines[:n_lines]
+        tokens = backend.embed_text("".join(f"{line}\n" for line in some))
+        if tokens.shape[1] >= n or n_lines >= len(lines):
+            return _repeated(tokens, n, last)
+        n_lines *= 2
+
+
+def _repeated(tokens: Prompts, n: int, last: bool = False) -> Prompts:
+    """Cut tokens (1, t, H) to the first or `last` n of them, or repeat them to as many."""
     if not tokens.shape[1]:
         raise ConfigError("the initial text has no tokens.")
-    return tokens[:, np.arange(n) % tokens.shape[1]]
+    return tokens[:, (np.arange(-n, 0) if last else np.arange(n)) % tokens.shape[1]]
 
 
 def saved_prompt(path: Path, backend: Backend, n_prompt_tokens: int) -> Prompts:
