@@ -77,10 +77,13 @@ class Method(Strict):
             if section not in kinds:
                 read = f"{name} reads {', '.join(kinds)}" if kinds else f"{name} reads none of the sections"
                 raise ConfigError(f"config: unknown key {section!r} for method {name}: {read}.")
-        own = {
-            section: validated(kind, {**_known(kind, defaults.get(section, {})), **sections.get(section, {})}, section)
+        given = {
+            section: {**_known(kind, defaults.get(section, {})), **sections.get(section, {})}
             for section, kind in kinds.items()
         }
+        if given.get("objective", {}).get("loss") == "negative_metric" and "selection" in given:
+            given["selection"] = {"by": "metric", **given["selection"]}  # dev chooses by what is sought
+        own = {section: validated(kind, given[section], section) for section, kind in kinds.items()}
         for key in settings:
             if key in kinds or key not in cls.model_fields:
                 valid = [f"method.{field}" for field in cls.model_fields if field not in kinds]
