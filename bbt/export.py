@@ -39,11 +39,8 @@ _GIVEN = {
     "masked": "",
     "encoder-decoder": ', decoder_input_ids=torch.tensor([facts["decoder_ids"]])',
 }
-_ANSWER_AFTER_IDS = {
-    "causal": "written[0, ids.shape[1] :]",
-    "encoder-decoder": "written[0], skip_special_tokens=True",
-}
-_ANSWER_AFTER_EMBEDDINGS = {"causal": "written[0]", "encoder-decoder": "written[0], skip_special_tokens=True"}
+_NEW_AFTER_IDS = {"causal": "written[0, ids.shape[1] :]", "encoder-decoder": "written[0]"}
+_SKIPPED = {"causal": "", "encoder-decoder": ", skip_special_tokens=True"}
 _SCORED = """\
 scores = {weighed}logits[read, facts["label_ids"]] + torch.tensor(facts["biases"])
 probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
@@ -101,7 +98,11 @@ scores = {weighed}torch.tensor([told[f"token_id:{{i}}"] for i in facts["label_id
 probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
 """
 _ANSWERED = """\
-for stop in filter(None, [*facts["stop"], tokenizer.eos_token]):
+ends = model.generation_config.eos_token_id  # the token that ends an answer, or several such
+if new and new[-1] in (ends if isinstance(ends, list) else [ends]):
+    new.pop()
+answer = tokenizer.decode(new{skipped})
+for stop in facts["stop"]:
     answer = answer.split(stop)[0]
 answer = answer.strip()
 """
@@ -112,7 +113,7 @@ from transformers import {auto}, AutoTokenizer
 {loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"], dtype=torch.float32), ".").eval()
 torch.manual_seed(facts["seed"])
 written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **facts["generation"])
-answer = tokenizer.decode({after_ids})
+new = {new_after_ids}.tolist()
 {answered}"""
 _TRANSFORMERS_WRITES = """\
 from safetensors.torch import load_file
@@ -124,7 +125,7 @@ embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
 mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
 torch.manual_seed(facts["seed"])
 written = model.generate(inputs_embeds=embeddings, attention_mask=mask{given}, **facts["generation"])
-answer = tokenizer.decode({after_embeddings})
+new = written[0].tolist()
 {answered}"""
 _MANUAL_WRITES = """\
 from transformers import {auto}, AutoTokenizer
@@ -132,7 +133,7 @@ from transformers import {auto}, AutoTokenizer
 {loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
 torch.manual_seed(facts["seed"])
 written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **facts["generation"])
-answer = tokenizer.decode({after_ids})
+new = {new_after_ids}.tolist()
 {answered}"""
 _VLLM_WRITES = """\
 import base64
@@ -216,9 +217,8 @@ def _page(to: Target, facts: dict[str, Any]) -> str:
         scored=_SCORED.format(weighed=weighed),
         weighed=weighed,
         given=_GIVEN[kind],
-        answered=_ANSWERED,
-        after_ids=_ANSWER_AFTER_IDS.get(kind),
-        after_embeddings=_ANSWER_AFTER_EMBEDDINGS.get(kind),
+        answered=_ANSWERED.format(skipped=_SKIPPED.get(kind)),
+        new_after_ids=_NEW_AFTER_IDS.get(kind),
     )
     held = f"A soft prompt of {facts['n_virtual_tokens']} virtual tokens"
     if not facts["n_virtual_tokens"]:

@@ -3,6 +3,7 @@ that bbt gives."""
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -370,6 +371,31 @@ def test_the_pages_lines_write_what_bbt_writes(name, template, to, tiny_backend,
     for text, written in zip(TEXTS, expected, strict=True):
         assert run_page(tmp_path, monkeypatch, text, what="answer")[0] == written
     assert len(set(expected)) > 1
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's own, of its own call
+@pytest.mark.parametrize("to", ["peft", "transformers", "manual"])
+def test_a_model_with_several_end_tokens_ends_elsewhere_as_it_does_here(
+    to, tiny_folder, random_prompts, tmp_path, monkeypatch
+):
+    """An ordinary token may end an answer as well as a special one, and is no part of it."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder("gpt2"), model)
+    embeddings = random_prompts(1, 0 if to == "manual" else 5)[0]
+
+    def here_and_there():
+        ours = generator_of(LocalBackend(str(model), precision="fp32", device="cpu"), embeddings)
+        export(ours, ours.backend, "peft" if to == "manual" else to, tmp_path / "export")
+        (here,) = ours.texts([Example(TEXTS[0], 0, PAIR)], Ledger())
+        return here, *run_page(tmp_path / "export", monkeypatch, TEXTS[0], what="answer")
+
+    whole, _, names = here_and_there()
+    settings = json.loads((model / "generation_config.json").read_text())
+    settings["eos_token_id"] = [0, names["new"][4], names["new"][2]]
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    here, there, names = here_and_there()
+    assert here == there != whole
+    assert len(names["new"]) <= 2
 
 
 def test_a_prompt_that_writes_is_itself_again_after_peft(tiny_backend, random_prompts, tmp_path):
