@@ -16,7 +16,7 @@ from bbt.experiment.classifiers import Classifier
 from bbt.experiment.generators import Generator, labelling, writing
 from bbt.methods.saved import is_soft_prompt, load_trained
 from bbt.prompts.soft import SoftPrompt
-from bbt.scoring.ledger import Ledger
+from bbt.scoring.ledger import Ledger, warn_of_cut_rows
 from bbt.settings import ModelConfig
 from bbt.tasks import Example, GenerationTask, Task
 from bbt.tasks.examples import checked_text
@@ -48,7 +48,9 @@ def sound_scores(classifier: Classifier, examples: Sequence[Example]) -> RowScor
     Raises:
         BackendError: the model's scores of a row are NaN.
     """
-    scores = classifier.scores(examples, Ledger())
+    ledger = Ledger()
+    scores = classifier.scores(examples, ledger)
+    warn_of_cut_rows(ledger.truncated, len(examples))
     broken = np.isnan(scores).any(axis=1)
     if broken.any():
         raise BackendError(
@@ -91,7 +93,7 @@ class Predictor:
         if not examples:
             return []
         if isinstance(self.classifier, Generator):
-            return [{"output": text} for text in self.classifier.texts(examples, Ledger())]
+            return [{"output": text} for text in _texts_of(self.classifier, examples)]
         return self.answers(examples).named(self.task.label_names)
 
     def predict_proba(self, texts: Iterable[str], text_pairs: Iterable[str] | None = None) -> NDArray[np.float64]:
@@ -129,7 +131,7 @@ class Predictor:
         """The task's metrics on examples with targets, their perplexity among them if the model tells it, and what is
         generated."""
         generator = writing(self.classifier)
-        texts = generator.texts(examples, Ledger())
+        texts = _texts_of(generator, examples)
         scores = generator.target_scores(examples, Ledger())
         told = {} if scores is None else {"perplexity": scores.perplexity}
         return {**task.evaluate_texts(texts, examples), **told}, texts
@@ -154,6 +156,14 @@ class Predictor:
         if len(seconds) != len(firsts):
             raise DataError(f"{len(firsts)} texts, but {len(seconds)} text_pairs: give one a text.")
         return firsts, seconds
+
+
+def _texts_of(generator: Generator, examples: Sequence[Example]) -> list[str]:
+    """Have a generator write a text for each example, and tell the user of examples that were cut."""
+    ledger = Ledger()
+    texts = generator.texts(examples, ledger)
+    warn_of_cut_rows(ledger.truncated, len(examples))
+    return texts
 
 
 def _texts(values: Iterable[str], what: str) -> list[str]:

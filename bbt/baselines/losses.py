@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from bbt.backend import Trainable
 from bbt.experiment.experiment import Experiment
+from bbt.scoring.ledger import warn_of_cut_rows
 from bbt.types import Labels
 
 
@@ -38,10 +39,12 @@ def training_loss(
     if experiment.generates:
         pairs = model.encode_pairs(rows)
         experiment.ledger.truncated += pairs.n_truncated
+        warn_of_cut_rows(pairs.n_truncated, len(train))
         weights = torch.from_numpy(pairs.n_target_tokens)
         return TrainingLoss(lambda b: -model.target_log_likelihoods(pairs, b, prompt()), weights, pairs.n_tokens)
     encoded = model.encode(rows, task.label_words)
     experiment.ledger.truncated += encoded.n_truncated
+    warn_of_cut_rows(encoded.n_truncated, len(train))
     return label_loss(lambda b: model.logits(encoded, b, prompt()), experiment.train.labels, encoded.n_tokens)
 
 

@@ -29,7 +29,7 @@ def tested(experiment: Experiment, trained: Trained) -> Tested:
     if experiment.generates:
         return tested_texts(experiment, trained)
     e, classifier = experiment, labelling(trained.classifier)
-    costs, beside, own = e.ledger.snapshot(), Ledger(), Ledger()
+    costs, beside, others, own = e.ledger.snapshot(), Ledger(), Ledger(), Ledger()
     test: dict[str, dict[str, float]] = {}
     for name, reference in (trained.references if e.references else {}).items():
         test.update(_reference(e, name, labelling(reference), trained.biases.get(name), beside))
@@ -39,12 +39,12 @@ def tested(experiment: Experiment, trained: Trained) -> Tested:
     test["tuned"] = _metrics(e.task, e.split.test, judged)
     outcome = calibrated(classifier, biases)
     also_test = {
-        task.name: {**_metrics(task, rows, outcome.scores(rows, beside)), "examples": len(rows)}
+        task.name: {**_metrics(task, rows, outcome.scores(rows, others)), "examples": len(rows)}
         for task, rows in e.other_tests
     }
-    figures = {"test": test, "also_test": also_test, "test_truncated": own.truncated}
+    figures = {"test": test, "also_test": also_test, "test_truncated": own.truncated + others.truncated}
     answers = Answers.of(judged).beside(e.split.test, e.task.label_names)
-    return Tested(outcome, result_of(e, trained, costs, (own, beside), figures), answers)
+    return Tested(outcome, result_of(e, trained, costs, (own, beside, others), figures), answers)
 
 
 def _reference(

@@ -11,6 +11,7 @@ from bbt.experiment.generators import Generator, writing
 from bbt.experiment.outcome import Tested, result_of
 from bbt.scoring.ledger import Ledger
 from bbt.tasks import Example, GenerationTask
+from bbt.tasks.generation import references
 from bbt.tasks.sequence_metrics import signatures
 
 LOG = logging.getLogger(__name__)
@@ -34,9 +35,9 @@ def tested_texts(experiment: Experiment, trained: Trained) -> Tested:
     figures = {
         "test": {name: one.metrics for name, one in found.items()},
         "also_test": also_test,
-        "test_truncated": ledgers["tuned"].truncated,
+        "test_truncated": ledgers["tuned"].truncated + beside.truncated,
         "perplexity": {name: one.perplexity for name, one in found.items() if one.perplexity is not None},
-        "signatures": signatures(e.task.metrics),
+        "signatures": signatures(e.task.metrics, references(rows)),
     }
     _warn_of_empty(found["tuned"].texts, e.generation_task)
     result = result_of(e, trained, costs, (*ledgers.values(), beside), figures)

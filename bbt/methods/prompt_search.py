@@ -1,6 +1,5 @@
 """Black-Box Tuning and its kin share this search: an objective, a space of prompts, and the loop over it."""
 
-import logging
 import math
 import time
 from abc import ABC, abstractmethod
@@ -17,7 +16,7 @@ from bbt.experiment.many_words import read_out
 from bbt.optimizers import Optimizer, Settings, make_optimizer
 from bbt.runs.log import decode_losses, encode_losses
 from bbt.scoring.judge import DevJudge, Judge
-from bbt.scoring.ledger import Ledger
+from bbt.scoring.ledger import Ledger, warn_of_cut_rows
 from bbt.scoring.losses import load_loss
 from bbt.scoring.many_words import WordsJudge, WordsObjective
 from bbt.scoring.objective import Objective, ScoredLoss, TrainingLoss
@@ -40,8 +39,6 @@ from bbt.settings import (
 from bbt.spaces.initial import initial_prompts, n_screened
 from bbt.spaces.soft import PromptSpace, Recipe, Space, normal_scale
 from bbt.types import AnyPrompts, Labels, Losses, Prompts, Scores
-
-LOG = logging.getLogger(__name__)
 
 
 class SearchSettings(Protocol):
@@ -272,9 +269,7 @@ class PromptSearch(ABC):
     def _warn_of_cut_rows(self) -> None:
         n_tokens = self.space.n_prompt_tokens
         for encoded in (self.train.encoded(n_tokens), self.dev.encoded(n_tokens)):
-            if encoded.n_truncated:
-                cut = encoded.n_truncated, encoded.n_examples
-                LOG.warning("%d of %d rows were longer than the model: their text was cut.", *cut)
+            warn_of_cut_rows(encoded.n_truncated, encoded.n_examples)
 
 
 @dataclass

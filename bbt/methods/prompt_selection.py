@@ -12,6 +12,7 @@ from bbt.backend import LikelihoodBackend, require
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import SelectingMethod
 from bbt.runs.observer import Progress
+from bbt.scoring.ledger import warn_of_cut_rows
 from bbt.tasks import Task, Template
 
 
@@ -68,6 +69,7 @@ def perplexity(experiment: Experiment, task: Task) -> float:
     e.ledger.seconds += seconds
     e.ledger.backend_seconds += seconds
     e.ledger.truncated += encoded.n_truncated
+    warn_of_cut_rows(encoded.n_truncated, encoded.n_examples)
     e.ledger.examples += passes
     e.ledger.train_queries += math.ceil(passes / len(rows))
     facts = {"template": task.template.source, "perplexity": value}

@@ -1,8 +1,11 @@
 """The ledger counts what a run has cost, each kind of cost by itself."""
 
+import logging
 from dataclasses import asdict, dataclass
 
 from bbt.scoring.meter import Meter
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -53,3 +56,9 @@ class Ledger:
     def snapshot(self) -> dict[str, float]:
         """The counts as plain numbers."""
         return asdict(self)
+
+
+def warn_of_cut_rows(n_cut: int, n_rows: int) -> None:
+    """Tell the user how many of these rows were longer than the model, if any were."""
+    if n_cut:
+        LOG.warning("%d of %d rows were longer than the model: their text was cut.", n_cut, n_rows)
