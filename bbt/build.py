@@ -7,7 +7,7 @@ from bbt.backend import Backend
 from bbt.config import Config
 from bbt.errors import ConfigError
 from bbt.experiment.experiment import Experiment
-from bbt.methods import Method, load_method
+from bbt.methods import Method, load_method, methods_for
 from bbt.runs.log import EventLog
 from bbt.runs.observer import Observer
 from bbt.tasks import Split
@@ -34,8 +34,8 @@ def make_experiment(
     task = method.worded(make_task(config.task, kind))
     if task.scored_by not in method.takes:
         raise ConfigError(
-            f"{config.method.name} takes no task that is scored by {task.scored_by.replace('_', ' ')}; black-box and "
-            "manual do."
+            f"{config.method.name} takes no task that is scored by {task.scored_by.replace('_', ' ')}; these do: "
+            f"{', '.join(methods_for(task.scored_by))}."
         )
     split = split or make_split(config.data, task, config.seed)
     calibration = "none" if task.scored_by == "generation" else config.calibration  # a text has no class biases

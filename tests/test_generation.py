@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import yaml
 from toy import ToyBackend, shared_config
 
 from bbt.api import resume, run
@@ -13,7 +14,7 @@ from bbt.build import make_experiment
 from bbt.cli import main
 from bbt.config import make_config
 from bbt.errors import BackendError, ConfigError, DataError, RunError
-from bbt.methods import load_method
+from bbt.methods import load_method, to_yaml
 from bbt.methods.saved import load_classifier
 from bbt.predictor import Predictor
 from bbt.scoring.ledger import Ledger
@@ -120,6 +121,41 @@ def test_a_row_that_is_cut_is_counted_once(tiny_folder, tmp_path, loss):
     settings = {"objective": {"loss": loss}} if loss else {}
     result = run(config(tmp_path, tiny_folder("gpt2"), **settings), tmp_path / "runs").result
     assert result["cost"]["truncated"] == 4  # two train and two dev rows
+
+
+@pytest.mark.parametrize("method", ["black-box", "prompt-tuning"])
+def test_rows_that_are_cut_are_told_of_wherever_they_are(tiny_folder, tmp_path, caplog, method):
+    long = [{**row, "story": " ".join(["story"] * (200 + i))} for i, row in enumerate(QUESTIONS)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in QUESTIONS))
+    file = str(tmp_path / "long.jsonl")
+    given = tree(tmp_path, tiny_folder("gpt2"), method={"name": method}, evaluation={"also_test": {"long": file}})
+    given["data"]["train"] = file
+    outcome = run(shared_config(given), tmp_path / "runs")
+    cut = "{} of {} rows were longer than the model: their text was cut."
+    assert cut.format(2, 2) in caplog.text
+    assert outcome.result["test_truncated"] == len(QUESTIONS)  # of the other rows
+    predictor = Predictor(outcome.folder)
+    examples = [Example(row["story"], 0, row["asks"], tuple(row["said"])) for row in long]
+    for answer in (
+        lambda: predictor.predict([one.text for one in examples], [one.text_pair for one in examples]),
+        lambda: predictor.written(predictor.task, examples),
+    ):
+        caplog.clear()
+        answer()
+        assert caplog.messages == [cut.format(8, 8)]
+
+
+def test_the_metric_that_is_sought_is_what_dev_chooses_by(rows):
+    sought = {"objective": {"loss": "negative_metric"}}
+    for changes, by in (
+        ({}, "loss"),
+        (sought, "metric"),
+        ({**sought, "selection": {"n_best": 2}}, "metric"),
+        ({**sought, "selection": {"by": "loss"}}, "loss"),
+    ):
+        assert load_method(config(rows, **changes)).selection.by == by
+        assert load_method(shared_config(yaml.safe_load(to_yaml(config(rows, **changes))))).selection.by == by
 
 
 def test_the_manual_prompt_alone(tiny_folder, rows):

@@ -161,6 +161,8 @@ def test_an_api_of_text_alone_answers_the_manual_prompt_without_perplexity(model
     assert (code, [json.loads(line)["output"] for line in said.splitlines()]) == (0, outputs)
     code, said, _ = bbt("eval", runs / "text-api", "--json")
     assert (code, "perplexity" in json.loads(said)) == (0, False)
+    code, said, _ = bbt("eval", runs / "text-api")
+    assert (code, "token_f1 %" in said, "perplexity" in said) == (0, True, False)
 
 
 def test_what_an_api_cannot_do_is_one_line(model, written, bbt, tmp_path):

@@ -112,5 +112,5 @@ def test_what_it_does_not_go_with_is_said(tiny_backend, backend, prompts, rows):
         scores(ToyBackend(), prompts, LONG, "likelihood")
     with pytest.raises(BackendError, match="only a causal LM"):
         scores(tiny_backend("bert"), prompts, LONG, "likelihood")
-    with pytest.raises(ConfigError, match="in-context takes no task that is scored by likelihood"):
+    with pytest.raises(ConfigError, match="is scored by likelihood; these do: black-box, instruction, manual"):
         make_experiment(config(rows, method={"name": "in-context"}), ToyBackend())

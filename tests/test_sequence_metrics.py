@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU, CHRF
 
 from bbt.errors import ConfigError
 from bbt.tasks.sequence_metrics import SEQUENCE_METRICS, load_sequence_metric, signatures
@@ -65,8 +67,16 @@ def test_several_references_of_different_number_count_each():
 
 
 def test_signatures_are_sacrebleu_s():
-    assert set(signatures(["bleu", "token_f1", "chrf"])) == {"bleu", "chrf"}
-    assert "|tok:13a|" in signatures(["bleu"])["bleu"]
+    one, two = [("a",), ("b",)], [("a", "b"), ("c", "d")]
+    assert set(signatures(["bleu", "token_f1", "chrf"], one)) == {"bleu", "chrf"}
+    assert "|tok:13a|" in signatures(["bleu"], one)["bleu"]
+    for metric in (BLEU(), CHRF()):
+        for references in (one, two, [*one, *two]):
+            streams = [[*ones] for ones in zip_longest(*references)]
+            metric.corpus_score(["a"] * len(references), streams)
+            name = type(metric).__name__.lower()
+            assert signatures([name], references)[name] == str(metric.get_signature())
+    assert signatures(["bleu"], []) == {}
 
 
 @pytest.mark.parametrize("name", ["rouge1", "rouge2", "rougeL"])

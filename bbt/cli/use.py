@@ -86,17 +86,19 @@ def _evaluate_texts(
     """How it writes: metrics, and each row's output beside its references."""
     from bbt.experiment.tested_texts import outputs
     from bbt.files import write_lines
+    from bbt.tasks.generation import references
     from bbt.tasks.sequence_metrics import signatures
 
     metrics, texts = predictor.written(task, examples)
     if predictions:
         write_lines(predictions, outputs(examples, texts))
-    found = signatures(task.metrics)
+    found = signatures(task.metrics, references(examples))
     if as_json:
         print(json.dumps({"task": task.name, "examples": len(examples), **metrics, "signatures": found}))
         return
-    in_percent = [(f"{name} %", f"{100 * metrics[name]:.2f}") for name in task.metrics]
-    rows = [*in_percent, ("perplexity", f"{metrics['perplexity']:.2f}")]
+    rows = [(f"{name} %", f"{100 * metrics[name]:.2f}") for name in task.metrics]
+    if "perplexity" in metrics:  # an API of text alone tells none
+        rows.append(("perplexity", f"{metrics['perplexity']:.2f}"))
     print_table(f"{prompt} on {task.name} ({len(examples)} test rows)", ("metric", ""), rows)
     for name, signature in found.items():
         print(f"{name}: {signature}")

@@ -6,6 +6,7 @@ user's own. Imported only when asked for.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -70,6 +71,16 @@ def make_method(
     return kind.configured(method.name, method.settings, sections, defaults)
 
 
+def methods_for(scored_by: str) -> list[str]:
+    """The names of the methods that take tasks which are scored so, of those whose packages are installed."""
+    names = []
+    for name in METHODS:
+        with suppress(ConfigError):
+            if scored_by in resolved("method", name, METHODS).takes:
+                names.append(name)
+    return names
+
+
 def label(config: Config) -> str:
     """What tables and run folders call the config's method."""
     return load_method(config).label(config.method.name)
@@ -87,4 +98,4 @@ def to_yaml(config: Config) -> str:
     return str(yaml.safe_dump(resolved_tree(config), sort_keys=False))
 
 
-__all__ = ["METHODS", "Method", "label", "load_method", "make_method", "resolved_tree", "to_yaml"]
+__all__ = ["METHODS", "Method", "label", "load_method", "make_method", "methods_for", "resolved_tree", "to_yaml"]

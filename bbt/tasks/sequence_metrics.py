@@ -85,13 +85,14 @@ def load_sequence_metric(name: str) -> SequenceMetric:
     return cast(SequenceMetric, resolved("metric", name, SEQUENCE_METRICS))
 
 
-def signatures(names: Sequence[str]) -> dict[str, str]:
-    """Collect sacreBLEU's signatures of its metrics among these; figures of equal signatures can be compared."""
+def signatures(names: Sequence[str], references: References) -> dict[str, str]:
+    """Collect sacreBLEU's signatures of its metrics among these, of texts with these references, whose number a row is
+    in it; figures of equal signatures can be compared."""
     found = {}
     for name in names:
-        if name in ("bleu", "chrf"):
+        if name in ("bleu", "chrf") and references:
             metric = _sacrebleu(name)
-            metric.corpus_score(["a"], [["a"]])  # the number of references is in it
+            metric.corpus_score([""] * len(references), _streams(references))  # before it there is no number
             found[name] = str(metric.get_signature())
     return found
 
