@@ -16,7 +16,8 @@ from bbt.experiment.classifiers import Classifier, SoftPromptClassifier
 from bbt.experiment.generators import Generator, SoftPromptGenerator
 from bbt.export_labels import label_lines
 from bbt.files import write_atomically, write_bytes_atomically
-from bbt.prompts.peft import by_likelihood, virtual_tokens, write_facts, write_peft
+from bbt.prompts.peft import virtual_tokens, write_facts, write_peft
+from bbt.settings import by_likelihood
 from bbt.types import Prompts
 
 Target = Literal["peft", "transformers", "vllm", "safetensors"]

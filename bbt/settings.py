@@ -32,6 +32,11 @@ ScoredBy: TypeAlias = Literal["label_words", "likelihood", "mean_likelihood", "g
 """The ways to score a task: see `bbt.tasks.Task`; `generation` is for tasks whose template has a `{target}`."""
 
 
+def by_likelihood(scored_by: str) -> bool:
+    """Whether whole labels are scored by their likelihood, and not label words."""
+    return scored_by in ("likelihood", "mean_likelihood")
+
+
 class DecodingConfig(Strict):
     """The section `task.decoding`: how text is generated. What is not set is as the task has it
     (`bbt.backend.Decoding`)."""

@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 from toy import ToyBackend, shared_config
 
 from bbt.api import run
+from bbt.baselines.losses import training_loss
 from bbt.build import make_experiment
 from bbt.errors import BackendError, ConfigError, LabelWordError
+from bbt.methods.in_context import demonstrated
 from bbt.predictor import Predictor
+from bbt.scoring.judge import Verdict
 from bbt.scoring.ledger import Ledger
-from bbt.scoring.losses import log_softmax
+from bbt.scoring.losses import cross_entropy, log_softmax
 from bbt.scoring.scorers import scorer_of
 from bbt.tasks import Example, Task, Template
 
@@ -105,6 +109,77 @@ def test_a_search_runs_on_it_and_what_it_saves_scores_the_same(tiny_folder, rows
     assert set(again.predict(["bad film"])[0]["probabilities"]) == {"negative", "positive"}
 
 
+def model_of(folder):
+    return {"name": str(folder), "options": {"precision": "fp32", "device": "cpu"}}
+
+
+@pytest.mark.filterwarnings("ignore:the parts of the data overlap")
+@pytest.mark.parametrize("method", ["prompt-tuning", "p-tuning", "prefix-tuning", "lora", "adapter", "bitfit"])
+@pytest.mark.parametrize("by", ["likelihood", "mean_likelihood"])
+def test_trainings_take_it_and_what_they_save_scores_the_same(tiny_folder, rows, method, by, monkeypatch):
+    monkeypatch.setattr(Verdict, "better_than", lambda self, other, by: True)
+    own = {"name": method, "steps": 12, "batch_size": 4, "learning_rate": 3e-2}
+    given = config(rows, model=model_of(tiny_folder("gpt2")), task={"scored_by": by}, method=own, calibration="none")
+    outcome = run(given, rows / "runs")
+    again = Predictor(outcome.folder)
+    e = make_experiment(given, again.backend)
+    examples, labels = e.split.train, e.train.labels
+
+    def loss(classifier):
+        return float(cross_entropy(classifier.scores(examples, Ledger())[None], labels)[0])
+
+    assert loss(outcome.classifier) < loss(e.manual) - 0.05
+    assert outcome.result["cost"]["train_queries"] > 0
+    np.testing.assert_allclose(
+        again.classifier.scores(EXAMPLES, Ledger()), outcome.classifier.scores(EXAMPLES, Ledger()), atol=1e-4
+    )
+
+
+@pytest.mark.filterwarnings("ignore:the parts of the data overlap")
+@pytest.mark.parametrize("method", ["prompt-tuning", "model-tuning"])
+def test_labels_of_one_token_are_trained_as_label_words_are(tiny_folder, rows, method):
+    found = []
+    for by in ("label_words", "likelihood"):
+        task = {"scored_by": by, "label_words": ["bad", "great"]}
+        own = {"name": method, "steps": 5, "batch_size": 2}
+        given = config(rows, model=model_of(tiny_folder("llama")), task=task, method=own)
+        found.append(log_softmax(run(given, rows / by).classifier.scores(EXAMPLES[:2], Ledger())))
+    np.testing.assert_allclose(*found, atol=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore:the parts of the data overlap")
+def test_gradients_follow_the_loss_of_the_forward_pass(tiny_backend, rows, random_prompts):
+    for name, by in (("gpt2", "likelihood"), ("t5", "mean_likelihood")):
+        e = make_experiment(config(rows, task={"scored_by": by}), tiny_backend(name))
+        vectors = random_prompts(1, 3)
+        prompt = torch.from_numpy(vectors[0])
+        losses = training_loss(e, e.backend.trainable(), 3, lambda prompt=prompt: prompt).of(range(4))
+        expected = cross_entropy(e.train.scores(vectors), e.train.labels)[0]
+        assert float(losses.mean()) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_demonstrations_are_solved_with_whole_labels(tiny_backend, prompts):
+    own = task(LONG, "likelihood")
+    for name in ("gpt2", "llama"):
+        backend = tiny_backend(name)
+        shown = demonstrated(backend, own, EXAMPLES[:2])
+        found = shown.scores([Example("a film", 0)], Ledger())
+        said = (
+            "a film so bad that it was great . The sentiment is not a good film\n"
+            "warm . The sentiment is great\na film . The sentiment is {mask}"
+        )
+        whole = Task("own", Template("{text}" + said.removeprefix("a")), NAMES, LONG, scored_by="likelihood")
+        no_prompt = np.zeros((1, 0, backend.info.hidden_size), np.float32)
+        expected = scorer_of(backend, whole, [Example("a", 0)], Ledger()).scores(no_prompt)[0]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        many = demonstrated(backend, own, EXAMPLES[:2] * 20).task
+        (row,) = many.rows([Example("a film", 0)], 0)
+        n_shown = row[0].text.count("\n")
+        assert 2 < n_shown < 40
+        pairs = backend.encode_pairs(many.labelled_rows([Example("a film", 0)], 0))
+        assert pairs.n_truncated == 0
+
+
 def test_what_it_does_not_go_with_is_said(tiny_backend, backend, prompts, rows):
     with pytest.raises(LabelWordError, match=r"task\.scored_by: likelihood"):
         scores(backend, prompts, LONG, "label_words")
@@ -112,5 +187,5 @@ def test_what_it_does_not_go_with_is_said(tiny_backend, backend, prompts, rows):
         scores(ToyBackend(), prompts, LONG, "likelihood")
     with pytest.raises(BackendError, match="only a causal LM"):
         scores(tiny_backend("bert"), prompts, LONG, "likelihood")
-    with pytest.raises(ConfigError, match="is scored by likelihood; these do: black-box, instruction, manual"):
-        make_experiment(config(rows, method={"name": "in-context"}), ToyBackend())
+    with pytest.raises(ConfigError, match=r"is scored by likelihood; these do: black-box, .*prompt-tuning"):
+        make_experiment(config(rows, method={"name": "bbtv2"}), ToyBackend())

@@ -10,6 +10,8 @@ from torch.nn import functional
 from bbt.backend import Trainable
 from bbt.experiment.experiment import Experiment
 from bbt.scoring.ledger import warn_of_cut_rows
+from bbt.scoring.likelihood import LabelPairs
+from bbt.settings import by_likelihood
 from bbt.types import Labels
 
 
@@ -42,10 +44,33 @@ def training_loss(
         warn_of_cut_rows(pairs.n_truncated, len(train))
         weights = torch.from_numpy(pairs.n_target_tokens)
         return TrainingLoss(lambda b: -model.target_log_likelihoods(pairs, b, prompt()), weights, pairs.n_tokens)
+    if by_likelihood(task.scored_by):
+        return _likelihood_loss(experiment, model, n_prompt_tokens, prompt)
     encoded = model.encode(rows, task.label_words)
     experiment.ledger.truncated += encoded.n_truncated
     warn_of_cut_rows(encoded.n_truncated, len(train))
     return label_loss(lambda b: model.logits(encoded, b, prompt()), experiment.train.labels, encoded.n_tokens)
+
+
+def _likelihood_loss(
+    experiment: Experiment, model: Trainable, n_prompt_tokens: int, prompt: Callable[[], Tensor | None]
+) -> TrainingLoss:
+    """Make `training_loss` of labels that are scored by their likelihood."""
+    task, train = experiment.task, experiment.split.train
+    labelled = LabelPairs(model.encode_pairs(task.labelled_rows(train, n_prompt_tokens)), len(task.label_words))
+    pairs, n_labels = labelled.pairs, labelled.n_labels
+    experiment.ledger.truncated += labelled.n_truncated
+    warn_of_cut_rows(labelled.n_truncated, len(train))
+    weights = 1 / torch.from_numpy(pairs.n_target_tokens) if task.scored_by == "mean_likelihood" else None
+
+    def logits(rows: Sequence[int]) -> Tensor:
+        of_rows = [row * n_labels + label for row in rows for label in range(n_labels)]
+        found: Tensor = model.target_log_likelihoods(pairs, of_rows, prompt())
+        if weights is not None:
+            found = found * weights[of_rows].to(found)
+        return found.reshape(len(rows), n_labels)
+
+    return label_loss(logits, experiment.train.labels, pairs.n_tokens)
 
 
 def label_loss(logits: Callable[[Sequence[int]], Tensor], labels: Labels, n_tokens: int) -> TrainingLoss:

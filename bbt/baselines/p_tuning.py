@@ -21,7 +21,7 @@ from bbt.settings import PromptLength
 class PTuning(Training):
     """P-tuning, with the encoder as wide as the model unless its width is given."""
 
-    takes: ClassVar[tuple[str, ...]] = ("label_words", "generation")
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood", "generation")
 
     prompt: PromptLength = PromptLength()
     """The prompt's length."""

@@ -23,7 +23,7 @@ ADAPTER = "adapter"
 class PeftTraining(Training):
     """A training whose result is the folder `adapter`, as PEFT's `save_pretrained` writes it."""
 
-    takes: ClassVar[tuple[str, ...]] = ("label_words", "generation")
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood", "generation")
 
     @abstractmethod
     def peft_config(self, model: Any) -> Any:

@@ -22,7 +22,7 @@ from bbt.spaces.initial import initial_prompts, n_screened
 class PromptTuning(Training):
     """Prompt tuning. The prompt's length and start are the config's section `prompt`, as for Black-Box Tuning."""
 
-    takes: ClassVar[tuple[str, ...]] = ("label_words", "generation")
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood", "generation")
 
     prompt: InitialPromptConfig = InitialPromptConfig()
     """The prompt's length and its start p0."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from bbt.backend import Backend, Encoded, GradientBackend, Trainable, require
@@ -18,7 +19,9 @@ from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment
 from bbt.experiment.generators import Generator
 from bbt.scoring.ledger import Ledger
+from bbt.scoring.likelihood import LabelPairs
 from bbt.scoring.targets import TargetScores
+from bbt.settings import by_likelihood
 from bbt.tasks import Example, GenerationTask, Task
 from bbt.types import RowScores
 
@@ -37,7 +40,9 @@ class ModelClassifier:
     """A function that saves into a folder what makes the model out of the backend's."""
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """The logits (B, K) of the label words in the manual template."""
+        """The logits (B, K) of the label words in the manual template, or what a label's likelihood is."""
+        if by_likelihood(self.task.scored_by):
+            return self._likelihoods(examples, ledger)
         encoded = self.model.encode(self.task.rows(examples, 0), self.task.label_words)
         ledger.truncated += encoded.n_truncated
         with counted(ledger, encoded):
@@ -49,6 +54,17 @@ class ModelClassifier:
     def save(self, folder: Path) -> None:
         """Write into a run folder what makes the model out of the backend's."""
         self.write(folder)
+
+    def _likelihoods(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
+        """Compute the scores (B, K) of labels that are scored by their likelihood."""
+        pairs = self.model.encode_pairs(self.task.labelled_rows(examples, 0))
+        labelled = LabelPairs(pairs, len(self.task.label_words))
+        ledger.truncated += labelled.n_truncated
+        with counted(ledger, labelled):
+            found = self.model.target_scores(pairs)
+        ledger.tokens_down += pairs.n_examples
+        ledger.bytes_down += found.nbytes
+        return np.asarray(labelled.scores(found, self.task.scored_by)[0])
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,7 @@ def counted(ledger: Ledger, encoded: Encoded) -> Iterator[None]:
 class WeightTraining(Training):
     """A training whose result is the tuned weights alone, in `weights.safetensors`."""
 
-    takes: ClassVar[tuple[str, ...]] = ("label_words", "generation")
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood", "generation")
 
     @abstractmethod
     def thaw(self, model: Any) -> None:

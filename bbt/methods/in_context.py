@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from bbt.backend import Backend, Encoded, GenerationBackend, Row, Segment, require
+from bbt.backend import Backend, Encoded, GenerationBackend, Row, Segment, TargetBackend, require
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.experiment.generators import Generator
@@ -24,8 +24,9 @@ from bbt.methods.base import SelectingMethod
 from bbt.runs.estimate import Gauge, PlannedQueries
 from bbt.runs.observer import Progress
 from bbt.scoring.ledger import Ledger
-from bbt.scoring.scorer import Scorer
+from bbt.scoring.scorers import scorer_of
 from bbt.scoring.targets import TargetScorer, TargetScores
+from bbt.settings import by_likelihood
 from bbt.tasks import Example, GenerationTask, Task
 from bbt.tasks.data import alternating
 from bbt.types import Prompts, RowScores
@@ -38,7 +39,7 @@ class InContext(SelectingMethod):
     """In-context learning with demonstrations in several random orders, of which dev picks one: orders matter (Lu et
     al. 2022, arXiv 2104.08786). BBT's baseline is a single order of up to 32 rows (BBT section 4.1)."""
 
-    takes: ClassVar[tuple[str, ...]] = ("label_words", "generation")
+    takes: ClassVar[tuple[str, ...]] = ("label_words", "likelihood", "mean_likelihood", "generation")
 
     n_orders: int = Field(8, ge=1)
     """How many random orders of the training rows are tried, one dev query each."""
@@ -93,7 +94,7 @@ class InContextClassifier:
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
         """The scores (B, K) of the examples; each row is shown the demonstrations for which it leaves room."""
-        scorer = Scorer(self.backend, self.task, examples, ledger)
+        scorer = scorer_of(self.backend, self.task, examples, ledger)
         return np.asarray(scorer.scores(_no_prompt(self.backend))[0])
 
     def save(self, folder: Path) -> None:
@@ -192,7 +193,11 @@ def demonstrated(backend: Backend, task: Task, order: Sequence[Example]) -> InCo
         own = _own(task, order, backend.info.max_length, lambda row: writer.encode_contexts([row], room))
         return InContextGenerator(backend, DemonstratedGenerationTask(**vars(task), **own))
     words = task.label_words
-    own = _own(task, order, backend.info.max_length, lambda row: backend.encode([row], words))
+    if by_likelihood(task.scored_by):
+        told = require(backend, TargetBackend, f"task.scored_by: {task.scored_by}")
+        own = _own(task, order, backend.info.max_length, lambda row: told.encode_pairs([_longest(task, row)]))
+    else:
+        own = _own(task, order, backend.info.max_length, lambda row: backend.encode([row], words))
     return InContextClassifier(backend, DemonstratedTask(**vars(task), **own))
 
 
@@ -202,7 +207,17 @@ def in_words(gauge: Gauge, task: Task, order: Sequence[Example]) -> Demonstrated
         room = task.decoding.max_new_tokens
         own = _own(task, order, gauge.max_length, lambda row: gauge.encode_contexts([row], room))
         return DemonstratedGenerationTask(**vars(task), **own)
-    return DemonstratedTask(**vars(task), **_own(task, order, gauge.max_length, lambda row: gauge.encode([row])))
+    if by_likelihood(task.scored_by):
+        own = _own(task, order, gauge.max_length, lambda row: gauge.encode_pairs([_longest(task, row)]))
+    else:
+        own = _own(task, order, gauge.max_length, lambda row: gauge.encode([row]))
+    return DemonstratedTask(**vars(task), **own)
+
+
+def _longest(task: Task, row: Row) -> Row:
+    """The row with its longest label's words in the mask's place; for it there must be room."""
+    target = Segment("target", max(task.label_words, key=len).strip())
+    return tuple(target if segment.kind == "mask" else segment for segment in row)
 
 
 def _own(task: Task, order: Sequence[Example], max_length: int, encode: Callable[[Row], Encoded]) -> dict[str, Any]:

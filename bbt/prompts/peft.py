@@ -15,6 +15,7 @@ import numpy as np
 from bbt.backend import Backend, Decoding, PlainBackend, Row, Segment, require
 from bbt.errors import PromptError
 from bbt.files import write_atomically, write_bytes_atomically
+from bbt.settings import by_likelihood
 from bbt.tasks.template import Template
 from bbt.types import Prompts
 
@@ -70,11 +71,6 @@ def virtual_tokens(prompt: "SoftPrompt", backend: Backend) -> tuple[Prompts, dic
     if prompt.weights is not None:
         facts |= {"words": prompt.words, "weights": prompt.weights.tolist()}
     return np.ascontiguousarray(vectors, dtype=np.float32), facts
-
-
-def by_likelihood(scored_by: str) -> bool:
-    """Whether whole labels are scored by their likelihood, and not label words."""
-    return scored_by in ("likelihood", "mean_likelihood")
 
 
 def _read_at_end(row: Row) -> Row:

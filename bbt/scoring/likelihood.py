@@ -8,6 +8,7 @@ import numpy as np
 from bbt.backend import EncodedPairs, TargetBackend, require
 from bbt.errors import ConfigError
 from bbt.scoring.scorer import Scorer
+from bbt.settings import ScoredBy
 from bbt.spaces.soft import LatentTargetBackend, PromptSpace, Space
 from bbt.types import AnyPrompts, Latents, RowScores, Scores
 
@@ -36,6 +37,12 @@ class LabelPairs:
         """The number of rows whose text was cut; it is cut for all labels, and at the same place."""
         return self.pairs.n_truncated // self.n_labels
 
+    def scores(self, log_likelihoods: RowScores, scored_by: ScoredBy) -> Scores:
+        """Make scores (n, B, K) of the log-likelihoods (n, B K) of all labels."""
+        if scored_by == "mean_likelihood":
+            log_likelihoods = np.asarray(log_likelihoods / self.pairs.n_target_tokens, dtype=np.float32)
+        return log_likelihoods.reshape(-1, self.n_examples, self.n_labels)
+
 
 class LikelihoodScorer(Scorer):
     """The rows of one split of a task that is scored by `likelihood` or `mean_likelihood`."""
@@ -57,7 +64,8 @@ class LikelihoodScorer(Scorer):
             raise ConfigError(f"task.scored_by: {self._task.scored_by} is for soft prompts at the input alone.")
         encoded = self._labelled(prompts.shape[1])
         score = partial(self._targets.target_log_likelihoods, prompts, encoded.pairs)
-        return self._counted(prompts.nbytes, encoded, lambda: self._of_labels(score(), encoded))
+        by = self._task.scored_by
+        return self._counted(prompts.nbytes, encoded, lambda: encoded.scores(score(), by))
 
     def latent_scores(self, latents: Latents, space: Space) -> Scores:
         """Score every row under the prompts that latents (n, d) stand for in a space; see `scores`. A backend that can
@@ -67,19 +75,14 @@ class LikelihoodScorer(Scorer):
             return self.scores(space.prompts(latents))
         encoded = self._labelled(space.n_prompt_tokens)
         score = partial(backend.latent_log_likelihoods, latents, space, encoded.pairs)
-        return self._counted(len(latents) * space.p0.nbytes, encoded, lambda: self._of_labels(score(), encoded))
+        by = self._task.scored_by
+        return self._counted(len(latents) * space.p0.nbytes, encoded, lambda: encoded.scores(score(), by))
 
     def _labelled(self, n_prompt_tokens: int) -> LabelPairs:
         """The rows with all labels, tokenised for so many prompt tokens."""
         encoded = self.encoded(n_prompt_tokens)
         assert isinstance(encoded, LabelPairs), "`_encode` makes them"
         return encoded
-
-    def _of_labels(self, found: RowScores, encoded: LabelPairs) -> Scores:
-        """Make scores (n, B, K) of the log-likelihoods (n, B K) of all labels."""
-        if self._task.scored_by == "mean_likelihood":
-            found = np.asarray(found / encoded.pairs.n_target_tokens, dtype=np.float32)
-        return found.reshape(-1, encoded.n_examples, encoded.n_labels)
 
     @property
     def _targets(self) -> TargetBackend:
