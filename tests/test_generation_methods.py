@@ -291,8 +291,8 @@ def test_the_ready_configs_and_plans_can_be_read():
     root = Path(__file__).parents[1]
     configs = {path.stem: load_config(path) for path in (root / "configs/generation").glob("*.yaml")}
     methods = {name: load_method(one) for name, one in configs.items()}
-    for task in ("squad", "cnn-dailymail", "translation"):
-        documents = methods[f"{task}-gpt2-documents"]
+    for name in ("squad", "cnn-dailymail", "translation"):
+        documents = methods[f"{name}-gpt2-documents"]
         asked = documents.prompt.n_prompt_tokens, documents.learning_rate, documents.batch_size
         assert (*asked, documents.gradient_accumulation) == (20, 1e-4, 6, 4)
     for plan, n_methods in (("generation", 10), ("generation-smollm2", 12)):
