@@ -140,11 +140,14 @@ class Transport:
         attempts = "1 attempt" if not self._retries else f"{self._retries + 1} attempts"
         raise EndpointError(f"{self._whom}: {fault}; given up after {attempts}. Is it running?")
 
-    def count_tokens(self, up: int, down: int) -> None:
-        """Count tokens that the endpoint bills, or says that it has generated."""
+    def count_tokens(self, up: int, down: int, written: bool = False) -> None:
+        """Count tokens that the endpoint bills, or says that it has generated; whether a text was `written` for
+        them."""
         with self._lock:
             self.traffic.tokens_up += up
             self.traffic.tokens_down += down
+            self.traffic.written_up += up * written
+            self.traffic.written_down += down * written
 
     def _attempt(self, method: str, path: str, accept: Collection[int], **content: Any) -> Response:
         """One attempt: an answer below 400, or the error that says whether another may help."""

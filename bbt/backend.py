@@ -364,6 +364,11 @@ class Traffic:
     """Tokens sent that the endpoint says it bills (0: it does not say)."""
     tokens_down: int = 0
     """Tokens generated that the endpoint says it bills (0: it does not say)."""
+    written_up: int = 0
+    """Those of `tokens_up` that were sent to have a text written."""
+    written_down: int = 0
+    """Those of `tokens_down` that are of a text that was written. An endpoint may say what it bills for texts and not
+    what it bills for scores."""
 
 
 @runtime_checkable

@@ -40,7 +40,8 @@ _GIVEN = {
     "masked": "",
     "encoder-decoder": ', decoder_input_ids=torch.tensor([facts["decoder_ids"]])',
 }
-_NEW_AFTER_IDS = {"causal": "written[0, ids.shape[1] :]", "encoder-decoder": "written[0]"}
+_N_GIVEN_IDS = {"causal": "ids.shape[1]", "encoder-decoder": 'len(facts["decoder_ids"])'}
+_N_GIVEN_EMBEDDINGS = {"causal": "0", "encoder-decoder": 'len(facts["decoder_ids"])'}
 _SKIPPED = {"causal": "", "encoder-decoder": ", skip_special_tokens=True"}
 _SCORED = """\
 scores = {weighed}logits[read, facts["label_ids"]] + torch.tensor(facts["biases"])
@@ -98,23 +99,26 @@ told = answer["choices"][0]["logprobs"]["top_logprobs"][0]
 scores = {weighed}torch.tensor([told[f"token_id:{{i}}"] for i in facts["label_ids"]]) + torch.tensor(facts["biases"])
 probabilities = dict(zip(facts["label_names"], scores.softmax(-1).tolist()))
 """
+_ENDED = """\
+told = [one.eos_token_id for one in (model.generation_config, model.config, tokenizer) if one.eos_token_id is not None]
+ends = told[0] if told and isinstance(told[0], list) else told[:1]
+n = {n_given}
+stops = lambda row: any(stop in tokenizer.decode(row[n:]) for stop in facts["stop"])
+halt = lambda ids, scores, **_: torch.tensor([stops(row) for row in ids])
+how = facts["generation"] | {{"eos_token_id": ends or None, "pad_token_id": [*ends, 0][0], "stopping_criteria": [halt]}}
+torch.manual_seed(facts["seed"])
+"""
 _ANSWERED = """\
-ends = model.generation_config.eos_token_id  # the token that ends an answer, or several such
-if new and new[-1] in (ends if isinstance(ends, list) else [ends]):
-    new.pop()
-answer = tokenizer.decode(new{skipped})
-for stop in facts["stop"]:
-    answer = answer.split(stop)[0]
-answer = answer.strip()
+new = written[0, n:].tolist()
+answer = tokenizer.decode(new[:-1] if new and new[-1] in ends else new{skipped})
+answer = answer[: min((at for at in map(answer.find, facts["stop"]) if at >= 0), default=len(answer))].strip()
 """
 _PEFT_WRITES = """\
 from peft import PeftModel
 from transformers import {auto}, AutoTokenizer
 
 {loaded}model = PeftModel.from_pretrained({auto}.from_pretrained(facts["model"], dtype=torch.float32), ".").eval()
-torch.manual_seed(facts["seed"])
-written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **facts["generation"])
-new = {new_after_ids}.tolist()
+{ended_ids}written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **how)
 {answered}"""
 _TRANSFORMERS_WRITES = """\
 from safetensors.torch import load_file
@@ -124,17 +128,13 @@ from transformers import {auto}, AutoTokenizer
 prompt = load_file("prompt_embeds.safetensors")["prompt_embeds"]
 embeddings = torch.cat([prompt[None], model.get_input_embeddings()(ids)], dim=1)
 mask = torch.ones(embeddings.shape[:2], dtype=torch.long)
-torch.manual_seed(facts["seed"])
-written = model.generate(inputs_embeds=embeddings, attention_mask=mask{given}, **facts["generation"])
-new = written[0].tolist()
+{ended_embeddings}written = model.generate(inputs_embeds=embeddings, attention_mask=mask{given}, **how)
 {answered}"""
 _MANUAL_WRITES = """\
 from transformers import {auto}, AutoTokenizer
 
 {loaded}model = {auto}.from_pretrained(facts["model"], dtype=torch.float32).eval()
-torch.manual_seed(facts["seed"])
-written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **facts["generation"])
-new = {new_after_ids}.tolist()
+{ended_ids}written = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids){given}, **how)
 {answered}"""
 _VLLM_WRITES = """\
 import base64
@@ -219,7 +219,8 @@ def _page(to: Target, facts: dict[str, Any]) -> str:
         weighed=weighed,
         given=_GIVEN[kind],
         answered=_ANSWERED.format(skipped=_SKIPPED.get(kind)),
-        new_after_ids=_NEW_AFTER_IDS.get(kind),
+        ended_ids=_ENDED.format(n_given=_N_GIVEN_IDS.get(kind)),
+        ended_embeddings=_ENDED.format(n_given=_N_GIVEN_EMBEDDINGS.get(kind)),
     )
     held = f"A soft prompt of {facts['n_virtual_tokens']} virtual tokens"
     if not facts["n_virtual_tokens"]:

@@ -352,9 +352,9 @@ def test_the_command_exports_a_run_and_says_where_nothing_is_to_deploy(tiny_fold
 ASKED = "{prompt} {source}\nQuestion : {source_pair}\nAnswer : {target}"
 
 
-def generator_of(backend, embeddings, template=ASKED):
+def generator_of(backend, embeddings, template=ASKED, **decoding):
     """A soft prompt that writes, as `Experiment.generator` makes it."""
-    info, decoding = backend.info, Decoding(max_new_tokens=7, stop=("was",))
+    info, decoding = backend.info, Decoding(**{"max_new_tokens": 7, "stop": ("was",), **decoding})
     facts = {"scored_by": "generation", "decoding": decoding}
     prompt = SoftPrompt(embeddings, info.name, info.fingerprint, template, (), (), **facts)
     return SoftPromptGenerator.loaded(prompt, backend)
@@ -390,12 +390,27 @@ def test_a_model_with_several_end_tokens_ends_elsewhere_as_it_does_here(
         return here, *run_page(tmp_path / "export", monkeypatch, TEXTS[0], what="answer")
 
     whole, _, names = here_and_there()
-    settings = json.loads((model / "generation_config.json").read_text())
-    settings["eos_token_id"] = [0, names["new"][4], names["new"][2]]
-    (model / "generation_config.json").write_text(json.dumps(settings))
-    here, there, names = here_and_there()
-    assert here == there != whole
-    assert len(names["new"]) <= 2
+    ends = [0, names["new"][4], names["new"][2]]
+    for told, other in (("generation_config.json", "config.json"), ("config.json", "generation_config.json")):
+        for file, value in ((told, ends), (other, None)):
+            settings = json.loads((model / file).read_text())
+            (model / file).write_text(json.dumps({**settings, "eos_token_id": value}))
+        here, there, names = here_and_there()
+        assert here == there != whole
+        assert len(names["new"]) <= 3
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")  # PEFT's own, of its own call
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mt5", "bart"])
+@pytest.mark.parametrize("to", ["peft", "transformers", "manual"])
+def test_beams_end_where_the_first_of_several_stop_strings_comes(
+    name, to, tiny_backend, random_prompts, tmp_path, monkeypatch
+):
+    embeddings = random_prompts(1, 0 if to == "manual" else 5)[0]
+    ours = generator_of(tiny_backend(name), embeddings, n_beams=3, stop=("r", "s", "or", "wor", "ad", "d", "a", "e"))
+    export(ours, ours.backend, "peft" if to == "manual" else to, tmp_path)
+    expected = ours.texts([Example(text, 0, PAIR) for text in TEXTS], Ledger())
+    assert [run_page(tmp_path, monkeypatch, text, what="answer")[0] for text in TEXTS] == expected
 
 
 def test_a_prompt_that_writes_is_itself_again_after_peft(tiny_backend, random_prompts, tmp_path):

@@ -146,6 +146,18 @@ def test_rows_that_are_cut_are_told_of_wherever_they_are(tiny_folder, tmp_path, 
         assert caplog.messages == [cut.format(8, 8)]
 
 
+@pytest.mark.parametrize("method", ["manual", "in-context", "black-box", "prompt-tuning", "lora"])
+def test_dev_rows_that_are_cut_are_told_of_once(tiny_folder, rows, caplog, method):
+    long = [{**row, "story": " ".join(["story"] * (200 + i))} for i, row in enumerate(QUESTIONS)]
+    (rows / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    given = tree(rows, tiny_folder("gpt2"), method={"name": method})
+    given["data"]["dev"] = str(rows / "long.jsonl")
+    run(shared_config(given), rows / "runs")
+    assert [message for message in caplog.messages if "were longer than the model" in message] == [
+        "8 of 8 rows were longer than the model: their text was cut."
+    ]
+
+
 def test_the_metric_that_is_sought_is_what_dev_chooses_by(rows):
     sought = {"objective": {"loss": "negative_metric"}}
     for changes, by in (

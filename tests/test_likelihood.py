@@ -5,7 +5,7 @@ import pytest
 import torch
 from toy import ToyBackend, shared_config
 
-from bbt.api import run
+from bbt.api import estimate, run
 from bbt.baselines.losses import training_loss
 from bbt.build import make_experiment
 from bbt.errors import BackendError, ConfigError, LabelWordError
@@ -15,6 +15,7 @@ from bbt.scoring.judge import Verdict
 from bbt.scoring.ledger import Ledger
 from bbt.scoring.losses import cross_entropy, log_softmax
 from bbt.scoring.scorers import scorer_of
+from bbt.settings import PriceConfig
 from bbt.tasks import Example, Task, Template
 
 TEMPLATE = Template("{prompt} . {text} . The sentiment is {mask}")
@@ -120,7 +121,10 @@ def test_trainings_take_it_and_what_they_save_scores_the_same(tiny_folder, rows,
     monkeypatch.setattr(Verdict, "better_than", lambda self, other, by: True)
     own = {"name": method, "steps": 12, "batch_size": 4, "learning_rate": 3e-2}
     given = config(rows, model=model_of(tiny_folder("gpt2")), task={"scored_by": by}, method=own, calibration="none")
+    given = given.model_copy(update={"price": PriceConfig(up=1.0, down=1000.0)})
     outcome = run(given, rows / "runs")
+    price = outcome.result["price"]
+    assert price["search"] + price["test"] == pytest.approx(estimate(given).price)
     again = Predictor(outcome.folder)
     e = make_experiment(given, again.backend)
     examples, labels = e.split.train, e.train.labels
@@ -178,6 +182,18 @@ def test_demonstrations_are_solved_with_whole_labels(tiny_backend, prompts):
         assert 2 < n_shown < 40
         pairs = backend.encode_pairs(many.labelled_rows([Example("a film", 0)], 0))
         assert pairs.n_truncated == 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_demonstrations_leave_room_for_the_label_of_most_tokens(name, tiny_backend):
+    backend = tiny_backend(name)
+    for words in (("zqxjkvwzqxjkv", "great positive negative"), ("great", "great positive negative")):
+        own = task(words, "likelihood")
+        for n_words in range(20, 40):
+            text = " ".join(["film"] * n_words)
+            shown = demonstrated(backend, own, EXAMPLES[:2] * 20)
+            shown.scores([Example(text, 0)], Ledger())
+            assert backend.encode_pairs(shown.task.labelled_rows([Example(text, 0)], 0)).n_truncated == 0
 
 
 def test_what_it_does_not_go_with_is_said(tiny_backend, backend, prompts, rows):

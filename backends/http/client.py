@@ -197,7 +197,7 @@ class Client:
 
         body = {"rows": rows.id, "prompt": prompt, "decoding": asdict(decoding)}
         texts, n_tokens = self._ask("POST", "/v1/texts", read, counted=True, json=body)
-        self._transport.count_tokens(rows.n_tokens, n_tokens)
+        self._transport.count_tokens(rows.n_tokens, n_tokens, written=True)
         return texts
 
     def _ask(self, method: str, path: str, read: Callable[[Response], T], counted: bool = False, **content: Any) -> T:

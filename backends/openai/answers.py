@@ -55,13 +55,15 @@ class TextAPI(ABC):
     def written(self, text: str, decoding: Decoding) -> str:
         """Ask for one text that goes on from, or answers, the text."""
 
-    def _ask(self, counted: bool, read: Callable[[dict[str, Any]], T], **fields: Any) -> list[T]:
+    def _ask(
+        self, counted: bool, read: Callable[[dict[str, Any]], T], written: bool = False, /, **fields: Any
+    ) -> list[T]:
         """Ask, and return what `read` makes of each of the answer's choices; the tokens are counted as the endpoint
-        bills them."""
+        bills them, for a text that is `written` or for scores."""
         body = {"model": self._model, **fields}
         choices, up, down = self._transport.call("POST", self.path, partial(_read, read), json=body, counted=counted)
         if counted:
-            self._transport.count_tokens(up, down)
+            self._transport.count_tokens(up, down, written)
         return choices
 
     def _listed(self, counted: bool, **fields: Any) -> TopTokens | None:
@@ -94,7 +96,7 @@ class CompletionsAPI(TextAPI):
 
     def written(self, text: str, decoding: Decoding) -> str:
         """Ask for a text that goes on from the text; see `TextAPI.written`."""
-        return self._ask(True, _text, **_decoded(decoding), prompt=text)[0]
+        return self._ask(True, _text, True, **_decoded(decoding), prompt=text)[0]
 
 
 class ChatAPI(TextAPI):
@@ -112,7 +114,7 @@ class ChatAPI(TextAPI):
 
     def written(self, text: str, decoding: Decoding) -> str:
         """Ask for an answer to the text; see `TextAPI.written`."""
-        return self._ask(True, _content, **_decoded(decoding), messages=_said(text))[0]
+        return self._ask(True, _content, True, **_decoded(decoding), messages=_said(text))[0]
 
 
 def _decoded(decoding: Decoding) -> dict[str, Any]:

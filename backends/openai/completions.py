@@ -110,18 +110,19 @@ class Completions:
         return [
             str(choice["text"] or "")
             for content in self._lists(contexts)
-            for choice in self._choices({**content, **NEXT_TOKEN, **how})
+            for choice in self._choices({**content, **NEXT_TOKEN, **how}, written=True)
         ]
 
-    def _choices(self, body: dict[str, Any]) -> list[dict[str, Any]]:
-        """Ask, and return the choices in the order of the contexts; the tokens are counted as they are billed.
+    def _choices(self, body: dict[str, Any], written: bool = False) -> list[dict[str, Any]]:
+        """Ask, and return the choices in the order of the contexts; the tokens are counted as they are billed, for
+        texts that are `written` or for scores.
 
         Raises:
             EndpointError: the endpoint refuses or is poisoned.
         """
         n = len(body.get("prompt_embeds") or body["prompt"])
         choices, up, down = self._call(body, partial(_read_choices, n=n))
-        self._transport.count_tokens(up, down)
+        self._transport.count_tokens(up, down, written)
         return choices
 
     def _lists(self, contexts: Iterable[Context]) -> Iterator[dict[str, Any]]:

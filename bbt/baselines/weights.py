@@ -62,7 +62,7 @@ class ModelClassifier:
         ledger.truncated += labelled.n_truncated
         with counted(ledger, labelled):
             found = self.model.target_scores(pairs)
-        ledger.tokens_down += pairs.n_examples
+        ledger.tokens_down += labelled.n_examples
         ledger.bytes_down += found.nbytes
         return np.asarray(labelled.scores(found, self.task.scored_by)[0])
 

@@ -19,7 +19,7 @@ from bbt.runs.log import EventLog
 from bbt.runs.observer import Observer
 from bbt.scoring.calibration import CONTENT_FREE
 from bbt.scoring.judge import Verdict, verdict_facts, verdicts
-from bbt.scoring.ledger import Ledger
+from bbt.scoring.ledger import Ledger, warn_of_cut_rows
 from bbt.scoring.many_words import WordsJudge
 from bbt.scoring.readout import Strength
 from bbt.scoring.scorers import scorer_of
@@ -81,6 +81,7 @@ class Experiment:
 
     def __post_init__(self) -> None:
         self.ledger = Ledger()
+        self._told_of_cut_dev_rows = False
         self.log.listener, self.log.witness = self._recorded, self._with_what_was_heard
         self.train = scorer_of(self.backend, self.task, self.split.train, self.ledger)
         self.dev = scorer_of(self.backend, self.task, self.split.dev, self.ledger)
@@ -166,8 +167,10 @@ class Experiment:
         """
         start = time.perf_counter()
         if dev is None:
+            cut = self.ledger.truncated
             dev = classifier.scores(self.split.dev, self.ledger)
             self.ledger.dev_queries += 1
+            self._tell_of_cut_dev_rows(self.ledger.truncated - cut)
         if self.calibration == "fitted" and held_in and train is None:
             train = classifier.scores(self.split.train, self.ledger)
         before = (train[None], self.train.labels) if self.calibration == "fitted" and train is not None else None
@@ -191,11 +194,18 @@ class Experiment:
 
     def judge_generator(self, generator: Generator, who: str) -> Verdict:
         """How it does on dev rows whose answer is a text; counts one dev query and logs it."""
-        start, dev = time.perf_counter(), self.split.dev
+        start, dev, cut = time.perf_counter(), self.split.dev, self.ledger.truncated
         scores = generator.target_scores(dev, self.ledger)
         self.ledger.dev_queries += 1
         verdict = text_verdict(self.generation_task, dev, scores, lambda: generator.texts(dev, self.ledger))
+        self._tell_of_cut_dev_rows(min(self.ledger.truncated - cut, len(dev)))  # texts may count the same rows again
         return self._logged(who, verdict, start)
+
+    def _tell_of_cut_dev_rows(self, n_cut: int) -> None:
+        """Tell the user, once, that dev rows were cut."""
+        if not self._told_of_cut_dev_rows:
+            warn_of_cut_rows(n_cut, len(self.split.dev))
+        self._told_of_cut_dev_rows = True
 
     def _logged(self, who: str, verdict: Verdict, start: float) -> Verdict:
         """The verdict, which has taken the time since `start`, in the log."""

@@ -30,7 +30,7 @@ def estimated(
     fitted = int(calibration == "fitted")
     unjudged = 0 if plan.judged_references or calibration in ("none", "batch") else 1
     free = content_free if calibration == "content-free" else ()
-    read = int(calibration == "fitted" and plan.n_words > 0)
+    read = int(calibration == "fitted" and plan.n_words > 0 and task.scored_by == "label_words")
     labelled = [*split.train, *split.dev]
     n_scores = max(read * plan.n_words, len(task.label_words))
 

@@ -102,14 +102,23 @@ class Scorer:
         return scores
 
     def _bill(
-        self, reading: Reading, own: Traffic, tokens_up: Callable[[], int], tokens_down: Callable[[], int]
+        self,
+        reading: Reading,
+        own: Traffic,
+        tokens_up: Callable[[], int],
+        tokens_down: Callable[[], int],
+        written: bool = False,
     ) -> None:
         """Count in the ledger what a call has cost by its reading; where the backend knows of no traffic, the bytes of
-        our `own` count; where it is not told what is billed, `tokens_up` and `tokens_down`."""
+        our `own` count; where it is not told what is billed for such calls, for scores or for texts that are `written`,
+        `tokens_up` and `tokens_down`."""
         remote = self._backend if isinstance(self._backend, RemoteBackend) else None
-        spent, billed = (reading.traffic, remote.traffic) if remote else (own, Traffic())
+        spent, known = (reading.traffic, remote.traffic) if remote else (own, Traffic())
+        billed_up = known.written_up if written else known.tokens_up - known.written_up
+        billed_down = known.written_down if written else known.tokens_down - known.written_down
         self._ledger.backend_seconds += reading.seconds
         self._ledger.bytes_up += spent.bytes_up
         self._ledger.bytes_down += spent.bytes_down
-        self._ledger.tokens_up += spent.tokens_up if billed.tokens_up else tokens_up()
-        self._ledger.tokens_down += spent.tokens_down if billed.tokens_down else tokens_down()
+        # A reading may hold what calls of the other kind were billed in the meantime.
+        self._ledger.tokens_up += spent.tokens_up + (0 if billed_up else tokens_up())
+        self._ledger.tokens_down += spent.tokens_down + (0 if billed_down else tokens_down())

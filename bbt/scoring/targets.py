@@ -130,7 +130,7 @@ class TargetScorer(Scorer):
             texts = backend.generate(prompt, contexts, decoding)
         self._ledger.examples += len(texts)
         own = Traffic(prompt.nbytes, sum(len(text.encode()) for text in texts))
-        self._bill(reading, own, lambda: contexts.n_tokens, lambda: self._n_tokens(texts))
+        self._bill(reading, own, lambda: contexts.n_tokens, lambda: self._n_tokens(texts), written=True)
         return texts
 
     def _n_tokens(self, texts: Sequence[str]) -> int:
