@@ -40,7 +40,7 @@ class ModelClassifier:
     """A function that saves into a folder what makes the model out of the backend's."""
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """The logits (B, K) of the label words in the manual template, or what a label's likelihood is."""
+        """The scores (B, K) of the labels in the manual template: the logits of their words, or their likelihoods."""
         if by_likelihood(self.task.scored_by):
             return self._likelihoods(examples, ledger)
         encoded = self.model.encode(self.task.rows(examples, 0), self.task.label_words)

@@ -47,7 +47,7 @@ def initial_prompts(
         return _of_lines([task.answered(row) for row in train], n_tokens, backend)
     if config.init == "demonstrations":
         solved = [task.solved(row) for row in alternating(train, seed)]
-        return _of_lines(solved, n_tokens, backend, last=True)  # whole is what stands right before the text
+        return _of_lines(solved, n_tokens, backend, last=True)  # cut is what stands farthest from the text
     return saved_prompt(Path(config.init), backend, n_tokens)
 
 
