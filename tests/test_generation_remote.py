@@ -96,7 +96,7 @@ def test_a_search_through_a_server_is_the_local_one(kind, of, model, written, bb
     ours, theirs = result(runs / "local"), result(runs / kind)
     assert theirs["test"] == ours["test"]
     assert theirs["perplexity"] == pytest.approx(ours["perplexity"], rel=1e-4)
-    assert theirs["cost"]["bytes_up"] > 0
+    assert theirs["cost"]["bytes_up"] > 0 < theirs["cost"]["tokens_down"]
     assert theirs["cost"]["tokens_up"] == ours["cost"]["tokens_up"]
     if kind != "vllm":  # which counts the tokens that it made, and we those of the text that came of them
         assert theirs["cost"]["tokens_down"] == ours["cost"]["tokens_down"]

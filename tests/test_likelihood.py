@@ -203,5 +203,6 @@ def test_what_it_does_not_go_with_is_said(tiny_backend, backend, prompts, rows):
         scores(ToyBackend(), prompts, LONG, "likelihood")
     with pytest.raises(BackendError, match="only a causal LM"):
         scores(tiny_backend("bert"), prompts, LONG, "likelihood")
-    with pytest.raises(ConfigError, match=r"is scored by likelihood; these do: black-box, .*prompt-tuning"):
+    does = r"bbtv2 takes no task that is scored by likelihood; these do: black-box, .*prompt-tuning"
+    with pytest.raises(ConfigError, match=does):
         make_experiment(config(rows, method={"name": "bbtv2"}), ToyBackend())

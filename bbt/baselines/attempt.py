@@ -23,7 +23,7 @@ from bbt.errors import RunError
 from bbt.experiment.classifiers import Classifier
 from bbt.experiment.experiment import Experiment
 from bbt.runs.estimate import PlannedQueries
-from bbt.scoring.ledger import Ledger, warn_of_cut_rows
+from bbt.scoring.ledger import Ledger
 from bbt.settings import InitialPromptConfig
 from bbt.spaces.initial import initial_prompts, saved_prompt
 from bbt.tasks import Example, Task
@@ -59,8 +59,7 @@ class Attempt(Training):
         mixture = Mixture(torch.from_numpy(sources), torch.from_numpy(target.copy()), self.bottleneck)
         classifier = AttemptClassifier(e.backend, e.task, model, mixture.to(model.model.device))
         encoded = model.encode(e.task.rows(e.split.train, n_tokens), e.task.label_words)
-        e.ledger.truncated += encoded.n_truncated
-        warn_of_cut_rows(encoded.n_truncated, encoded.n_examples)
+        e.ledger.count_cut(encoded)
         words = classifier.pooled_words(e.split.train)
 
         def logits(rows: Sequence[int]) -> Tensor:

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from bbt.backend import Trainable
 from bbt.experiment.experiment import Experiment
-from bbt.scoring.ledger import warn_of_cut_rows
 from bbt.scoring.likelihood import LabelPairs
 from bbt.settings import by_likelihood
 from bbt.types import Labels
@@ -37,18 +36,16 @@ def training_loss(
     """Make the loss of the experiment's train rows under a model, with the soft prompt (T, H) that `prompt` gives at
     the moment, T = `n_prompt_tokens`. Rows that are cut are counted in the experiment's ledger."""
     task, train = experiment.task, experiment.split.train
+    if by_likelihood(task.scored_by):
+        return _likelihood_loss(experiment, model, n_prompt_tokens, prompt)
     rows = task.rows(train, n_prompt_tokens)
     if experiment.generates:
         pairs = model.encode_pairs(rows)
-        experiment.ledger.truncated += pairs.n_truncated
-        warn_of_cut_rows(pairs.n_truncated, len(train))
+        experiment.ledger.count_cut(pairs)
         weights = torch.from_numpy(pairs.n_target_tokens)
         return TrainingLoss(lambda b: -model.target_log_likelihoods(pairs, b, prompt()), weights, pairs.n_tokens)
-    if by_likelihood(task.scored_by):
-        return _likelihood_loss(experiment, model, n_prompt_tokens, prompt)
     encoded = model.encode(rows, task.label_words)
-    experiment.ledger.truncated += encoded.n_truncated
-    warn_of_cut_rows(encoded.n_truncated, len(train))
+    experiment.ledger.count_cut(encoded)
     return label_loss(lambda b: model.logits(encoded, b, prompt()), experiment.train.labels, encoded.n_tokens)
 
 
@@ -56,11 +53,11 @@ def _likelihood_loss(
     experiment: Experiment, model: Trainable, n_prompt_tokens: int, prompt: Callable[[], Tensor | None]
 ) -> TrainingLoss:
     """Make `training_loss` of labels that are scored by their likelihood."""
-    task, train = experiment.task, experiment.split.train
-    labelled = LabelPairs(model.encode_pairs(task.labelled_rows(train, n_prompt_tokens)), len(task.label_words))
+    task = experiment.task
+    rows = task.labelled_rows(experiment.split.train, n_prompt_tokens)
+    labelled = LabelPairs(model.encode_pairs(rows), len(task.label_words))
     pairs, n_labels = labelled.pairs, labelled.n_labels
-    experiment.ledger.truncated += labelled.n_truncated
-    warn_of_cut_rows(labelled.n_truncated, len(train))
+    experiment.ledger.count_cut(labelled)
     weights = 1 / torch.from_numpy(pairs.n_target_tokens) if task.scored_by == "mean_likelihood" else None
 
     def logits(rows: Sequence[int]) -> Tensor:

@@ -41,30 +41,17 @@ class ModelClassifier:
 
     def scores(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
         """The scores (B, K) of the labels in the manual template: the logits of their words, or their likelihoods."""
-        if by_likelihood(self.task.scored_by):
-            return self._likelihoods(examples, ledger)
-        encoded = self.model.encode(self.task.rows(examples, 0), self.task.label_words)
-        ledger.truncated += encoded.n_truncated
-        with counted(ledger, encoded):
-            scores = self.model.scores(encoded)
-        ledger.tokens_down += encoded.n_examples
-        ledger.bytes_down += scores.nbytes
-        return scores
+        task, model = self.task, self.model
+        if by_likelihood(task.scored_by):
+            labelled = LabelPairs(model.encode_pairs(task.labelled_rows(examples, 0)), len(task.label_words))
+            found = _scored(ledger, labelled, lambda: model.target_scores(labelled.pairs))
+            return np.asarray(labelled.scores(found, task.scored_by)[0])
+        encoded = model.encode(task.rows(examples, 0), task.label_words)
+        return _scored(ledger, encoded, lambda: model.scores(encoded))
 
     def save(self, folder: Path) -> None:
         """Write into a run folder what makes the model out of the backend's."""
         self.write(folder)
-
-    def _likelihoods(self, examples: Sequence[Example], ledger: Ledger) -> RowScores:
-        """Compute the scores (B, K) of labels that are scored by their likelihood."""
-        pairs = self.model.encode_pairs(self.task.labelled_rows(examples, 0))
-        labelled = LabelPairs(pairs, len(self.task.label_words))
-        ledger.truncated += labelled.n_truncated
-        with counted(ledger, labelled):
-            found = self.model.target_scores(pairs)
-        ledger.tokens_down += labelled.n_examples
-        ledger.bytes_down += found.nbytes
-        return np.asarray(labelled.scores(found, self.task.scored_by)[0])
 
 
 @dataclass(frozen=True)
@@ -92,12 +79,7 @@ class ModelGenerator:
     def target_scores(self, examples: Sequence[Example], ledger: Ledger) -> TargetScores:
         """Compute how likely the examples' targets are in the manual template."""
         pairs = self.model.encode_pairs(self.task.rows(examples, 0))
-        ledger.truncated += pairs.n_truncated
-        with counted(ledger, pairs):
-            found = self.model.target_scores(pairs)
-        ledger.tokens_down += pairs.n_examples
-        ledger.bytes_down += found.nbytes
-        return TargetScores(found, pairs.n_target_tokens)
+        return TargetScores(_scored(ledger, pairs, lambda: self.model.target_scores(pairs)), pairs.n_target_tokens)
 
     def save(self, folder: Path) -> None:
         """Write into a run folder what makes the model out of the backend's."""
@@ -119,6 +101,16 @@ def counted(ledger: Ledger, encoded: Encoded) -> Iterator[None]:
     ledger.backend_seconds += time.perf_counter() - start
     ledger.examples += encoded.n_examples
     ledger.tokens_up += encoded.n_tokens
+
+
+def _scored(ledger: Ledger, encoded: Encoded, score: Callable[[], RowScores]) -> RowScores:
+    """Have the model score all of these rows; the ledger counts it."""
+    ledger.truncated += encoded.n_truncated
+    with counted(ledger, encoded):
+        scores = score()
+    ledger.tokens_down += encoded.n_examples
+    ledger.bytes_down += scores.nbytes
+    return scores
 
 
 class WeightTraining(Training):

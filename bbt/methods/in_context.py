@@ -195,8 +195,7 @@ def demonstrated(backend: Backend, task: Task, order: Sequence[Example]) -> InCo
     words = task.label_words
     if by_likelihood(task.scored_by):
         told = require(backend, TargetBackend, f"task.scored_by: {task.scored_by}")
-        longest = _longest(task, told.encode_pairs)
-        own = _own(task, order, backend.info.max_length, lambda row: told.encode_pairs([longest(row)]))
+        own = _own(task, order, backend.info.max_length, _with_longest_label(task, told.encode_pairs))
     else:
         own = _own(task, order, backend.info.max_length, lambda row: backend.encode([row], words))
     return InContextClassifier(backend, DemonstratedTask(**vars(task), **own))
@@ -209,19 +208,17 @@ def in_words(gauge: Gauge, task: Task, order: Sequence[Example]) -> Demonstrated
         own = _own(task, order, gauge.max_length, lambda row: gauge.encode_contexts([row], room))
         return DemonstratedGenerationTask(**vars(task), **own)
     if by_likelihood(task.scored_by):
-        longest = _longest(task, gauge.encode_pairs)
-        own = _own(task, order, gauge.max_length, lambda row: gauge.encode_pairs([longest(row)]))
+        own = _own(task, order, gauge.max_length, _with_longest_label(task, gauge.encode_pairs))
     else:
         own = _own(task, order, gauge.max_length, lambda row: gauge.encode([row]))
     return DemonstratedTask(**vars(task), **own)
 
 
-def _longest(task: Task, encode: Callable[[Sequence[Row]], Encoded]) -> Callable[[Row], Row]:
-    """Make a function that puts the label of most tokens in a row's mask's place; for it there must be room."""
+def _with_longest_label(task: Task, encode: Callable[[Sequence[Row]], Encoded]) -> Callable[[Row], Encoded]:
+    """Make a function that encodes a row with the label of most tokens, for which there must be room."""
     labelled = task.labelled_rows([Example("", 0)], 0)
     longest = max(range(len(labelled)), key=lambda label: encode([labelled[label]]).n_tokens)
-    target = Segment("target", task.label_words[longest].strip())
-    return lambda row: tuple(target if segment.kind == "mask" else segment for segment in row)
+    return lambda row: encode([task.labelled(row, longest)])
 
 
 def _own(task: Task, order: Sequence[Example], max_length: int, encode: Callable[[Row], Encoded]) -> dict[str, Any]:

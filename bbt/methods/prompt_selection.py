@@ -12,7 +12,6 @@ from bbt.backend import LikelihoodBackend, require
 from bbt.experiment.experiment import Experiment, Trained
 from bbt.methods.base import SelectingMethod
 from bbt.runs.observer import Progress
-from bbt.scoring.ledger import warn_of_cut_rows
 from bbt.tasks import Task, Template
 
 
@@ -68,8 +67,7 @@ def perplexity(experiment: Experiment, task: Task) -> float:
     passes = sum(len(row) for row in rows) if backend.info.kind == "masked" else len(rows)
     e.ledger.seconds += seconds
     e.ledger.backend_seconds += seconds
-    e.ledger.truncated += encoded.n_truncated
-    warn_of_cut_rows(encoded.n_truncated, encoded.n_examples)
+    e.ledger.count_cut(encoded)
     e.ledger.examples += passes
     e.ledger.train_queries += math.ceil(passes / len(rows))
     facts = {"template": task.template.source, "perplexity": value}

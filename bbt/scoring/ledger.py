@@ -3,6 +3,7 @@
 import logging
 from dataclasses import asdict, dataclass
 
+from bbt.backend import Encoded
 from bbt.scoring.meter import Meter
 
 LOG = logging.getLogger(__name__)
@@ -52,6 +53,11 @@ class Ledger:
         """Add what a part of this run has cost."""
         for name, count in other.snapshot().items():
             setattr(self, name, getattr(self, name) + count)
+
+    def count_cut(self, encoded: Encoded) -> None:
+        """Count those of the rows to train on that were cut when they were encoded, and tell the user of them."""
+        self.truncated += encoded.n_truncated
+        warn_of_cut_rows(encoded.n_truncated, encoded.n_examples)
 
     def snapshot(self) -> dict[str, float]:
         """The counts as plain numbers."""

@@ -76,12 +76,13 @@ class Task:
 
     def labelled_rows(self, examples: Sequence[Example], n_prompt_tokens: int) -> list[Row]:
         """Render B * K rows: each example with the words of each label in the mask's place, in label order."""
-        targets = [Segment("target", word.strip()) for word in self.label_words]
-        return [
-            tuple(target if segment.kind == "mask" else segment for segment in row)
-            for row in self.rows(examples, n_prompt_tokens)
-            for target in targets
-        ]
+        labels = range(len(self.label_words))
+        return [self.labelled(row, label) for row in self.rows(examples, n_prompt_tokens) for label in labels]
+
+    def labelled(self, row: Row, label: int) -> Row:
+        """Return the row with the label's words, as a target, in the mask's place."""
+        target = Segment("target", self.label_words[label].strip())
+        return tuple(target if segment.kind == "mask" else segment for segment in row)
 
     def metric(self, labels: Labels, predictions: NDArray[np.int64]) -> float:
         """Compute the metric that selects prompts, in [0, 1]."""
