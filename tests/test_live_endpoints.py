@@ -97,7 +97,8 @@ def test_vllm_gives_the_same_search():
 
 
 def test_the_lines_of_an_export_ask_vllm_for_the_numbers_of_bbt(local, tmp_path, monkeypatch):
-    from test_export import TEXTS, assert_same, classifier_of, probabilities_of, run_page
+    from pages import TEXTS, run_page
+    from test_export import assert_same, classifier_of, probabilities_of
 
     ours, url = classifier_of(local, prompts(local, 1, 5)[0]), address("BBT_TEST_VLLM_URL")
     export(ours, local, "vllm", tmp_path)
